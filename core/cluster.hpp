@@ -1,0 +1,73 @@
+#pragma once
+
+// The machines. Every figure carries where it comes from.
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/dtype.hpp"
+
+namespace shardwright {
+
+enum class Provenance : std::uint8_t { Vendor, Measured, Assumed };
+template <> struct EnumNames<Provenance> {
+    static constexpr std::array<std::pair<Provenance, std::string_view>, 3> table{
+        {{Provenance::Vendor, "vendor"}, {Provenance::Measured, "measured"}, {Provenance::Assumed, "assumed"}}};
+};
+
+/// A figure with its source. The unit is that of the field it stands in.
+struct Figure {
+    double value = 0;
+    Provenance tag = Provenance::Assumed;
+    std::string source;
+};
+
+enum class LinkKind : std::uint8_t { None, NvLink, NvSwitch, Pcie, InfiniBand, RoCE, Efa, Ethernet };
+template <> struct EnumNames<LinkKind> {
+    static constexpr std::array<std::pair<LinkKind, std::string_view>, 8> table{{{LinkKind::None, "none"},
+                                                                                 {LinkKind::NvLink, "nvlink"},
+                                                                                 {LinkKind::NvSwitch, "nvswitch"},
+                                                                                 {LinkKind::Pcie, "pcie"},
+                                                                                 {LinkKind::InfiniBand, "infiniband"},
+                                                                                 {LinkKind::RoCE, "roce"},
+                                                                                 {LinkKind::Efa, "efa"},
+                                                                                 {LinkKind::Ethernet, "ethernet"}}};
+};
+
+struct Link {
+    LinkKind kind = LinkKind::None;
+    Figure bandwidth; // bytes/s in one direction: per GPU for the intra-node link, per NODE (all NICs) for the
+                      // inter-node link
+    Figure latency;   // seconds
+};
+
+struct Gpu {
+    std::string name;
+    Figure memory; // bytes that the driver gives to programs (torch's total_memory), not the marketing figure
+    std::map<DType, Figure> peakFlops; // FLOP/s, dense
+    Figure memoryBandwidth;            // bytes/s
+    int computeCapability = 0;         // 70, 75, 80, 86, 89, 90, 100
+};
+
+struct Cluster {
+    std::string id;
+    std::string name;
+    std::string source; // file it was read from
+    Gpu gpu;
+    int gpusPerNode = 8;
+    int nodes = 1;
+    Link intraNode;             // among the GPUs of a node
+    Link interNode;             // between nodes; kind None: a single node only
+    Figure hostMemory;          // bytes per node
+    Figure hostMemoryBandwidth; // bytes/s per node
+    int cpuCores = 0;           // per node
+    Figure pcieBandwidth;       // bytes/s per GPU, one direction, pinned memory
+    Figure nvmeCapacity;        // bytes per node; 0 = none
+    Figure nvmeReadBandwidth;   // bytes/s per node
+    Figure nvmeWriteBandwidth;
+
+    std::int64_t gpus() const { return checkedMultiply(gpusPerNode, nodes); }
+};
+
+} // namespace shardwright

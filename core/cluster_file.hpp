@@ -1,0 +1,21 @@
+#pragma once
+
+#include <string>
+
+#include "core/cluster.hpp"
+#include "core/json_cursor.hpp"
+
+namespace shardwright {
+
+/// Reads a cluster by shipped id ("dgx-a100-80gb") or by path. `nodes` of the result is as the file says (default 1).
+Cluster readCluster(const std::string& idOrPath);
+
+/// Reads a cluster that stands at `cursor`; problems go to its findings.
+Cluster clusterFromJson(const JsonCursor& cursor, const std::string& id);
+
+Json toJson(const Cluster& cluster);
+
+/// The text of `shardplan clusters --describe`: how to write one's own cluster file, field by field, with units.
+std::string describeClusterFormat();
+
+} // namespace shardwright

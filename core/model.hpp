@@ -1,0 +1,132 @@
+#pragma once
+
+// A model as sharding sees it: its parameters one by one, in the layers and leaf modules that own them, in forward
+// order; and the dimensions that size its activations. Layers that are alike share one LayerType.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/dtype.hpp"
+
+namespace shardwright {
+
+enum class ParameterRole : std::uint8_t {
+    Embedding,
+    Position,
+    Attention,
+    Mlp,
+    Expert,
+    SharedExpert,
+    Router,
+    Norm,
+    Head,
+    Lora
+};
+
+/// One parameter tensor of a layer, or `repeat` equal ones (the experts of a mixture layer).
+struct ParameterSpec {
+    std::string name; // Hugging Face name within its layer: "self_attn.q_proj.weight"; "{}" stands for the expert index
+    std::string module; // leaf module that owns it directly: "self_attn.q_proj"; "{}" as in name
+    std::vector<std::int64_t> shape;
+    std::int64_t numel = 0; // product of shape; of ONE instance
+    std::int64_t repeat = 1;
+    ParameterRole role = ParameterRole::Mlp;
+    bool trainable = true;
+};
+
+enum class LayerKind : std::uint8_t { Embedding, Block, FinalNorm, Head };
+
+/// What equal layers have in common. Parameters stand in the order of the forward pass.
+struct LayerType {
+    LayerKind kind = LayerKind::Block;
+    std::string className; // the class that wrap policies name: "LlamaDecoderLayer"; empty outside blocks
+    std::string
+        prefix; // full name prefix: "model.layers.{}" for blocks ("{}" is the block index), "model.embed_tokens"
+    std::vector<ParameterSpec> parameters;
+    bool mixtureOfExperts = false; // this block routes tokens to experts
+
+    std::int64_t numel() const;          // elements of all parameters, repeats included
+    std::int64_t trainableNumel() const; // of those, the trainable ones
+    std::int64_t tensors() const;        // number of parameter tensors, repeats included
+};
+
+enum class NormKind : std::uint8_t { RmsNorm, LayerNorm };
+enum class MlpKind : std::uint8_t { Gated, Plain }; // Gated: gate, up, down (SwiGLU, GeGLU); Plain: two matrices (GELU)
+
+/// Dimensions of a decoder, in elements. 0 where the architecture has no such thing.
+struct Architecture {
+    std::string modelType; // Hugging Face model_type
+    std::int64_t hidden = 0;
+    std::int64_t layers = 0; // blocks
+    std::int64_t heads = 0;
+    std::int64_t kvHeads = 0;
+    std::int64_t headDim = 0; // query/key head size (DeepSeek-V3: nope + rope)
+    std::int64_t valueHeadDim = 0;
+    std::int64_t ffn = 0; // of dense blocks
+    std::int64_t vocab = 0;
+    std::int64_t maxPositions = 0; // context length the config declares
+    NormKind norm = NormKind::RmsNorm;
+    MlpKind mlp = MlpKind::Gated;
+    bool parallelAttention = false; // attention and MLP read the same normalised input (falcon, gptj, phi)
+    bool tiedEmbedding = false;     // head reuses the embedding's tensor
+    int normsPerBlock = 2;
+    std::int64_t experts = 0;
+    std::int64_t expertsPerToken = 0;
+    std::int64_t expertFfn = 0;
+    std::int64_t sharedExpertFfn = 0;
+    std::int64_t qLoraRank = 0; // multi-head latent attention
+    std::int64_t kvLoraRank = 0;
+    std::int64_t qkRopeHeadDim = 0;
+    std::int64_t qkNopeHeadDim = 0;
+    double dropout = 0; // any of the model's dropout probabilities that is active in training
+};
+
+struct Model {
+    std::string id;     // "llama-2-7b", or the path it was read from
+    std::string source; // file it was read from
+    Architecture architecture;
+    std::vector<LayerType> layerTypes;
+    std::vector<int> layers; // forward order; each an index into layerTypes: embedding, blocks, final norm, head
+
+    const LayerType& layer(std::size_t position) const
+    {
+        return layerTypes[static_cast<std::size_t>(layers[position])];
+    }
+    std::int64_t parameters() const;          // total elements; a tied tensor counts once
+    std::int64_t trainableParameters() const; // elements that require a gradient
+    std::int64_t activeParameters() const;    // elements that one token meets (top-k experts)
+    std::int64_t largestTensor() const;       // elements of the largest single parameter
+    std::int64_t layersOfType(int type) const;
+};
+
+/// One parameter with its full name, for listings and tests.
+struct NamedParameter {
+    std::string name;
+    std::vector<std::int64_t> shape;
+    std::int64_t numel = 0;
+    std::int64_t layer = 0; // position in Model::layers
+    bool trainable = true;
+};
+
+/// Every parameter of the model by its Hugging Face name, in forward order.
+std::vector<NamedParameter> listParameters(const Model& model);
+
+/// Low-rank adapters (LoRA, arXiv 2106.09685): every target matrix W (out x in) is frozen and gains A (rank x in) and
+/// B (out x rank), both trainable.
+struct Lora {
+    std::int64_t rank = 16;
+    std::vector<std::string>
+        targetModules;            // last part of module names ("q_proj"); empty = all linear modules of blocks
+    bool trainEmbeddings = false; // embedding and head stay trainable (modules_to_save)
+    bool trainNorms = false;
+    DType adapterDtype = DType::Fp32; // peft keeps adapters in fp32 unless told otherwise
+    std::optional<DType> baseDtype;   // QLoRA: dtype the frozen base is stored in (nf4, int8); absent = load dtype
+};
+
+/// The model with adapters added and everything else frozen. A target that matches no module is an InputError naming it
+/// and the modules there are.
+Model applyLora(const Model& model, const Lora& lora, const std::string& file, const std::string& place);
+
+} // namespace shardwright

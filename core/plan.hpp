@@ -1,0 +1,168 @@
+#pragma once
+
+// The answer for one strategy: what planner/ computes and everybody prints. Documented field by field, with its JSON
+// form, in planner/README.md.
+
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/cluster.hpp"
+#include "core/schedule.hpp"
+
+namespace shardwright {
+
+using CategoryBytes = std::array<Bytes, kCategoryCount>; // indexed by Category
+
+/// Buffers of one class that are live at a moment.
+struct LiveItem {
+    std::string name;
+    std::string formula;
+    std::string source;
+    Category category = Category::Temporaries;
+    Place place = Place::Gpu;
+    std::int64_t count = 0; // buffers of the class
+    Bytes bytesEach;
+    Bytes bytes() const { return bytesEach * count; }
+};
+
+/// A point of the memory curve: live GPU bytes by category after an operation, at its highest within it.
+struct CurvePoint {
+    OpId op = -1;
+    Phase phase = Phase::Init;
+    std::int32_t layer = -1;
+    Bytes total;
+    CategoryBytes byCategory{};
+};
+
+/// Memory outside the tensors: context, communicators, libraries.
+struct Overhead {
+    std::string name;
+    Bytes bytes;
+    Provenance tag = Provenance::Assumed;
+    std::string source;
+};
+
+struct GpuMemory {
+    Bytes capacity;      // what the driver gives to programs
+    Bytes modelStates;   // parameters, gradients, master weights and optimizer states as partitioned, nothing else
+    Bytes peakAllocated; // most live bytes of tensors over a step (torch max_memory_allocated)
+    Bytes peakReserved;  // what the caching allocator holds then (torch max_memory_reserved)
+    Bytes peakUsed;      // as nvidia-smi shows it: reserved + overheads
+    Bytes held;          // live between two steps (torch memory_allocated)
+    Bytes initPeak;      // most live bytes while the model is built and sharded
+    Bytes peakBeforeFirstStep;  // peak of the micro-steps before lazily made optimizer states exist
+    CategoryBytes byCategory{}; // at the peak
+    std::string peakMoment;     // "backward of block 31 of 32"
+    std::vector<LiveItem> peakItems;
+    std::vector<CurvePoint> curve;
+    std::vector<Overhead> overheads;
+    bool allocatorFlushes =
+        false; // fits only because the allocator gives cached blocks back (cudaMalloc retries: slow)
+};
+
+struct HostMemory {
+    Bytes pinnedPerRank; // with PyTorch's power-of-two rounding where it applies
+    Bytes pageablePerRank;
+    Bytes bytesPerRank; // pinned + pageable
+    Bytes bytesPerNode;
+    Bytes capacity;        // of a node
+    Bytes initPeakPerNode; // while checkpoints are loaded
+    std::vector<LiveItem> items;
+};
+
+struct NvmeUse {
+    Bytes bytesPerNode;
+    Bytes readBytesPerStep;  // per node
+    Bytes writeBytesPerStep; // per node
+    Bytes capacity;
+};
+
+struct CollectiveTraffic {
+    OpKind op = OpKind::AllGather;
+    std::string group;
+    std::string payload;
+    std::int64_t ranks = 1;
+    std::int64_t nodes = 1;
+    std::int64_t count = 0; // per optimizer step
+    Bytes payloadBytes;     // sum of the whole tensors, as nccl-tests counts them
+    Bytes sentBytesPerGpu;  // (n-1)/n of it, twice for all-reduce
+};
+
+/// Per optimizer step, accumulation included. Ψ counts one gather or one scatter of the whole model as 1 and an
+/// all-reduce as 2 (ZeRO, arXiv 1910.02054 sec. 7), in elements of the uncompressed dtype.
+struct Traffic {
+    double psi = 0;            // as implemented
+    double psiTextbook = 0;    // what papers print for the strategy
+    double psiInterNode = 0;   // the part of psi that crosses nodes
+    std::string psiDifference; // why the two differ; empty when they do not
+    Bytes sentBytesPerGpu;
+    Bytes intraNodeBytesPerGpu;
+    Bytes interNodeBytesPerGpu;
+    Bytes interNodeBytesPerNode;     // least that must leave a node: S (k-1)/k per gather over k nodes
+    Bytes interNodeRingBytesPerNode; // what a flat NCCL ring puts on the node's NICs
+    Bytes hostToDeviceBytes;         // per GPU over PCIe
+    Bytes deviceToHostBytes;
+    std::vector<CollectiveTraffic> collectives;
+};
+
+struct CheckpointSize {
+    Bytes full16Bit;    // one consolidated file set, 16-bit weights
+    Bytes fullFp32;     // weights in fp32
+    Bytes shardedTotal; // weights, master weights and optimizer states of all ranks
+    Bytes shardedPerRank;
+    std::int64_t filesPerRank = 0;
+    std::string layout; // which files the framework writes
+};
+
+enum class Verdict : std::uint8_t { Fits, Tight, DoesNotFit, NotPossible };
+
+/// A change that makes a plan fit, in the user's own terms.
+struct Suggestion {
+    std::string text;               // "activation checkpointing: full"
+    std::vector<std::string> steps; // each single change
+    Bytes peakUsed;                 // afterwards
+};
+
+struct Note {
+    std::string text;
+    Provenance tag = Provenance::Assumed;
+    std::string source;
+};
+
+/// Step time; filled by the time simulation.
+struct StepTime {
+    double seconds = 0;
+};
+
+struct ModelStates {
+    Bytes parameters;
+    Bytes masterParameters;
+    Bytes gradients;
+    Bytes optimizerStates;
+    Bytes total() const { return parameters + masterParameters + gradients + optimizerStates; }
+};
+
+struct Plan {
+    std::string strategy;
+    std::string framework;
+    Verdict verdict = Verdict::Fits;
+    std::vector<std::string>
+        reasons;         // why not, or what makes it tight; also rules of the framework that forbid the combination
+    double headroom = 0; // (capacity - used) / capacity, negative when it does not fit
+    ModelStates states;
+    GpuMemory gpu;
+    HostMemory host;
+    NvmeUse nvme;
+    Traffic traffic;
+    CheckpointSize checkpoint;
+    std::optional<StepTime> step;
+    std::optional<Suggestion> smallestChange; // only when it does not fit
+    std::vector<Note> assumptions;
+    std::vector<Note> excluded; // what the figures leave out
+
+    bool fits() const { return verdict == Verdict::Fits || verdict == Verdict::Tight; }
+};
+
+} // namespace shardwright

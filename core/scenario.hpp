@@ -1,0 +1,79 @@
+#pragma once
+
+// A scenario: one question. Model, cluster, training, the strategies to compare, and what somebody measured, if
+// anybody.
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/cluster.hpp"
+#include "core/model.hpp"
+#include "core/strategy.hpp"
+#include "core/training.hpp"
+
+namespace shardwright {
+
+/// What a published figure says it measured. "Allocated": torch max_memory_allocated; "reserved": max_memory_reserved;
+/// "used": nvidia-smi; "held": memory_allocated between steps; "states": model states alone.
+enum class MeasuredKind : std::uint8_t {
+    GpuAllocated,
+    GpuReserved,
+    GpuUsed,
+    GpuHeld,
+    GpuStates,
+    HostUsed,
+    StepSeconds,
+    TflopsPerGpu,
+    Fits,
+    OutOfMemory,
+    LargestModel,
+    InterNodeBytes
+};
+template <> struct EnumNames<MeasuredKind> {
+    static constexpr std::array<std::pair<MeasuredKind, std::string_view>, 12> table{
+        {{MeasuredKind::GpuAllocated, "gpu-allocated"},
+         {MeasuredKind::GpuReserved, "gpu-reserved"},
+         {MeasuredKind::GpuUsed, "gpu-used"},
+         {MeasuredKind::GpuHeld, "gpu-held"},
+         {MeasuredKind::GpuStates, "gpu-states"},
+         {MeasuredKind::HostUsed, "host-used"},
+         {MeasuredKind::StepSeconds, "step-seconds"},
+         {MeasuredKind::TflopsPerGpu, "tflops-per-gpu"},
+         {MeasuredKind::Fits, "fits"},
+         {MeasuredKind::OutOfMemory, "out-of-memory"},
+         {MeasuredKind::LargestModel, "largest-model-parameters"},
+         {MeasuredKind::InterNodeBytes, "inter-node-bytes-per-node"}}};
+};
+
+/// When in the run the figure was taken.
+enum class MeasuredWindow : std::uint8_t { SteadyState, BeforeFirstOptimizerStep, AfterInit };
+template <> struct EnumNames<MeasuredWindow> {
+    static constexpr std::array<std::pair<MeasuredWindow, std::string_view>, 3> table{
+        {{MeasuredWindow::SteadyState, "steady-state"},
+         {MeasuredWindow::BeforeFirstOptimizerStep, "before-first-optimizer-step"},
+         {MeasuredWindow::AfterInit, "after-init"}}};
+};
+
+/// Somebody's figure for one strategy of the scenario.
+struct PublishedFigure {
+    std::string strategy;
+    MeasuredKind kind = MeasuredKind::GpuAllocated;
+    MeasuredWindow window = MeasuredWindow::SteadyState;
+    double value = 0; // bytes, seconds, FLOP/s x 1e12, or parameters, by kind; unused for fits and out-of-memory
+    std::string source;
+    std::string note; // what the source is silent about, or why the figure cannot be right
+};
+
+struct Scenario {
+    std::string name;
+    std::string question; // one sentence
+    std::string file;     // where it was read from
+    Model model;          // with adapters applied when training.lora is set
+    Cluster cluster;
+    Training training;
+    std::vector<Strategy> strategies;
+    std::vector<PublishedFigure> published;
+};
+
+} // namespace shardwright

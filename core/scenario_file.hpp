@@ -1,0 +1,35 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/json_cursor.hpp"
+#include "core/scenario.hpp"
+
+namespace shardwright {
+
+/// Reads a scenario file; all problems of the file, of its model and of its cluster come as one InputError.
+Scenario readScenario(const std::string& path);
+
+/// Reads a scenario from parsed JSON. `file` names it in messages; relative paths in it are taken from its folder.
+Scenario scenarioFromJson(const Json& json, const std::string& file);
+
+/// The scenario as JSON that scenarioFromJson reads back to an equal one (model and cluster by id where they ship,
+/// else by path or inline).
+Json toJson(const Scenario& scenario);
+
+Training trainingFromJson(const JsonCursor& cursor);
+Json toJson(const Training& training);
+
+/// A strategy: a text (one of strategyNames()), or an object {"name", "framework", options under the framework's
+/// names}.
+Strategy strategyFromJson(const JsonCursor& cursor);
+Json toJson(const Strategy& strategy);
+
+/// The predefined names: "ddp", "fsdp1-full-shard", ..., "deepspeed-zero3-offload-nvme".
+std::vector<std::string> strategyNames();
+
+/// The strategy of that predefined name; nothing when there is none. gpusPerNode fills hybrid group sizes.
+std::optional<Strategy> strategyByName(const std::string& name, int gpusPerNode);
+
+} // namespace shardwright

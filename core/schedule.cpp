@@ -1,0 +1,91 @@
+#include "core/schedule.hpp"
+
+#include <cassert>
+
+namespace shardwright {
+
+void SizeTable::clear()
+{
+    buffers.clear();
+    payloads.clear();
+    groups.clear();
+}
+
+BufferClassId SizeTable::addBuffer(const BufferSpec& spec, Bytes bytes, int layerType)
+{
+    buffers.push_back({&spec, bytes, layerType});
+    return static_cast<BufferClassId>(buffers.size()) - 1;
+}
+
+PayloadId SizeTable::addPayload(const Payload& payload)
+{
+    payloads.push_back(payload);
+    return static_cast<PayloadId>(payloads.size()) - 1;
+}
+
+GroupId SizeTable::addGroup(const Group& group)
+{
+    groups.push_back(group);
+    return static_cast<GroupId>(groups.size()) - 1;
+}
+
+void ScheduleBuilder::beginSegment(std::string_view name, std::int64_t repeat)
+{
+    const auto next = static_cast<std::uint32_t>(m_schedule.ops.size());
+    if (!m_schedule.segments.empty())
+        m_schedule.segments.back().endOp = next;
+    m_schedule.segments.push_back({name, next, next, repeat});
+}
+
+OpId ScheduleBuilder::op(OpKind kind, Stream stream, Phase phase, std::int32_t layer, std::int16_t stage)
+{
+    assert(!m_schedule.segments.empty());
+    Op op;
+    op.kind = kind;
+    op.stream = stream;
+    op.phase = phase;
+    op.layer = layer;
+    op.stage = stage;
+    op.firstEvent = static_cast<std::uint32_t>(m_schedule.events.size());
+    op.firstWait = static_cast<std::uint32_t>(m_schedule.waits.size());
+    m_schedule.ops.push_back(op);
+    return lastOp();
+}
+
+BufferId ScheduleBuilder::allocate(BufferClassId bufferClass)
+{
+    const auto buffer = static_cast<BufferId>(m_schedule.buffers.size());
+    m_schedule.buffers.push_back(bufferClass);
+    m_schedule.events.push_back({buffer, true});
+    ++m_schedule.ops.back().eventCount;
+    return buffer;
+}
+
+void ScheduleBuilder::free(BufferId buffer)
+{
+    m_schedule.events.push_back({buffer, false});
+    ++m_schedule.ops.back().eventCount;
+}
+
+void ScheduleBuilder::send(PayloadId payload, GroupId group, std::int32_t count)
+{
+    Op& op = m_schedule.ops.back();
+    op.payload = payload;
+    op.group = group;
+    op.payloadCount = count;
+}
+
+void ScheduleBuilder::wait(OpId op)
+{
+    m_schedule.waits.push_back(op);
+    ++m_schedule.ops.back().waitCount;
+}
+
+Schedule ScheduleBuilder::finish()
+{
+    if (!m_schedule.segments.empty())
+        m_schedule.segments.back().endOp = static_cast<std::uint32_t>(m_schedule.ops.size());
+    return std::move(m_schedule);
+}
+
+} // namespace shardwright

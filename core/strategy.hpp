@@ -1,0 +1,164 @@
+#pragma once
+
+// How a framework is told to shard: every option that changes memory, traffic or the schedule, under the framework's
+// own names. What an option does is the framework's room's business (planner/frameworks/).
+
+#include <optional>
+#include <string>
+#include <variant>
+
+#include "core/dtype.hpp"
+
+namespace shardwright {
+
+enum class ShardingStrategy : std::uint8_t { FullShard, ShardGradOp, NoShard, HybridShard, HybridShardZero2 };
+template <> struct EnumNames<ShardingStrategy> {
+    static constexpr std::array<std::pair<ShardingStrategy, std::string_view>, 5> table{
+        {{ShardingStrategy::FullShard, "FULL_SHARD"},
+         {ShardingStrategy::ShardGradOp, "SHARD_GRAD_OP"},
+         {ShardingStrategy::NoShard, "NO_SHARD"},
+         {ShardingStrategy::HybridShard, "HYBRID_SHARD"},
+         {ShardingStrategy::HybridShardZero2, "HYBRID_SHARD_ZERO2"}}};
+};
+
+enum class BackwardPrefetch : std::uint8_t { None, Pre, Post };
+template <> struct EnumNames<BackwardPrefetch> {
+    static constexpr std::array<std::pair<BackwardPrefetch, std::string_view>, 3> table{
+        {{BackwardPrefetch::None, "NO_PREFETCH"},
+         {BackwardPrefetch::Pre, "BACKWARD_PRE"},
+         {BackwardPrefetch::Post, "BACKWARD_POST"}}};
+};
+
+enum class WrapPolicy : std::uint8_t { Transformer, Size, None };
+template <> struct EnumNames<WrapPolicy> {
+    static constexpr std::array<std::pair<WrapPolicy, std::string_view>, 3> table{
+        {{WrapPolicy::Transformer, "TRANSFORMER_BASED_WRAP"},
+         {WrapPolicy::Size, "SIZE_BASED_WRAP"},
+         {WrapPolicy::None, "NO_WRAP"}}};
+};
+
+/// torch DistributedDataParallel.
+struct DdpOptions {
+    Bytes bucketCap = 25_MiB; // bucket_cap_mb, torch default 25
+    bool gradientAsBucketView = true;
+};
+
+/// PyTorch FullyShardedDataParallel, the first.
+struct Fsdp1Options {
+    ShardingStrategy sharding = ShardingStrategy::FullShard;
+    std::int64_t shardGroup = 0; // ranks per shard group of HYBRID strategies; 0 = GPUs per node
+    bool offloadParams = false;  // CPUOffload: parameters, gradients and optimizer, all or nothing
+    BackwardPrefetch backwardPrefetch = BackwardPrefetch::Pre;
+    bool forwardPrefetch = false;
+    bool limitAllGathers = true;
+    WrapPolicy wrap = WrapPolicy::Transformer;
+    std::int64_t minNumParams = 100000000; // of SIZE_BASED_WRAP; torch default 1e8
+    bool useOrigParams = true;
+    bool syncModuleStates = true;
+    bool cpuRamEfficientLoading = true;
+    std::optional<DType> paramDtype; // MixedPrecision(...); absent = the run's mixed precision
+    std::optional<DType> reduceDtype;
+    std::optional<DType> bufferDtype;
+    bool noSync = true; // accumulate under no_sync(), as Accelerate does unless sync_each_batch
+    bool upcastTrainable =
+        true; // Accelerate: with mixed precision, trainable parameters are upcast to fp32 after wrapping
+};
+
+/// PyTorch fully_shard.
+struct Fsdp2Options {
+    bool reshardAfterForward = true; // false = SHARD_GRAD_OP
+    std::int64_t reshardGroup = 0;   // reshard_after_forward=int: reshard to this many ranks; 0 = not used
+    std::int64_t replicate = 1;      // dp_replicate_size; > 1 = HSDP over replicate x (N / replicate)
+    bool noShard = false;            // shard group of one rank: replication only
+    bool offloadParams = false;      // CPUOffloadPolicy
+    bool pinMemory = true;
+    bool forwardPrefetch = false; // explicit set_modules_to_forward_prefetch
+    WrapPolicy wrap = WrapPolicy::Transformer;
+    std::int64_t minNumParams = 100000000;
+    bool separateHeadUnit = true; // Accelerate 1.15, torchtitan since 2025: embedding alone, [final norm, head]
+                                  // together; false: both in the root
+    bool cpuRamEfficientLoading = true;
+    std::optional<DType> paramDtype;
+    std::optional<DType> reduceDtype;
+    bool noSync = true;
+    bool upcastTrainable = true;     // Accelerate upcasts before sharding
+    bool checkpointChildren = false; // Accelerate's activation checkpointing wraps the children of each wrapped layer
+};
+
+enum class OffloadDevice : std::uint8_t { None, Cpu, Nvme };
+template <> struct EnumNames<OffloadDevice> {
+    static constexpr std::array<std::pair<OffloadDevice, std::string_view>, 3> table{
+        {{OffloadDevice::None, "none"}, {OffloadDevice::Cpu, "cpu"}, {OffloadDevice::Nvme, "nvme"}}};
+};
+
+/// Asynchronous I/O of DeepSpeed's NVMe offload ("aio").
+struct AioOptions {
+    std::int64_t blockSize = 1048576;
+    std::int64_t queueDepth = 8;
+    std::int64_t threads = 1; // intra_op_parallelism
+    bool singleSubmit = false;
+    bool overlapEvents = true;
+};
+
+/// DeepSpeed ZeRO. Names and defaults: zero/config.py of DeepSpeed 0.19.6. Sizes are in ELEMENTS, as there.
+struct DeepSpeedOptions {
+    int stage = 3;
+    OffloadDevice offloadOptimizer = OffloadDevice::None;
+    OffloadDevice offloadParam = OffloadDevice::None;
+    std::string nvmePath = "/local_nvme";
+    double offloadRatio = 1.0; // offload_optimizer.ratio, stage 3
+    bool pinMemory = true;
+    bool pipelineRead = false;
+    bool pipelineWrite = false;
+    std::int64_t optimizerBufferCount = 4;
+    std::int64_t paramBufferCount = 5;
+    std::int64_t paramBufferSize = 100000000;
+    std::int64_t maxInCpu = 1000000000;
+    AioOptions aio;
+
+    std::int64_t reduceBucketSize = 500000000;
+    std::int64_t allgatherBucketSize = 500000000;
+    std::optional<bool> overlapComm; // absent: true for stage 3, false otherwise
+    bool contiguousGradients = true;
+    bool reduceScatter = true;
+    bool useMultiRankBucketAllreduce = true;
+    bool roundRobinGradients = false;
+    std::int64_t subGroupSize = 1000000000;
+    std::int64_t prefetchBucketSize = 50000000;
+    std::int64_t paramPersistenceThreshold = 100000;
+    std::int64_t modelPersistenceThreshold = INT64_MAX;
+    std::int64_t maxLiveParameters = 1000000000;
+    std::int64_t maxReuseDistance = 1000000000;
+    bool gather16bitWeightsOnModelSave = true;
+
+    bool quantizedWeights = false;     // qwZ
+    bool quantizedGradients = false;   // qgZ
+    std::int64_t hpzPartitionSize = 1; // hpZ: ranks of the secondary shard group
+    std::int64_t micsShardSize = 0;    // MiCS: 0 = off
+    bool micsHierarchicalGather = false;
+
+    std::optional<DType> gradAccumDtype;     // data_types.grad_accum_dtype
+    std::optional<DType> communicationDtype; // communication_data_type
+    bool bf16MasterWeightsAndGrads = false;
+    bool bf16OptimizerStates = false;
+    bool zero3Init = true; // parameters are partitioned as they are built
+};
+
+/// The plain textbook schedule that shardrun executes: per-layer units, no framework buffers.
+struct NativeOptions {
+    int stage = 3; // 0 replicate, 1 optimizer sharded, 2 and gradients, 3 and parameters
+    bool prefetch = true;
+    bool offloadOptimizer = false;
+};
+
+using StrategyOptions = std::variant<DdpOptions, Fsdp1Options, Fsdp2Options, DeepSpeedOptions, NativeOptions>;
+
+struct Strategy {
+    std::string name; // "fsdp2-full-shard", or a name of the user's own
+    StrategyOptions options;
+};
+
+/// "ddp", "fsdp1", "fsdp2", "deepspeed", "native".
+std::string_view frameworkOf(const Strategy& strategy);
+
+} // namespace shardwright
