@@ -56,14 +56,28 @@ BufferId ScheduleBuilder::allocate(BufferClassId bufferClass)
 {
     const auto buffer = static_cast<BufferId>(m_schedule.buffers.size());
     m_schedule.buffers.push_back(bufferClass);
-    m_schedule.events.push_back({buffer, true});
-    ++m_schedule.ops.back().eventCount;
+    change(buffer, BufferChange::Allocate);
     return buffer;
 }
 
 void ScheduleBuilder::free(BufferId buffer)
 {
-    m_schedule.events.push_back({buffer, false});
+    change(buffer, BufferChange::Free);
+}
+
+void ScheduleBuilder::freeDeferred(BufferId buffer)
+{
+    change(buffer, BufferChange::FreeDeferred);
+}
+
+void ScheduleBuilder::reclaim(BufferId buffer)
+{
+    change(buffer, BufferChange::Reclaim);
+}
+
+void ScheduleBuilder::change(BufferId buffer, BufferChange change)
+{
+    m_schedule.events.push_back({buffer, change});
     ++m_schedule.ops.back().eventCount;
 }
 

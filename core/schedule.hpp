@@ -207,10 +207,14 @@ struct Op {
     std::uint32_t waitCount = 0;
 };
 
-/// A buffer begins (allocates) or ends. Events of an op happen in order, while the host issues it.
+/// What happens to a buffer. FreeDeferred: the program lets go of it (it no longer counts as allocated), but another
+/// stream still uses it (record_stream), so the allocator cannot hand it out again before Reclaim.
+enum class BufferChange : std::uint8_t { Allocate, Free, FreeDeferred, Reclaim };
+
+/// Events of an op happen in order, while the host issues it.
 struct BufferEvent {
     BufferId buffer = -1;
-    bool allocates = true;
+    BufferChange change = BufferChange::Allocate;
 };
 
 /// A stretch of operations that happens `repeat` times in a row: the micro-steps in the middle are alike.
@@ -250,6 +254,8 @@ public:
     OpId op(OpKind kind, Stream stream, Phase phase, std::int32_t layer = -1, std::int16_t stage = -1);
     BufferId allocate(BufferClassId bufferClass);
     void free(BufferId buffer);
+    void freeDeferred(BufferId buffer);
+    void reclaim(BufferId buffer);
     void send(PayloadId payload, GroupId group, std::int32_t count = 1);
     void move(PayloadId payload, std::int32_t count = 1) { send(payload, -1, count); } // copies and NVMe: no group
     void wait(OpId op);
@@ -259,6 +265,8 @@ public:
     Schedule finish();
 
 private:
+    void change(BufferId buffer, BufferChange change);
+
     Schedule m_schedule;
 };
 

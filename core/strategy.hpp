@@ -82,6 +82,7 @@ struct Fsdp2Options {
     std::optional<DType> reduceDtype;
     bool noSync = true;
     bool upcastTrainable = true;     // Accelerate upcasts before sharding
+    bool keepLastBlock = false;      // the last block is not resharded after forward, as torchtitan does
     bool checkpointChildren = false; // Accelerate's activation checkpointing wraps the children of each wrapped layer
 };
 
