@@ -41,6 +41,8 @@ template <> struct EnumNames<WrapPolicy> {
 struct DdpOptions {
     Bytes bucketCap = 25_MiB; // bucket_cap_mb, torch default 25
     bool gradientAsBucketView = true;
+
+    bool operator==(const DdpOptions&) const = default;
 };
 
 /// PyTorch FullyShardedDataParallel, the first.
@@ -62,6 +64,8 @@ struct Fsdp1Options {
     bool noSync = true; // accumulate under no_sync(), as Accelerate does unless sync_each_batch
     bool upcastTrainable =
         true; // Accelerate: with mixed precision, trainable parameters are upcast to fp32 after wrapping
+
+    bool operator==(const Fsdp1Options&) const = default;
 };
 
 /// PyTorch fully_shard.
@@ -84,6 +88,8 @@ struct Fsdp2Options {
     bool upcastTrainable = true;     // Accelerate upcasts before sharding
     bool keepLastBlock = false;      // the last block is not resharded after forward, as torchtitan does
     bool checkpointChildren = false; // Accelerate's activation checkpointing wraps the children of each wrapped layer
+
+    bool operator==(const Fsdp2Options&) const = default;
 };
 
 enum class OffloadDevice : std::uint8_t { None, Cpu, Nvme };
@@ -99,6 +105,8 @@ struct AioOptions {
     std::int64_t threads = 1; // intra_op_parallelism
     bool singleSubmit = false;
     bool overlapEvents = true;
+
+    bool operator==(const AioOptions&) const = default;
 };
 
 /// DeepSpeed ZeRO. Names and defaults: zero/config.py of DeepSpeed 0.19.6. Sizes are in ELEMENTS, as there.
@@ -106,9 +114,11 @@ struct DeepSpeedOptions {
     int stage = 3;
     OffloadDevice offloadOptimizer = OffloadDevice::None;
     OffloadDevice offloadParam = OffloadDevice::None;
-    std::string nvmePath = "/local_nvme";
-    double offloadRatio = 1.0; // offload_optimizer.ratio, stage 3
-    bool pinMemory = true;
+    std::string nvmePath = "/local_nvme";      // offload_optimizer.nvme_path
+    std::string paramNvmePath = "/local_nvme"; // offload_param.nvme_path
+    double offloadRatio = 1.0;                 // offload_optimizer.ratio, stage 3
+    bool pinMemory = true;                     // offload_optimizer.pin_memory
+    bool paramPinMemory = true;                // offload_param.pin_memory
     bool pipelineRead = false;
     bool pipelineWrite = false;
     std::int64_t optimizerBufferCount = 4;
@@ -143,6 +153,8 @@ struct DeepSpeedOptions {
     bool bf16MasterWeightsAndGrads = false;
     bool bf16OptimizerStates = false;
     bool zero3Init = true; // parameters are partitioned as they are built
+
+    bool operator==(const DeepSpeedOptions&) const = default;
 };
 
 /// The plain textbook schedule that shardrun executes: per-layer units, no framework buffers.
@@ -150,6 +162,8 @@ struct NativeOptions {
     int stage = 3; // 0 replicate, 1 optimizer sharded, 2 and gradients, 3 and parameters
     bool prefetch = true;
     bool offloadOptimizer = false;
+
+    bool operator==(const NativeOptions&) const = default;
 };
 
 using StrategyOptions = std::variant<DdpOptions, Fsdp1Options, Fsdp2Options, DeepSpeedOptions, NativeOptions>;
@@ -157,6 +171,8 @@ using StrategyOptions = std::variant<DdpOptions, Fsdp1Options, Fsdp2Options, Dee
 struct Strategy {
     std::string name; // "fsdp2-full-shard", or a name of the user's own
     StrategyOptions options;
+
+    bool operator==(const Strategy&) const = default;
 };
 
 /// "ddp", "fsdp1", "fsdp2", "deepspeed", "native".
