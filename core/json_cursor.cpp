@@ -56,7 +56,7 @@ std::string escaped(const std::string& key)
 /// SAX handler that only looks for what the DOM parser would swallow: duplicate keys and deep nesting.
 class StructureCheck : public nlohmann::json_sax<Json> {
 public:
-    StructureCheck(int maximumDepth) : m_maximumDepth(maximumDepth) {}
+    explicit StructureCheck(int maximumDepth) : m_maximumDepth(maximumDepth) {}
 
     bool null() override { return true; }
     bool boolean(bool) override { return true; }

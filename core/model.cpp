@@ -177,7 +177,7 @@ Model applyLora(const Model& model, const Lora& lora, const std::string& file, c
     for (const std::string& module : modules)
         offered += (offered.empty() ? "" : ", ") + module;
     for (const std::string& target : lora.targetModules)
-        if (matched.count(target) == 0)
+        if (!matched.contains(target))
             findings.add(place, fmt::format("no module of the model's blocks is called \"{}\"", target),
                          "one of " + offered);
     findings.throwIfAny();
