@@ -22,8 +22,9 @@ Training trainingFromJson(const JsonCursor& cursor);
 Json toJson(const Training& training);
 
 /// A strategy: a text (one of strategyNames()), or an object {"name", "framework", options under the framework's
-/// names}.
-Strategy strategyFromJson(const JsonCursor& cursor);
+/// names}. Only types and ranges are checked: what the framework forbids is its room's business. gpusPerNode fills the
+/// group sizes of predefined hybrid strategies.
+Strategy strategyFromJson(const JsonCursor& cursor, int gpusPerNode);
 Json toJson(const Strategy& strategy);
 
 /// The predefined names: "ddp", "fsdp1-full-shard", ..., "deepspeed-zero3-offload-nvme".

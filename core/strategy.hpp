@@ -72,7 +72,8 @@ struct Fsdp1Options {
 struct Fsdp2Options {
     bool reshardAfterForward = true; // false = SHARD_GRAD_OP
     std::int64_t reshardGroup = 0;   // reshard_after_forward=int: reshard to this many ranks; 0 = not used
-    std::int64_t replicate = 1;      // dp_replicate_size; > 1 = HSDP over replicate x (N / replicate)
+    std::int64_t replicate = 1;      // dp_replicate_size; > 1 = HSDP over replicate x (N / replicate);
+                                     // 0 = one replica per node (shard group = the GPUs of a node)
     bool noShard = false;            // shard group of one rank: replication only
     bool offloadParams = false;      // CPUOffloadPolicy
     bool pinMemory = true;

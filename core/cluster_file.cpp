@@ -1,0 +1,201 @@
+#include "core/cluster_file.hpp"
+
+#include <algorithm>
+#include <filesystem>
+#include <limits>
+
+#include <fmt/format.h>
+
+#include "core/catalogue.hpp"
+#include "core/quantity.hpp"
+
+namespace shardwright {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kSchema = "shardwright-cluster/1";
+
+/// Figures that divide something or that nothing runs without.
+constexpr double kPositive = std::numeric_limits<double>::min();
+
+/// More nodes or GPUs per node than anybody builds; their product stays far inside 64 bits.
+constexpr int kMostNodes = 100000000;
+constexpr int kMostGpusPerNode = 1000000;
+
+/// The figure `key` of `cursor`; absent is reported.
+Figure requireFigure(const JsonCursor& cursor, const std::string& key, Quantity quantity, const std::string& meaning)
+{
+    if (const auto member = cursor.require(key, meaning))
+        return figureFromJson(*member, quantity, kPositive);
+    return {};
+}
+
+Gpu gpuFromJson(const JsonCursor& cursor)
+{
+    Gpu gpu;
+    if (!cursor.expectObject())
+        return gpu;
+    cursor.rejectUnknownKeys({"name", "compute_capability", "memory", "peak_flops", "memory_bandwidth"});
+    if (const auto name = cursor.require("name", "the product name, \"A100-SXM4-80GB\""))
+        gpu.name = name->asString().value_or("");
+    if (cursor.require("compute_capability", "major x 10 + minor: 80 for an A100, 90 for an H100"))
+        cursor.read("compute_capability", gpu.computeCapability, 30, 999);
+    gpu.memory = requireFigure(cursor, "memory", Quantity::Bytes, "what the driver gives to programs, \"79.25 GiB\"");
+    gpu.memoryBandwidth = requireFigure(cursor, "memory_bandwidth", Quantity::BytesPerSecond, "as \"2039 GB/s\"");
+    const auto peaks = cursor.require("peak_flops", "an object from dtype to dense FLOP/s");
+    if (!peaks || !peaks->expectObject())
+        return gpu;
+    if (peaks->json().empty())
+        peaks->complain("is empty", "at least one dtype, as {\"bf16\": \"312 TFLOP/s\"}");
+    for (const auto& item : peaks->json().items()) {
+        const auto dtype = valueOf<DType>(item.key());
+        const auto member = peaks->find(item.key());
+        if (!dtype)
+            peaks->complain("\"" + item.key().substr(0, 60) + "\" is not a dtype", allNames<DType>());
+        else if (!member)
+            peaks->complain("\"" + item.key() + "\" is null", "a figure, or leave it out");
+        else
+            gpu.peakFlops[*dtype] = figureFromJson(*member, Quantity::FlopsPerSecond, kPositive);
+    }
+    return gpu;
+}
+
+Link linkFromJson(const JsonCursor& cursor, const std::string& bandwidthMeaning)
+{
+    Link link;
+    if (!cursor.expectObject())
+        return link;
+    cursor.rejectUnknownKeys({"kind", "bandwidth", "latency"});
+    if (cursor.require("kind", allNames<LinkKind>()))
+        cursor.read("kind", link.kind);
+    if (link.kind == LinkKind::None) {
+        if (cursor.has("bandwidth") || cursor.has("latency"))
+            cursor.complain("has figures but kind \"none\"", "another kind, or no figures");
+        return link;
+    }
+    link.bandwidth = requireFigure(cursor, "bandwidth", Quantity::BytesPerSecond, bandwidthMeaning);
+    link.latency = requireFigure(cursor, "latency", Quantity::Seconds, "of one hop, as \"3 us\"");
+    return link;
+}
+
+Json toJson(const Link& link)
+{
+    Json json{{"kind", nameOf(link.kind)}};
+    if (link.kind != LinkKind::None) {
+        json["bandwidth"] = toJson(link.bandwidth, Quantity::BytesPerSecond);
+        json["latency"] = toJson(link.latency, Quantity::Seconds);
+    }
+    return json;
+}
+
+void readHost(const JsonCursor& cursor, Cluster& cluster)
+{
+    if (!cursor.expectObject())
+        return;
+    cursor.rejectUnknownKeys({"memory", "memory_bandwidth", "cpu_cores", "pcie_bandwidth"});
+    cluster.hostMemory = requireFigure(cursor, "memory", Quantity::Bytes, "of one node, \"1024 GiB\"");
+    cluster.hostMemoryBandwidth = requireFigure(cursor, "memory_bandwidth", Quantity::BytesPerSecond, "of one node");
+    cluster.pcieBandwidth = requireFigure(cursor, "pcie_bandwidth", Quantity::BytesPerSecond,
+                                          "of one GPU, one direction, pinned memory, \"25 GB/s\"");
+    if (cursor.require("cpu_cores", "physical cores of one node"))
+        cursor.read("cpu_cores", cluster.cpuCores, 1, 1000000);
+}
+
+void readNvme(const JsonCursor& cursor, Cluster& cluster)
+{
+    if (!cursor.expectObject())
+        return;
+    cursor.rejectUnknownKeys({"capacity", "read_bandwidth", "write_bandwidth"});
+    cluster.nvmeCapacity = requireFigure(cursor, "capacity", Quantity::Bytes, "of one node, \"30 TB\"");
+    cluster.nvmeReadBandwidth = requireFigure(cursor, "read_bandwidth", Quantity::BytesPerSecond, "of one node");
+    cluster.nvmeWriteBandwidth = requireFigure(cursor, "write_bandwidth", Quantity::BytesPerSecond, "of one node");
+}
+
+} // namespace
+
+Cluster clusterFromJson(const JsonCursor& cursor, const std::string& id)
+{
+    Cluster cluster;
+    cluster.id = id;
+    cluster.name = id;
+    cluster.source = cursor.findings().file();
+    if (!cursor.expectObject())
+        return cluster;
+    cursor.rejectUnknownKeys(
+        {"schema", "name", "gpu", "gpus_per_node", "nodes", "intra_node", "inter_node", "host", "nvme"});
+    if (const auto schema = cursor.find("schema"); schema && schema->json() != kSchema)
+        schema->complain("is another format", std::string("\"") + kSchema + "\"");
+    cursor.read("name", cluster.name);
+    if (const auto gpu = cursor.require("gpu", "an object that describes the GPU"))
+        cluster.gpu = gpuFromJson(*gpu);
+    if (cursor.require("gpus_per_node", "a whole number"))
+        cursor.read("gpus_per_node", cluster.gpusPerNode, 1, kMostGpusPerNode);
+    cursor.read("nodes", cluster.nodes, 1, kMostNodes);
+    if (const auto link = cursor.find("intra_node"))
+        cluster.intraNode = linkFromJson(*link, "per GPU, one direction, \"300 GB/s\"");
+    else if (cluster.gpusPerNode > 1)
+        cursor.require("intra_node", "the link among the GPUs of a node");
+    if (const auto link = cursor.find("inter_node"))
+        cluster.interNode = linkFromJson(*link, "per node (all network cards), one direction, \"200 GB/s\"");
+    if (const auto host = cursor.require("host", "an object that describes the node's memory, CPU and PCIe"))
+        readHost(*host, cluster);
+    if (const auto nvme = cursor.find("nvme"))
+        readNvme(*nvme, cluster);
+    if (cluster.gpusPerNode > 1 && cursor.has("intra_node") && cluster.intraNode.kind == LinkKind::None)
+        cursor.complain("several GPUs per node but intra_node is \"none\"", "the link among them");
+    if (cluster.nodes > 1 && cluster.interNode.kind == LinkKind::None)
+        cursor.complain("several nodes but no inter_node link", "an \"inter_node\" object");
+    return cluster;
+}
+
+Cluster readCluster(const std::string& idOrPath)
+{
+    const std::vector<std::string> ids = clusterIds();
+    const bool shipped = std::find(ids.begin(), ids.end(), idOrPath) != ids.end();
+    std::error_code ignored;
+    if (!shipped && !fs::is_regular_file(idOrPath, ignored)) {
+        const std::string nearest = nearestWord(idOrPath, ids);
+        throw InputError(idOrPath, "", "is neither a cluster that ships nor a file",
+                         nearest.empty() ? "an id that `shardplan clusters` lists, or the path of a cluster file"
+                                         : fmt::format("\"{}\" perhaps", nearest));
+    }
+    const std::string path =
+        shipped ? (fs::path(homeFolder()) / "scenarios" / "clusters" / (idOrPath + ".json")).string() : idOrPath;
+    const Json json = parseJson(readTextFile(path), path);
+    Findings findings(path);
+    const JsonCursor cursor(json, findings);
+    cursor.require("schema", std::string("\"") + kSchema + "\"");
+    Cluster cluster = clusterFromJson(cursor, shipped ? idOrPath : fs::path(path).stem().string());
+    findings.throwIfAny();
+    return cluster;
+}
+
+Json toJson(const Cluster& cluster)
+{
+    Json json{{"schema", kSchema}, {"name", cluster.name}};
+    Json gpu{{"name", cluster.gpu.name},
+             {"compute_capability", cluster.gpu.computeCapability},
+             {"memory", toJson(cluster.gpu.memory, Quantity::Bytes)},
+             {"memory_bandwidth", toJson(cluster.gpu.memoryBandwidth, Quantity::BytesPerSecond)},
+             {"peak_flops", Json::object()}};
+    for (const auto& [dtype, figure] : cluster.gpu.peakFlops)
+        gpu["peak_flops"][std::string(nameOf(dtype))] = toJson(figure, Quantity::FlopsPerSecond);
+    json["gpu"] = std::move(gpu);
+    json["gpus_per_node"] = cluster.gpusPerNode;
+    json["nodes"] = cluster.nodes;
+    json["intra_node"] = toJson(cluster.intraNode);
+    json["inter_node"] = toJson(cluster.interNode);
+    json["host"] = {{"memory", toJson(cluster.hostMemory, Quantity::Bytes)},
+                    {"memory_bandwidth", toJson(cluster.hostMemoryBandwidth, Quantity::BytesPerSecond)},
+                    {"cpu_cores", cluster.cpuCores},
+                    {"pcie_bandwidth", toJson(cluster.pcieBandwidth, Quantity::BytesPerSecond)}};
+    if (cluster.nvmeCapacity.value > 0)
+        json["nvme"] = {{"capacity", toJson(cluster.nvmeCapacity, Quantity::Bytes)},
+                        {"read_bandwidth", toJson(cluster.nvmeReadBandwidth, Quantity::BytesPerSecond)},
+                        {"write_bandwidth", toJson(cluster.nvmeWriteBandwidth, Quantity::BytesPerSecond)}};
+    return json;
+}
+
+} // namespace shardwright

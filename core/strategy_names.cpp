@@ -1,0 +1,128 @@
+#include <functional>
+
+#include "core/scenario_file.hpp"
+
+namespace shardwright {
+
+namespace {
+
+Fsdp1Options fsdp1(ShardingStrategy sharding)
+{
+    Fsdp1Options options;
+    options.sharding = sharding;
+    return options;
+}
+
+Fsdp2Options fsdp2(bool reshardAfterForward, std::int64_t replicate = 1)
+{
+    Fsdp2Options options;
+    options.reshardAfterForward = reshardAfterForward;
+    options.replicate = replicate;
+    return options;
+}
+
+DeepSpeedOptions deepSpeed(int stage, OffloadDevice optimizer = OffloadDevice::None,
+                           OffloadDevice param = OffloadDevice::None)
+{
+    DeepSpeedOptions options;
+    options.stage = stage;
+    options.offloadOptimizer = optimizer;
+    options.offloadParam = param;
+    return options;
+}
+
+NativeOptions native(int stage)
+{
+    NativeOptions options;
+    options.stage = stage;
+    return options;
+}
+
+struct Predefined {
+    std::string name;
+    std::function<StrategyOptions(int gpusPerNode)> options;
+};
+
+const std::vector<Predefined>& predefinedStrategies()
+{
+    using Sharding = ShardingStrategy;
+    using Device = OffloadDevice;
+    constexpr std::int64_t kOneReplicaPerNode = 0;
+    static const std::vector<Predefined> table{
+        {"ddp", [](int) { return DdpOptions{}; }},
+        {"fsdp1-full-shard", [](int) { return fsdp1(Sharding::FullShard); }},
+        {"fsdp1-shard-grad-op", [](int) { return fsdp1(Sharding::ShardGradOp); }},
+        {"fsdp1-no-shard", [](int) { return fsdp1(Sharding::NoShard); }},
+        {"fsdp1-hybrid-shard", [](int) { return fsdp1(Sharding::HybridShard); }},
+        {"fsdp1-hybrid-shard-zero2", [](int) { return fsdp1(Sharding::HybridShardZero2); }},
+        {"fsdp1-full-shard-offload",
+         [](int) {
+             Fsdp1Options options = fsdp1(Sharding::FullShard);
+             options.offloadParams = true;
+             return options;
+         }},
+        {"fsdp2-full-shard", [](int) { return fsdp2(true); }},
+        {"fsdp2-shard-grad-op", [](int) { return fsdp2(false); }},
+        {"fsdp2-no-shard",
+         [](int) {
+             Fsdp2Options options = fsdp2(true);
+             options.noShard = true;
+             return options;
+         }},
+        {"fsdp2-hybrid-shard", [](int) { return fsdp2(true, kOneReplicaPerNode); }},
+        {"fsdp2-hybrid-shard-zero2", [](int) { return fsdp2(false, kOneReplicaPerNode); }},
+        {"fsdp2-full-shard-offload",
+         [](int) {
+             Fsdp2Options options = fsdp2(true);
+             options.offloadParams = true;
+             return options;
+         }},
+        {"deepspeed-zero0", [](int) { return deepSpeed(0); }},
+        {"deepspeed-zero1", [](int) { return deepSpeed(1); }},
+        {"deepspeed-zero2", [](int) { return deepSpeed(2); }},
+        {"deepspeed-zero3", [](int) { return deepSpeed(3); }},
+        {"deepspeed-zero1-offload-optimizer-cpu", [](int) { return deepSpeed(1, Device::Cpu); }},
+        {"deepspeed-zero2-offload-optimizer-cpu", [](int) { return deepSpeed(2, Device::Cpu); }},
+        {"deepspeed-zero3-offload-optimizer-cpu", [](int) { return deepSpeed(3, Device::Cpu); }},
+        {"deepspeed-zero3-offload-cpu", [](int) { return deepSpeed(3, Device::Cpu, Device::Cpu); }},
+        {"deepspeed-zero3-offload-nvme", [](int) { return deepSpeed(3, Device::Nvme, Device::Nvme); }},
+        {"deepspeed-zeropp",
+         [](int gpusPerNode) {
+             DeepSpeedOptions options = deepSpeed(3);
+             options.quantizedWeights = true;
+             options.quantizedGradients = true;
+             options.hpzPartitionSize = gpusPerNode;
+             return options;
+         }},
+        {"deepspeed-mics",
+         [](int gpusPerNode) {
+             DeepSpeedOptions options = deepSpeed(3);
+             options.micsShardSize = gpusPerNode;
+             return options;
+         }},
+        {"native-zero0", [](int) { return native(0); }},
+        {"native-zero1", [](int) { return native(1); }},
+        {"native-zero2", [](int) { return native(2); }},
+        {"native-zero3", [](int) { return native(3); }}};
+    return table;
+}
+
+} // namespace
+
+std::vector<std::string> strategyNames()
+{
+    std::vector<std::string> names;
+    for (const Predefined& entry : predefinedStrategies())
+        names.push_back(entry.name);
+    return names;
+}
+
+std::optional<Strategy> strategyByName(const std::string& name, int gpusPerNode)
+{
+    for (const Predefined& entry : predefinedStrategies())
+        if (entry.name == name)
+            return Strategy{name, entry.options(gpusPerNode)};
+    return std::nullopt;
+}
+
+} // namespace shardwright

@@ -1,0 +1,113 @@
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "core/scenario_file.hpp"
+
+namespace shardwright {
+namespace {
+
+struct Read {
+    Strategy strategy;
+    std::vector<Finding> findings;
+};
+
+Read readStrategy(const std::string& text, int gpusPerNode = 8)
+{
+    const Json json = parseJson(text, "s.json");
+    Findings findings("s.json");
+    Strategy strategy = strategyFromJson(JsonCursor(json, findings), gpusPerNode);
+    return {strategy, findings.all()};
+}
+
+TEST(StrategyNames, AreUniqueAndCarryTheirFramework)
+{
+    const auto names = strategyNames();
+    EXPECT_EQ(std::set<std::string>(names.begin(), names.end()).size(), names.size());
+    for (const std::string& name : names) {
+        const auto strategy = strategyByName(name, 8);
+        ASSERT_TRUE(strategy) << name;
+        EXPECT_EQ(strategy->name, name);
+        EXPECT_EQ(name.substr(0, name.find('-')), frameworkOf(*strategy)) << name;
+    }
+    EXPECT_FALSE(strategyByName("fsdp3-full-shard", 8));
+}
+
+TEST(StrategyNames, HybridOnesFollowTheNode)
+{
+    EXPECT_EQ(std::get<DeepSpeedOptions>(strategyByName("deepspeed-zeropp", 4)->options).hpzPartitionSize, 4);
+    EXPECT_EQ(std::get<DeepSpeedOptions>(strategyByName("deepspeed-mics", 16)->options).micsShardSize, 16);
+    EXPECT_EQ(std::get<Fsdp2Options>(strategyByName("fsdp2-hybrid-shard", 8)->options).replicate, 0);
+    EXPECT_FALSE(std::get<Fsdp2Options>(strategyByName("fsdp2-hybrid-shard-zero2", 8)->options).reshardAfterForward);
+    EXPECT_EQ(std::get<Fsdp1Options>(strategyByName("fsdp1-hybrid-shard", 8)->options).shardGroup, 0);
+}
+
+TEST(StrategyFile, ReadsDeepSpeedUnderItsOwnNames)
+{
+    const Read read = readStrategy(R"({"name": "mine", "framework": "deepspeed",
+        "zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 5e7, "max_reuse_distance": 0,
+            "overlap_comm": false, "mics_shard_size": -1,
+            "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme", "pin_memory": false, "buffer_count": 6}},
+        "aio": {"queue_depth": 32}, "data_types": {"grad_accum_dtype": "fp32"}})");
+    ASSERT_TRUE(read.findings.empty()) << read.findings[0].text();
+    const auto& options = std::get<DeepSpeedOptions>(read.strategy.options);
+    EXPECT_EQ(options.stage, 3);
+    EXPECT_EQ(options.prefetchBucketSize, 50000000);
+    EXPECT_EQ(options.maxReuseDistance, 0);
+    EXPECT_EQ(options.overlapComm, false);
+    EXPECT_EQ(options.micsShardSize, 0);
+    EXPECT_EQ(options.offloadOptimizer, OffloadDevice::Nvme);
+    EXPECT_EQ(options.nvmePath, "/nvme");
+    EXPECT_FALSE(options.pinMemory);
+    EXPECT_EQ(options.optimizerBufferCount, 6);
+    EXPECT_EQ(options.aio.queueDepth, 32);
+    EXPECT_EQ(options.gradAccumDtype, DType::Fp32);
+}
+
+TEST(StrategyFile, TellsEveryMistakeOfDeepSpeedAtOnce)
+{
+    const Read read = readStrategy(R"({"name": "mine", "framework": "deepspeed", "zero_optimisation": {},
+        "zero_optimization": {"stage": 4, "prefetch_bucket_size": 1, "stage3_prefetch_bucket_size": 2,
+            "offload_optimizer": {"device": "disk"}, "reduce_bucket_size": "auto", "cpu_offload_param": true,
+            "elastic_checkpoint": true},
+        "bf16": {"enabled": true}})");
+    std::set<std::string> places;
+    for (const Finding& finding : read.findings)
+        places.insert(finding.place);
+    EXPECT_EQ(places, (std::set<std::string>{"/zero_optimisation", "/zero_optimization/stage",
+                                             "/zero_optimization/prefetch_bucket_size",
+                                             "/zero_optimization/offload_optimizer/device",
+                                             "/zero_optimization/reduce_bucket_size",
+                                             "/zero_optimization/elastic_checkpoint", "/bf16", "/"}));
+}
+
+TEST(StrategyFile, ReshardAfterForwardIsABoolOrANumberOfRanks)
+{
+    const auto options = [](const std::string& value) {
+        return std::get<Fsdp2Options>(
+            readStrategy(R"({"name": "x", "framework": "fsdp2", "reshard_after_forward": )" + value + "}")
+                .strategy.options);
+    };
+    EXPECT_FALSE(options("false").reshardAfterForward);
+    EXPECT_EQ(options("false").reshardGroup, 0);
+    EXPECT_TRUE(options("4").reshardAfterForward);
+    EXPECT_EQ(options("4").reshardGroup, 4);
+}
+
+TEST(StrategyFile, NamesTheNearestPredefinedStrategy)
+{
+    const Read read = readStrategy(R"("fsdp2-fullshard")");
+    ASSERT_EQ(read.findings.size(), 1U);
+    EXPECT_EQ(read.findings[0].expected, "\"fsdp2-full-shard\" perhaps");
+}
+
+TEST(StrategyFile, RejectsADtypeThatNothingTravelsIn)
+{
+    const Read read = readStrategy(R"({"name": "x", "framework": "fsdp1", "reduce_dtype": "nf4"})");
+    ASSERT_EQ(read.findings.size(), 1U);
+    EXPECT_EQ(read.findings[0].text(),
+              "s.json: /reduce_dtype: \"nf4\" is not possible here; expected fp32, bf16 or fp16");
+}
+
+} // namespace
+} // namespace shardwright
