@@ -17,12 +17,12 @@ constexpr double kLargestValue = 9e18;
 
 const std::vector<Unit>& unitsOf(Quantity quantity)
 {
-    static const std::vector<Unit> bytes{{"bytes", 1},        {"MB", 1e6},  {"MiB", 1024.0 * 1024}, {"GB", kGB},
-                                         {"GiB", kGiB},       {"TB", 1e12}, {"TiB", 1024 * kGiB},   {"PB", 1e15},
-                                         {"PiB", 1048576 * kGiB}};
+    static const std::vector<Unit> bytes{{"bytes", 1},         {"MB", 1e6},   {"MiB", 1024.0 * 1024},
+                                         {"GB", kGB},          {"GiB", kGiB}, {"TB", 1e12},
+                                         {"TiB", 1024 * kGiB}, {"PB", 1e15},  {"PiB", 1048576 * kGiB}};
     // Network gear is sold in bits: 1 Gbit/s = 1e9/8 bytes/s.
-    static const std::vector<Unit> bandwidth{
-        {"bytes/s", 1}, {"MB/s", 1e6}, {"GB/s", kGB}, {"GiB/s", kGiB}, {"TB/s", 1e12}, {"Gbit/s", 1e9 / 8}};
+    static const std::vector<Unit> bandwidth{{"bytes/s", 1},  {"MB/s", 1e6},  {"GB/s", kGB},
+                                             {"GiB/s", kGiB}, {"TB/s", 1e12}, {"Gbit/s", 1e9 / 8}};
     static const std::vector<Unit> flops{{"FLOP/s", 1}, {"GFLOP/s", 1e9}, {"TFLOP/s", 1e12}, {"PFLOP/s", 1e15}};
     static const std::vector<Unit> seconds{{"s", 1}, {"ms", 1e-3}, {"us", 1e-6}, {"ns", 1e-9}};
     static const std::vector<Unit> teraflops{{"TFLOP/s", 1}};
@@ -144,10 +144,8 @@ Figure figureFromJson(const JsonCursor& cursor, Quantity quantity, double minimu
 
 Json toJson(const Figure& figure, Quantity quantity)
 {
-    return {{"value", figure.value},
-            {"unit", baseUnit(quantity)},
-            {"tag", nameOf(figure.tag)},
-            {"source", figure.source}};
+    return {
+        {"value", figure.value}, {"unit", baseUnit(quantity)}, {"tag", nameOf(figure.tag)}, {"source", figure.source}};
 }
 
 } // namespace shardwright

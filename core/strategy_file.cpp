@@ -85,7 +85,8 @@ Fsdp2Options readFsdp2(FieldReader& fields, const JsonCursor& cursor)
         else if (reshard->json().is_number())
             options.reshardGroup = reshard->asInteger(1, INT64_MAX).value_or(0);
         else
-            reshard->complain("is neither true, false nor a number", "true, false or the number of ranks to reshard to");
+            reshard->complain("is neither true, false nor a number",
+                              "true, false or the number of ranks to reshard to");
     }
     visitFsdp2(fields, options);
     return options;
@@ -163,8 +164,9 @@ Strategy strategyFromJson(const JsonCursor& cursor, int gpusPerNode)
         return predefined(cursor, cursor.json().get<std::string>(), gpusPerNode);
     Strategy strategy{"", DdpOptions{}};
     if (!cursor.json().is_object()) {
-        cursor.complain("is neither a name nor an object", "a text as \"fsdp2-full-shard\", or an object with \"name\", "
-                                                           "\"framework\" and its options");
+        cursor.complain("is neither a name nor an object",
+                        "a text as \"fsdp2-full-shard\", or an object with \"name\", "
+                        "\"framework\" and its options");
         return strategy;
     }
     FieldReader fields(cursor);

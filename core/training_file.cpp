@@ -51,8 +51,7 @@ void checkCombinations(const JsonCursor& cursor, const Training& training)
         cursor.complain("\"checkpoint_every\" without full activation checkpointing",
                         "\"activation_checkpointing\": \"full\", or no \"checkpoint_every\"");
     const Precision& precision = training.precision;
-    const bool computesInBf16 =
-        precision.mixed == DType::Bf16 || (!precision.mixed && precision.load == DType::Bf16);
+    const bool computesInBf16 = precision.mixed == DType::Bf16 || (!precision.mixed && precision.load == DType::Bf16);
     if (precision.fp8 && !computesInBf16)
         cursor.complain("\"fp8\" without bf16 around it", "\"mixed\": \"bf16\": float8 linear layers take bf16 input");
 }

@@ -74,11 +74,10 @@ TEST(StrategyFile, TellsEveryMistakeOfDeepSpeedAtOnce)
     std::set<std::string> places;
     for (const Finding& finding : read.findings)
         places.insert(finding.place);
-    EXPECT_EQ(places, (std::set<std::string>{"/zero_optimisation", "/zero_optimization/stage",
-                                             "/zero_optimization/prefetch_bucket_size",
-                                             "/zero_optimization/offload_optimizer/device",
-                                             "/zero_optimization/reduce_bucket_size",
-                                             "/zero_optimization/elastic_checkpoint", "/bf16", "/"}));
+    EXPECT_EQ(places, (std::set<std::string>{
+                          "/zero_optimisation", "/zero_optimization/stage", "/zero_optimization/prefetch_bucket_size",
+                          "/zero_optimization/offload_optimizer/device", "/zero_optimization/reduce_bucket_size",
+                          "/zero_optimization/elastic_checkpoint", "/bf16", "/"}));
 }
 
 TEST(StrategyFile, ReshardAfterForwardIsABoolOrANumberOfRanks)
