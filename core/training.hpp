@@ -99,9 +99,11 @@ struct Training {
     Attention attention = Attention::Flash;
     Implementation implementation = Implementation::HuggingFace;
     LossKind loss = LossKind::Default;
-    bool compile = false;    // torch.compile of each block: pointwise chains are fused, casts are not kept
-    bool fusedNorm = false;  // fused RMSNorm/LayerNorm kernels: input and statistics kept, no fp32 copy
-    bool holdsLogits = true; // the caller keeps outputs.logits alive until the next forward (HF Trainer style)
+    bool compile = false;   // torch.compile of each block: pointwise chains are fused, casts are not kept
+    bool fusedNorm = false; // fused RMSNorm/LayerNorm kernels: input and statistics kept, no fp32 copy
+    // The caller's own loop keeps outputs.logits alive until the next forward. transformers' Trainer does not.
+    bool holdsLogits = false;
+    bool fusedOptimizer = true; // torch.optim with fused=True; otherwise foreach, with a temporary of one moment's size
     std::optional<double> gradientClipping = 1.0;
     std::optional<Lora> lora;
 
