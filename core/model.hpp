@@ -28,12 +28,14 @@ enum class ParameterRole : std::uint8_t {
 /// One parameter tensor of a layer, or `repeat` equal ones (the experts of a mixture layer).
 struct ParameterSpec {
     std::string name; // Hugging Face name within its layer: "self_attn.q_proj.weight"; "{}" stands for the expert index
-    std::string module; // leaf module that owns it directly: "self_attn.q_proj"; "{}" as in name
+    std::string module; // leaf module that owns it directly: "self_attn.q_proj"; "{}" as in name; empty when the layer
+                        // is that module itself ("model.embed_tokens")
     std::vector<std::int64_t> shape;
     std::int64_t numel = 0; // product of shape; of ONE instance
     std::int64_t repeat = 1;
     ParameterRole role = ParameterRole::Mlp;
     bool trainable = true;
+    bool inputFirst = false; // a matrix stored (in, out): GPT-2's Conv1D; linear layers store (out, in)
 };
 
 enum class LayerKind : std::uint8_t { Embedding, Block, FinalNorm, Head };
@@ -53,7 +55,16 @@ struct LayerType {
 };
 
 enum class NormKind : std::uint8_t { RmsNorm, LayerNorm };
+template <> struct EnumNames<NormKind> {
+    static constexpr std::array<std::pair<NormKind, std::string_view>, 2> table{
+        {{NormKind::RmsNorm, "rms"}, {NormKind::LayerNorm, "layer"}}};
+};
+
 enum class MlpKind : std::uint8_t { Gated, Plain }; // Gated: gate, up, down (SwiGLU, GeGLU); Plain: two matrices (GELU)
+template <> struct EnumNames<MlpKind> {
+    static constexpr std::array<std::pair<MlpKind, std::string_view>, 2> table{
+        {{MlpKind::Gated, "gated"}, {MlpKind::Plain, "plain"}}};
+};
 
 /// Dimensions of a decoder, in elements. 0 where the architecture has no such thing.
 struct Architecture {
@@ -69,9 +80,11 @@ struct Architecture {
     std::int64_t maxPositions = 0; // context length the config declares
     NormKind norm = NormKind::RmsNorm;
     MlpKind mlp = MlpKind::Gated;
-    bool parallelAttention = false; // attention and MLP read the same normalised input (falcon, gptj, phi)
+    bool parallelAttention = false; // attention and MLP start from the same residual input: through one norm (gptj,
+                                    // phi, falcon-7b) or, where normsPerBlock is 2, one each (gpt_neox, falcon-40b)
     bool tiedEmbedding = false;     // head reuses the embedding's tensor
     int normsPerBlock = 2;
+    bool qkNorm = false; // queries and keys are normalised too; not counted in normsPerBlock
     std::int64_t experts = 0;
     std::int64_t expertsPerToken = 0;
     std::int64_t expertFfn = 0;
