@@ -20,10 +20,6 @@ constexpr const char* kSchema = "shardwright-cluster/1";
 /// Figures that divide something or that nothing runs without.
 constexpr double kPositive = std::numeric_limits<double>::min();
 
-/// More nodes or GPUs per node than anybody builds; their product stays far inside 64 bits.
-constexpr int kMostNodes = 100000000;
-constexpr int kMostGpusPerNode = 1000000;
-
 /// The figure `key` of `cursor`; absent is reported.
 Figure requireFigure(const JsonCursor& cursor, const std::string& key, Quantity quantity, const std::string& meaning)
 {
@@ -135,19 +131,24 @@ Cluster clusterFromJson(const JsonCursor& cursor, const std::string& id)
     cursor.read("nodes", cluster.nodes, 1, kMostNodes);
     if (const auto link = cursor.find("intra_node"))
         cluster.intraNode = linkFromJson(*link, "per GPU, one direction, \"300 GB/s\"");
-    else if (cluster.gpusPerNode > 1)
-        cursor.require("intra_node", "the link among the GPUs of a node");
     if (const auto link = cursor.find("inter_node"))
         cluster.interNode = linkFromJson(*link, "per node (all network cards), one direction, \"200 GB/s\"");
     if (const auto host = cursor.require("host", "an object that describes the node's memory, CPU and PCIe"))
         readHost(*host, cluster);
     if (const auto nvme = cursor.find("nvme"))
         readNvme(*nvme, cluster);
-    if (cluster.gpusPerNode > 1 && cursor.has("intra_node") && cluster.intraNode.kind == LinkKind::None)
-        cursor.complain("several GPUs per node but intra_node is \"none\"", "the link among them");
-    if (cluster.nodes > 1 && cluster.interNode.kind == LinkKind::None)
-        cursor.complain("several nodes but no inter_node link", "an \"inter_node\" object");
+    checkLinks(cursor, cluster);
     return cluster;
+}
+
+void checkLinks(const JsonCursor& cursor, const Cluster& cluster)
+{
+    if (cluster.gpusPerNode > 1 && cluster.intraNode.kind == LinkKind::None)
+        cursor.complain(fmt::format("{} GPUs per node but no intra_node link", cluster.gpusPerNode),
+                        "an \"intra_node\" object with a kind, or one GPU per node");
+    if (cluster.nodes > 1 && cluster.interNode.kind == LinkKind::None)
+        cursor.complain(fmt::format("{} nodes but no inter_node link", cluster.nodes),
+                        "an \"inter_node\" object with a kind, or one node");
 }
 
 Cluster readCluster(const std::string& idOrPath)

@@ -7,11 +7,18 @@
 
 namespace shardwright {
 
+/// More nodes or GPUs per node than anybody builds; their product stays far inside 64 bits.
+constexpr int kMostNodes = 100000000;
+constexpr int kMostGpusPerNode = 1000000;
+
 /// Reads a cluster by shipped id ("dgx-a100-80gb") or by path. `nodes` of the result is as the file says (default 1).
 Cluster readCluster(const std::string& idOrPath);
 
 /// Reads a cluster that stands at `cursor`; problems go to its findings.
 Cluster clusterFromJson(const JsonCursor& cursor, const std::string& id);
+
+/// Reports at `cursor` when the cluster has more GPUs or nodes than links to join them.
+void checkLinks(const JsonCursor& cursor, const Cluster& cluster);
 
 Json toJson(const Cluster& cluster);
 

@@ -67,9 +67,10 @@ struct PublishedFigure {
 
 struct Scenario {
     std::string name;
-    std::string question; // one sentence
-    std::string file;     // where it was read from
-    Model model;          // with adapters applied when training.lora is set
+    std::string question;    // one sentence
+    std::string file;        // where it was read from
+    Model model;             // with adapters applied when training.lora is set
+    std::string modelConfig; // the Hugging Face config's text when it stands inline in the scenario, else empty
     Cluster cluster;
     Training training;
     std::vector<Strategy> strategies;

@@ -11,11 +11,12 @@ namespace shardwright {
 /// Reads a scenario file; all problems of the file, of its model and of its cluster come as one InputError.
 Scenario readScenario(const std::string& path);
 
-/// Reads a scenario from parsed JSON. `file` names it in messages; relative paths in it are taken from its folder.
+/// Reads a scenario from parsed JSON. `file` names it in messages; relative paths in it are taken from its folder. A
+/// scenario without "strategies" compares every predefined one but the native ones.
 Scenario scenarioFromJson(const Json& json, const std::string& file);
 
-/// The scenario as JSON that scenarioFromJson reads back to an equal one (model and cluster by id where they ship,
-/// else by path or inline).
+/// The scenario as JSON that scenarioFromJson reads back to an equal one: model by id where it ships, else inline or by
+/// absolute path; cluster by id where it ships unchanged but for its size, else inline.
 Json toJson(const Scenario& scenario);
 
 Training trainingFromJson(const JsonCursor& cursor);

@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
 
 #include <set>
 
@@ -106,6 +107,132 @@ TEST(StrategyFile, RejectsADtypeThatNothingTravelsIn)
     ASSERT_EQ(read.findings.size(), 1U);
     EXPECT_EQ(read.findings[0].text(),
               "s.json: /reduce_dtype: \"nf4\" is not possible here; expected fp32, bf16 or fp16");
+}
+
+template <typename E> E anyOf()
+{
+    std::vector<E> values;
+    for (const auto& entry : EnumNames<E>::table)
+        values.push_back(entry.first);
+    return *rc::gen::elementOf(values);
+}
+
+bool anyBool()
+{
+    return *rc::gen::arbitrary<bool>();
+}
+
+std::int64_t anySize()
+{
+    return *rc::gen::inRange<std::int64_t>(1, INT64_MAX);
+}
+
+std::optional<DType> anyWireType()
+{
+    return *rc::gen::element<std::optional<DType>>(DType::Fp32, DType::Bf16, DType::Fp16, std::nullopt);
+}
+
+DdpOptions anyDdp()
+{
+    return {Bytes(*rc::gen::inRange<std::int64_t>(1, std::int64_t{1} << 40)), anyBool()};
+}
+
+Fsdp1Options anyFsdp1()
+{
+    Fsdp1Options options;
+    options.sharding = anyOf<ShardingStrategy>();
+    options.shardGroup = anySize();
+    options.offloadParams = anyBool();
+    options.backwardPrefetch = anyOf<BackwardPrefetch>();
+    options.forwardPrefetch = anyBool();
+    options.limitAllGathers = anyBool();
+    options.wrap = anyOf<WrapPolicy>();
+    options.minNumParams = anySize();
+    options.useOrigParams = anyBool();
+    options.syncModuleStates = anyBool();
+    options.cpuRamEfficientLoading = anyBool();
+    options.paramDtype = anyWireType();
+    options.reduceDtype = anyWireType();
+    options.bufferDtype = anyWireType();
+    options.noSync = anyBool();
+    options.upcastTrainable = anyBool();
+    return options;
+}
+
+Fsdp2Options anyFsdp2()
+{
+    Fsdp2Options options;
+    options.reshardAfterForward = anyBool();
+    if (options.reshardAfterForward && anyBool())
+        options.reshardGroup = anySize();
+    options.replicate = *rc::gen::inRange<std::int64_t>(0, 1000000);
+    options.noShard = anyBool();
+    options.offloadParams = anyBool();
+    options.pinMemory = anyBool();
+    options.forwardPrefetch = anyBool();
+    options.wrap = anyOf<WrapPolicy>();
+    options.minNumParams = anySize();
+    options.separateHeadUnit = anyBool();
+    options.cpuRamEfficientLoading = anyBool();
+    options.paramDtype = anyWireType();
+    options.reduceDtype = anyWireType();
+    options.noSync = anyBool();
+    options.upcastTrainable = anyBool();
+    options.keepLastBlock = anyBool();
+    options.checkpointChildren = anyBool();
+    return options;
+}
+
+/// What a strategy adds to DeepSpeed's own keys, and a sample of those; their own reader's tests vary them all.
+DeepSpeedOptions anyDeepSpeed()
+{
+    DeepSpeedOptions options;
+    options.stage = *rc::gen::inRange(0, 4);
+    options.offloadOptimizer = anyOf<OffloadDevice>();
+    options.offloadParam = anyOf<OffloadDevice>();
+    options.pinMemory = anyBool();
+    options.paramPinMemory = anyBool();
+    options.overlapComm = *rc::gen::element<std::optional<bool>>(true, false, std::nullopt);
+    options.reduceBucketSize = anySize();
+    options.maxReuseDistance = anySize();
+    options.quantizedWeights = anyBool();
+    options.hpzPartitionSize = anySize();
+    options.micsShardSize = *rc::gen::inRange<std::int64_t>(0, 1000);
+    options.gather16bitWeightsOnModelSave = anyBool();
+    options.gradAccumDtype = anyWireType();
+    options.communicationDtype = anyWireType();
+    options.bf16MasterWeightsAndGrads = anyBool();
+    options.zero3Init = anyBool();
+    return options;
+}
+
+StrategyOptions anyOptions()
+{
+    switch (*rc::gen::inRange(0, 5)) {
+    case 0: return anyDdp();
+    case 1: return anyFsdp1();
+    case 2: return anyFsdp2();
+    case 3: return anyDeepSpeed();
+    default: return NativeOptions{*rc::gen::inRange(0, 4), anyBool(), anyBool()};
+    }
+}
+
+RC_GTEST_PROP(StrategyFile, SurvivesWritingAndReading, ())
+{
+    const Strategy written{"mine", anyOptions()};
+    const Read read = readStrategy(toJson(written).dump());
+    RC_ASSERT(read.findings.empty());
+    RC_ASSERT(read.strategy == written);
+}
+
+TEST(StrategyFile, PredefinedOnesSurviveWritingAndReading)
+{
+    for (const std::string& name : strategyNames()) {
+        const Strategy written = *strategyByName(name, 8);
+        const Read read = readStrategy(toJson(written).dump());
+        EXPECT_TRUE(read.findings.empty()) << name;
+        EXPECT_EQ(read.strategy, written) << name;
+    }
 }
 
 } // namespace
