@@ -29,6 +29,7 @@ packages_format=(clang-format-14)
 
 say() { echo "== $*" >&2; }
 die() { echo "bootstrap.sh: $*" >&2; exit 3; }
+wrong() { echo "bootstrap.sh: $*" >&2; exit 2; }
 
 # Runs a command without its output, which is shown only when the command fails.
 quietly() {
@@ -128,7 +129,7 @@ asan)
     run_ctest build-asan
     ;;
 fuzz)
-    [[ ${1:-20} =~ ^[1-9][0-9]*$ ]] || die "fuzz takes a number of seconds, not '$1'"
+    [[ ${1:-20} =~ ^[1-9][0-9]*$ ]] || wrong "fuzz takes a number of seconds, not '$1'"
     install_packages "${packages_build[@]}" "${packages_clang[@]}"
     build asan build-asan fuzz_targets
     fuzz "${1:-20}"
@@ -143,7 +144,7 @@ format)
     case ${1:-} in
     "") sources | xargs clang-format-14 -i ;;
     --check) sources | xargs clang-format-14 --dry-run --Werror && echo "formatting: no drift" ;;
-    *) die "format takes --check or nothing, not '$1'" ;;
+    *) wrong "format takes --check or nothing, not '$1'" ;;
     esac
     ;;
 help | -h | --help)
