@@ -1,0 +1,238 @@
+#include "planner/activations/activation_model.hpp"
+
+#include <cassert>
+
+namespace shardwright {
+
+namespace {
+
+using C = Category;
+
+constexpr BufferSpec kHidden{"hidden states between layers", "c T H", "torch autograd", C::Activations};
+constexpr BufferSpec kLogits{"logits", "c T V", "HF LlamaForCausalLM.forward", C::Logits};
+constexpr BufferSpec kBatch{"token ids, labels and positions", "24 T", "int64 each", C::Activations};
+constexpr BufferSpec kHeld{"logits of the micro-step before, held by the caller",
+                           "c T V (4 T V with fp32 outputs)",
+                           "outputs = model(**batch) keeps outputs.logits",
+                           C::Logits,
+                           Place::Gpu,
+                           Stream::Compute,
+                           Lifetime::FromFirstStep};
+constexpr BufferSpec kHostInput{"checkpointed input in host memory",
+                                "c T H",
+                                "deepspeed.checkpointing cpu_checkpointing",
+                                C::Activations,
+                                Place::HostPageable,
+                                Stream::DeviceToHost};
+
+} // namespace
+
+void StageObserver::beforeStage(Pass, int, int) {}
+void StageObserver::afterStage(Pass, int, int) {}
+
+ActivationModel::ActivationModel(const Model& model, const Training& training, DType compute, ActivationVariant variant)
+    : m_model(&model), m_compute(compute), m_checkpointing(training.checkpointing),
+      m_checkpointEvery(training.checkpointEvery), m_holdsLogits(training.holdsLogits)
+{
+    ProgramContext context{model, training, compute, variant, m_classes, -1};
+    const Architecture& architecture = model.architecture;
+    const bool fused = training.loss == LossKind::Fused; // head and loss run chunk by chunk: whole logits never exist
+    const std::int64_t logitWidth =
+        fused ? ceilDivide(architecture.vocab, lossChunks(architecture)) : architecture.vocab;
+    context.hidden = context.add(kHidden, architecture.hidden, context.computeBytes());
+    const BufferClassId logits = context.add(kLogits, logitWidth, context.computeBytes());
+    m_batch = context.add(kBatch, 3, 8);
+    if (m_holdsLogits && !fused)
+        m_heldLogits =
+            context.add(kHeld, logitWidth, training.loss == LossKind::ShiftedCopy ? 4 : context.computeBytes());
+    if (m_checkpointing == Checkpointing::Cpu) {
+        m_hostCheckpoint = context.add(kHostInput, architecture.hidden, context.computeBytes());
+        m_checkpointCopy = 0;
+    }
+
+    const bool policy = m_checkpointing == Checkpointing::Selective || variant.checkpointChildren;
+    const KeepMode mode = m_checkpointing == Checkpointing::None ? KeepMode::Keep
+                          : policy                               ? KeepMode::Policy
+                                                                 : KeepMode::Discard;
+    for (std::size_t type = 0; type < model.layerTypes.size(); ++type) {
+        const LayerType& layerType = model.layerTypes[type];
+        m_modules.push_back(leafModules(layerType));
+        const std::vector<LeafModule>& modules = m_modules.back();
+        switch (layerType.kind) {
+        case LayerKind::Embedding: m_keeping.push_back(embeddingProgram(context, modules)); break;
+        case LayerKind::Block: m_keeping.push_back(blockProgram(context, static_cast<int>(type), modules)); break;
+        case LayerKind::FinalNorm: m_keeping.push_back(finalNormProgram(context, modules)); break;
+        case LayerKind::Head: m_keeping.push_back(headProgram(context, modules, logits)); break;
+        }
+        m_checkpointed.push_back(m_keeping.back());
+        m_keeping.back().compile(KeepMode::Keep);
+        m_checkpointed.back().compile(layerType.kind == LayerKind::Block ? mode : KeepMode::Keep);
+    }
+    m_loss = lossProgram(context, logits);
+    m_loss.compile(KeepMode::Keep);
+}
+
+void ActivationModel::defineSizes(SizeTable& sizes, const Training& training) const
+{
+    assert(sizes.buffers.empty() && sizes.payloads.empty());
+    const std::int64_t tokens = training.tokensPerMicroBatch();
+    for (const ScaledClass& scaled : m_classes) {
+        std::int64_t bytes = checkedMultiply(tokens, scaled.bytesPerToken);
+        if (scaled.timesSequence)
+            bytes = checkedMultiply(bytes, training.sequenceLength);
+        sizes.addBuffer(*scaled.spec, Bytes(bytes), scaled.layerType);
+    }
+    if (m_checkpointCopy >= 0)
+        sizes.addPayload({"checkpointed input", "c T H", "deepspeed.checkpointing",
+                          sizes.buffers[static_cast<std::size_t>(m_hostCheckpoint)].bytes, m_compute});
+}
+
+ActivationWalk::ActivationWalk(const ActivationModel& activations)
+    : m_activations(&activations), m_layers(activations.model().layers.size())
+{
+    for (std::size_t layer = 0; layer < m_layers.size(); ++layer)
+        if (activations.model().layer(layer).kind == LayerKind::Embedding)
+            m_embeddingLayer = static_cast<int>(layer);
+}
+
+bool ActivationWalk::checkpointed(int layer) const
+{
+    const ActivationModel& activations = *m_activations;
+    const auto position = static_cast<std::size_t>(layer);
+    if (activations.m_checkpointing == Checkpointing::None ||
+        activations.model().layer(position).kind != LayerKind::Block)
+        return false;
+    return (layer - m_embeddingLayer - 1) % activations.m_checkpointEvery == 0;
+}
+
+const LayerProgram& ActivationWalk::program(int layer) const
+{
+    const auto type = static_cast<std::size_t>(m_activations->model().layers[static_cast<std::size_t>(layer)]);
+    return checkpointed(layer) ? m_activations->m_checkpointed[type] : m_activations->m_keeping[type];
+}
+
+void ActivationWalk::carryOver(ScheduleBuilder& builder)
+{
+    if (m_activations->m_heldLogits >= 0)
+        m_heldLogits = builder.allocate(m_activations->m_heldLogits);
+}
+
+void ActivationWalk::beginMicroStep(ScheduleBuilder& builder)
+{
+    builder.op(OpKind::Allocate, Stream::Compute, Phase::Forward);
+    m_batch = builder.allocate(m_activations->m_batch);
+}
+
+void ActivationWalk::startOp(ScheduleBuilder& builder, Pass kind, int layer, int module)
+{
+    const OpKind op = kind == Pass::Forward     ? OpKind::Forward
+                      : kind == Pass::Recompute ? OpKind::Recompute
+                                                : OpKind::Backward;
+    builder.op(op, Stream::Compute, kind == Pass::Forward ? Phase::Forward : Phase::Backward, layer,
+               static_cast<std::int16_t>(module));
+}
+
+void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, const ProgramPass& pass, Pass kind,
+                         int layer, StageObserver& observer)
+{
+    const auto position = static_cast<std::size_t>(layer);
+    std::vector<BufferId>& slots = m_layers[position].slots;
+    const bool tied = m_activations->model().layer(position).kind == LayerKind::Head &&
+                      m_activations->model().layer(position).parameters.empty();
+    OpId current = -1;
+    for (const ProgramStage& stage : pass) {
+        const int owner = tied ? m_embeddingLayer : layer;
+        const int module = stage.module;
+        if (module >= 0)
+            observer.beforeStage(kind, owner, tied ? 0 : module);
+        if (current < 0 || builder.lastOp() != current) {
+            startOp(builder, kind, layer, current < 0 && module < 0 ? -1 : module);
+            current = builder.lastOp();
+        }
+        for (const SlotEvent& event : stage.events) {
+            const auto slot = static_cast<std::size_t>(event.slot);
+            if (event.makes) {
+                slots[slot] = builder.allocate(program.classOf(event.slot));
+            } else {
+                builder.free(slots[slot]);
+                slots[slot] = -1;
+            }
+        }
+        if (module >= 0)
+            observer.afterStage(kind, owner, tied ? 0 : module);
+    }
+}
+
+void ActivationWalk::forward(ScheduleBuilder& builder, int layer, StageObserver& observer)
+{
+    const LayerProgram& layerProgram = program(layer);
+    LayerState& state = m_layers[static_cast<std::size_t>(layer)];
+    state.slots.assign(layerProgram.slots(), -1);
+    state.slots[kInput] = m_carried;
+    run(builder, layerProgram, layerProgram.forwardPass(), Pass::Forward, layer, observer);
+    m_carried = state.slots[kOutput];
+    state.slots[kOutput] = -1;
+    if (m_activations->m_hostCheckpoint >= 0 && checkpointed(layer)) {
+        builder.op(OpKind::CopyToHost, Stream::DeviceToHost, Phase::Forward, layer);
+        builder.move(m_activations->m_checkpointCopy);
+        state.hostCopy = builder.allocate(m_activations->m_hostCheckpoint);
+        builder.free(state.slots[kInput]);
+        state.slots[kInput] = -1;
+    }
+}
+
+void ActivationWalk::loss(ScheduleBuilder& builder)
+{
+    const LayerProgram& lossProgram = m_activations->m_loss;
+    m_lossState.slots.assign(lossProgram.slots(), -1);
+    m_lossState.slots[kInput] = m_carried;
+    const auto play = [&](const ProgramPass& pass) {
+        for (const ProgramStage& stage : pass)
+            for (const SlotEvent& event : stage.events) {
+                BufferId& buffer = m_lossState.slots[static_cast<std::size_t>(event.slot)];
+                if (event.makes) {
+                    buffer = builder.allocate(lossProgram.classOf(event.slot));
+                } else {
+                    builder.free(buffer);
+                    buffer = -1;
+                }
+            }
+    };
+    builder.op(OpKind::LossForward, Stream::Compute, Phase::Loss);
+    play(lossProgram.forwardPass());
+    if (m_heldLogits >= 0)
+        builder.free(m_heldLogits); // the caller's variable is assigned anew only now
+    m_heldLogits = -1;
+    if (lossProgram.heldSlot() >= 0)
+        m_heldLogits = m_lossState.slots[static_cast<std::size_t>(lossProgram.heldSlot())];
+    builder.op(OpKind::LossBackward, Stream::Compute, Phase::Backward);
+    play(lossProgram.backwardPass());
+    m_gradCarried = m_lossState.slots[kGradInput];
+}
+
+void ActivationWalk::backward(ScheduleBuilder& builder, int layer, StageObserver& observer)
+{
+    const LayerProgram& layerProgram = program(layer);
+    LayerState& state = m_layers[static_cast<std::size_t>(layer)];
+    if (state.hostCopy >= 0) {
+        builder.op(OpKind::CopyToDevice, Stream::HostToDevice, Phase::Backward, layer);
+        builder.move(m_activations->m_checkpointCopy);
+        state.slots[kInput] = builder.allocate(layerProgram.classOf(kInput));
+        builder.free(state.hostCopy);
+        state.hostCopy = -1;
+    }
+    state.slots[kGradOutput] = m_gradCarried;
+    if (!layerProgram.recomputePass().empty())
+        run(builder, layerProgram, layerProgram.recomputePass(), Pass::Recompute, layer, observer);
+    run(builder, layerProgram, layerProgram.backwardPass(), Pass::Backward, layer, observer);
+    m_gradCarried = state.slots[kGradInput];
+}
+
+void ActivationWalk::endMicroStep(ScheduleBuilder& builder)
+{
+    builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
+    builder.free(m_batch);
+    m_batch = -1;
+}
+
+} // namespace shardwright

@@ -1,0 +1,103 @@
+#pragma once
+
+// Activations of a model under one training setup: which tensors each layer makes, keeps and frees. Which ones they are
+// belongs to the implementation that trains the model (Training::implementation), apart from the framework that shards
+// it.
+
+#include <memory>
+#include <vector>
+
+#include "planner/activations/block_program.hpp"
+
+namespace shardwright {
+
+enum class Pass : std::uint8_t { Forward, Recompute, Backward };
+
+/// What a framework hooks around the stages of a layer: a stage is what one leaf module computes, with the
+/// parameterless steps after it. An observer may start operations of its own on the builder; the layer then goes on in
+/// a new one.
+class StageObserver {
+public:
+    virtual ~StageObserver() = default;
+    /// `layer`: position in Model::layers of the module's owner. A tied head names the embedding's module.
+    virtual void beforeStage(Pass pass, int layer, int module);
+    virtual void afterStage(Pass pass, int layer, int module);
+};
+
+/// Programs of all layer types under one training setup. The structure is fixed; sizes follow the tokens.
+class ActivationModel {
+public:
+    ActivationModel(const Model& model, const Training& training, DType compute, ActivationVariant variant = {});
+
+    /// Adds its classes and payloads to `sizes`, which must be empty: the programs' class ids count from the beginning.
+    void defineSizes(SizeTable& sizes, const Training& training) const;
+
+    const std::vector<LeafModule>& modules(int layerType) const
+    {
+        return m_modules[static_cast<std::size_t>(layerType)];
+    }
+    const Model& model() const { return *m_model; }
+    DType compute() const { return m_compute; }
+
+private:
+    friend class ActivationWalk;
+
+    const Model* m_model;
+    DType m_compute;
+    Checkpointing m_checkpointing;
+    int m_checkpointEvery;
+    bool m_holdsLogits;
+    std::vector<std::vector<LeafModule>> m_modules; // by layer type
+    std::vector<LayerProgram> m_keeping;            // by layer type: everything is kept
+    std::vector<LayerProgram> m_checkpointed;       // by layer type: under the run's checkpointing
+    LayerProgram m_loss;
+    BufferClassId m_batch = -1;          // token ids and labels
+    BufferClassId m_heldLogits = -1;     // logits that the caller keeps until the next forward
+    BufferClassId m_hostCheckpoint = -1; // a block's input kept in host memory
+    PayloadId m_checkpointCopy = -1;
+    std::vector<ScaledClass> m_classes;
+};
+
+/// Emits the forward and backward of one step, micro-step by micro-step, into a builder:
+///
+///   ActivationWalk walk(activations);
+///   walk.carryOver(builder);                      // during initialisation: what the step before left alive
+///   walk.beginMicroStep(builder);
+///   for (layer = 0 .. n-1) walk.forward(builder, layer, observer);
+///   walk.loss(builder);
+///   for (layer = n-1 .. 0) walk.backward(builder, layer, observer);
+///   walk.endMicroStep(builder);
+class ActivationWalk {
+public:
+    explicit ActivationWalk(const ActivationModel& activations);
+
+    void carryOver(ScheduleBuilder& builder);
+    void beginMicroStep(ScheduleBuilder& builder);
+    void forward(ScheduleBuilder& builder, int layer, StageObserver& observer);
+    void loss(ScheduleBuilder& builder);
+    /// Recomputes first where the layer is checkpointed.
+    void backward(ScheduleBuilder& builder, int layer, StageObserver& observer);
+    void endMicroStep(ScheduleBuilder& builder);
+
+private:
+    struct LayerState {
+        std::vector<BufferId> slots;
+        BufferId hostCopy = -1;
+    };
+    bool checkpointed(int layer) const;
+    const LayerProgram& program(int layer) const;
+    void run(ScheduleBuilder& builder, const LayerProgram& program, const ProgramPass& pass, Pass kind, int layer,
+             StageObserver& observer);
+    void startOp(ScheduleBuilder& builder, Pass kind, int layer, int module);
+
+    const ActivationModel* m_activations;
+    std::vector<LayerState> m_layers;
+    LayerState m_lossState;
+    BufferId m_carried = -1;     // hidden states handed from layer to layer
+    BufferId m_gradCarried = -1; // their gradient on the way back
+    BufferId m_batch = -1;
+    BufferId m_heldLogits = -1;
+    int m_embeddingLayer = 0;
+};
+
+} // namespace shardwright

@@ -1,0 +1,16 @@
+#include "planner/frameworks/sharding.hpp"
+
+#include <fmt/format.h>
+
+namespace shardwright {
+
+std::string activationStructureKey(const Training& training)
+{
+    return fmt::format("ac{}/{} attn{} impl{} loss{} compile{} fused{} held{} G{} opt{} fp8{} c{}",
+                       nameOf(training.checkpointing), training.checkpointEvery, nameOf(training.attention),
+                       nameOf(training.implementation), nameOf(training.loss), training.compile, training.fusedNorm,
+                       training.holdsLogits, accumulationShape(training.gradientAccumulation),
+                       nameOf(training.optimizer), training.precision.fp8, nameOf(computeDtype(training.precision)));
+}
+
+} // namespace shardwright

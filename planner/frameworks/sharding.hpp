@@ -1,0 +1,59 @@
+#pragma once
+
+// Pieces that several frameworks' rules share: ranks and groups, micro-steps, precision.
+
+#include "core/schedule.hpp"
+#include "planner/plan_input.hpp"
+
+namespace shardwright {
+
+/// Ranks are laid out node by node. A group of `ranks` consecutive ranks spans this many nodes.
+inline std::int64_t nodesOfConsecutive(const Cluster& cluster, std::int64_t ranks)
+{
+    return std::max<std::int64_t>(1, ceilDivide(ranks, cluster.gpusPerNode));
+}
+
+/// The group of ranks with the same place within their shard group of `shardGroup` consecutive ranks.
+inline Group replicaGroup(const Cluster& cluster, std::int64_t shardGroup)
+{
+    const std::int64_t replicas = cluster.gpus() / shardGroup;
+    const std::int64_t shardGroupsPerNode = std::max<std::int64_t>(1, cluster.gpusPerNode / shardGroup);
+    return {"replicate", replicas, std::max<std::int64_t>(1, ceilDivide(replicas, shardGroupsPerNode))};
+}
+
+/// One micro-step of the step: where it stands, and how often it happens alike.
+struct MicroStep {
+    std::string_view name;
+    bool first;
+    bool last;
+    std::int64_t repeat;
+};
+
+/// The micro-steps of an optimizer step with G accumulations: one; or first, G-2 alike, last.
+inline std::vector<MicroStep> microSteps(std::int64_t accumulation)
+{
+    if (accumulation == 1)
+        return {{"micro-step", true, true, 1}};
+    std::vector<MicroStep> steps{{"first micro-step", true, false, 1}};
+    if (accumulation > 2)
+        steps.push_back({"micro-steps between", false, false, accumulation - 2});
+    steps.push_back({"last micro-step", false, true, 1});
+    return steps;
+}
+
+/// 0, 1 or 2: which segments microSteps() gives, for structure keys.
+inline int accumulationShape(std::int64_t accumulation)
+{
+    return accumulation == 1 ? 0 : accumulation == 2 ? 1 : 2;
+}
+
+/// The dtype that layers compute in under a run's precision settings.
+inline DType computeDtype(const Precision& precision)
+{
+    return precision.mixed.value_or(precision.load);
+}
+
+/// The part of the training description that fixes the structure of activations.
+std::string activationStructureKey(const Training& training);
+
+} // namespace shardwright

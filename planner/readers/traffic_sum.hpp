@@ -1,0 +1,18 @@
+#pragma once
+
+// Reader: what a schedule sends, by collective, group and link tier, in bytes and in units of Ψ.
+
+#include "core/plan.hpp"
+#include "core/schedule.hpp"
+
+namespace shardwright {
+
+/// Sums one optimizer step. `parameters`: the model's, the unit of Ψ. Textbook figures are not filled in.
+///
+/// Bytes that a rank sends for a tensor of S bytes over n ranks: S (n-1)/n for all-gather, reduce-scatter and
+/// all-to-all, twice that for all-reduce, S for broadcast and reduce (nccl-tests, doc/PERFORMANCE.md). Between nodes a
+/// group over k nodes must move at least S (k-1)/k per node for a gather or scatter, twice that for an all-reduce: the
+/// part of the tensor that is not on the node yet. A flat ring puts S (n-1)/n on the node's links instead.
+Traffic sumTraffic(const Schedule& schedule, std::int64_t parameters, int gpusPerNode);
+
+} // namespace shardwright
