@@ -12,7 +12,7 @@ namespace shardwright {
 Scenario readScenario(const std::string& path);
 
 /// Reads a scenario from parsed JSON. `file` names it in messages; relative paths in it are taken from its folder. A
-/// scenario without "strategies" compares every predefined one but the native ones.
+/// scenario without "strategies" compares every predefined one but the native ones; "all" in the list stands for them.
 Scenario scenarioFromJson(const Json& json, const std::string& file);
 
 /// The scenario as JSON that scenarioFromJson reads back to an equal one: model by id where it ships, else inline or by
