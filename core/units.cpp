@@ -24,6 +24,16 @@ std::int64_t nextPowerOfTwo(std::int64_t value)
     return power;
 }
 
+Bytes share(Bytes bytes, std::int64_t numerator, std::int64_t denominator)
+{
+    __extension__ using Wide = __int128;
+    const Wide product = static_cast<Wide>(bytes.count()) * numerator;
+    const Wide result = (product + denominator - 1) / denominator;
+    if (result > std::numeric_limits<std::int64_t>::max())
+        throwNumberTooLarge("x a share,", bytes.count(), numerator);
+    return Bytes(static_cast<std::int64_t>(result));
+}
+
 namespace {
 
 std::string formatScaled(double value, double base, const std::array<const char*, 6>& names)

@@ -90,6 +90,9 @@ private:
     std::int64_t m_count = 0;
 };
 
+/// bytes x numerator / denominator, rounded up; the product may pass 64 bits, the result may not.
+Bytes share(Bytes bytes, std::int64_t numerator, std::int64_t denominator);
+
 constexpr double kGB = 1e9;
 constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
 

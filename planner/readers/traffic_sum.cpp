@@ -17,13 +17,6 @@ bool wholeTensor(OpKind kind)
     return kind == OpKind::Broadcast || kind == OpKind::Reduce;
 }
 
-/// value x numerator / denominator, rounded up, without leaving 64 bits.
-Bytes share(Bytes value, std::int64_t numerator, std::int64_t denominator)
-{
-    const __int128 product = static_cast<__int128>(value.count()) * numerator;
-    return Bytes(static_cast<std::int64_t>((product + denominator - 1) / denominator));
-}
-
 } // namespace
 
 Traffic sumTraffic(const Schedule& schedule, std::int64_t parameters, int gpusPerNode)

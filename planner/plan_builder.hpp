@@ -1,0 +1,31 @@
+#pragma once
+
+// Scenario and strategy -> Plan: applies the framework's rules and lets every reader read the schedule.
+
+#include <string>
+#include <vector>
+
+#include "core/plan.hpp"
+#include "core/scenario.hpp"
+#include "planner/plan_input.hpp"
+
+namespace shardwright {
+
+struct PlanDetail {
+    bool curve = true;     // fill GpuMemory::curve
+    bool allocator = true; // replay the caching allocator; otherwise peakReserved = peakAllocated
+    bool suggest = true;   // look for the smallest change when it does not fit
+};
+
+/// The plan of one strategy. A combination that the framework refuses is a plan with Verdict::NotPossible and reasons.
+/// NumberTooLarge when the input's numbers leave 64 bits.
+Plan buildPlan(const PlanInput& input, const PlanDetail& detail = {});
+Plan buildPlan(const Scenario& scenario, const Strategy& strategy, const PlanDetail& detail = {});
+
+/// Plans of all strategies of the scenario, in its order.
+std::vector<Plan> buildPlans(const Scenario& scenario, const PlanDetail& detail = {});
+
+/// The plan to take among those that fit, or nothing: its index.
+std::optional<std::size_t> recommend(const Scenario& scenario, const std::vector<Plan>& plans);
+
+} // namespace shardwright
