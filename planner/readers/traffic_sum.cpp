@@ -17,15 +17,6 @@ bool wholeTensor(OpKind kind)
     return kind == OpKind::Broadcast || kind == OpKind::Reduce;
 }
 
-__extension__ using Int128 = __int128; // -Wpedantic knows no other spelling
-
-/// value x numerator / denominator, rounded up, without leaving 64 bits.
-Bytes share(Bytes value, std::int64_t numerator, std::int64_t denominator)
-{
-    const Int128 product = static_cast<Int128>(value.count()) * numerator;
-    return Bytes(static_cast<std::int64_t>((product + denominator - 1) / denominator));
-}
-
 } // namespace
 
 Traffic sumTraffic(const Schedule& schedule, std::int64_t parameters, int gpusPerNode)
