@@ -61,9 +61,9 @@ std::int64_t Model::activeParameters() const
     std::int64_t total = 0;
     for (const int type : layers)
         for (const ParameterSpec& parameter : layerTypes[static_cast<std::size_t>(type)].parameters) {
-            const std::int64_t met = parameter.role == ParameterRole::Expert
-                                         ? std::min(parameter.repeat, architecture.expertsPerToken)
-                                         : parameter.repeat;
+            // Only experts, and adapters on them, repeat.
+            const std::int64_t met =
+                parameter.repeat > 1 ? std::min(parameter.repeat, architecture.expertsPerToken) : 1;
             total = checkedAdd(total, checkedMultiply(parameter.numel, met));
         }
     return total;
@@ -88,10 +88,42 @@ std::string filledIn(const std::string& pattern, std::int64_t index)
     return pattern.substr(0, hole) + std::to_string(index) + pattern.substr(hole + 2);
 }
 
-std::string lastPart(const std::string& module)
+std::string joinedPath(const std::string& prefix, const std::string& name)
 {
-    const std::size_t dot = module.rfind('.');
-    return dot == std::string::npos ? module : module.substr(dot + 1);
+    return prefix.empty() || name.empty() ? prefix + name : prefix + "." + name;
+}
+
+std::string lastPart(const std::string& path)
+{
+    const std::size_t dot = path.rfind('.');
+    return dot == std::string::npos ? path : path.substr(dot + 1);
+}
+
+/// peft's rule for a target: the whole module path or its last parts ("q_proj", "self_attn.q_proj").
+bool endsWithParts(const std::string& path, const std::string& parts)
+{
+    if (path.size() == parts.size())
+        return path == parts;
+    return path.size() > parts.size() && path.compare(path.size() - parts.size(), parts.size(), parts) == 0 &&
+           path[path.size() - parts.size() - 1] == '.';
+}
+
+/// The adapter pair of the matrix `target`. The names are peft's, for its adapter called "default".
+std::vector<ParameterSpec> adaptersOf(const ParameterSpec& target, std::int64_t rank)
+{
+    const std::int64_t out = target.inputFirst ? target.shape[1] : target.shape[0];
+    const std::int64_t in = target.inputFirst ? target.shape[0] : target.shape[1];
+    const auto adapter = [&](const char* which, std::int64_t rows, std::int64_t columns) {
+        ParameterSpec spec;
+        spec.module = joinedPath(target.module, std::string(which) + ".default");
+        spec.name = spec.module + ".weight";
+        spec.shape = {rows, columns};
+        spec.numel = checkedMultiply(rows, columns);
+        spec.repeat = target.repeat;
+        spec.role = ParameterRole::Lora;
+        return spec;
+    };
+    return {adapter("lora_A", rank, in), adapter("lora_B", out, rank)};
 }
 
 } // namespace
@@ -114,7 +146,7 @@ std::vector<NamedParameter> listParameters(const Model& model)
                 for (std::size_t i = first; i < end; ++i) {
                     const ParameterSpec& parameter = type.parameters[i];
                     const std::string name = filledIn(parameter.name, instance);
-                    list.push_back({prefix.empty() ? name : prefix + "." + name, parameter.shape, parameter.numel,
+                    list.push_back({joinedPath(prefix, name), parameter.shape, parameter.numel,
                                     static_cast<std::int64_t>(position), parameter.trainable});
                 }
             first = end;
@@ -128,58 +160,42 @@ std::vector<NamedParameter> listParameters(const Model& model)
 Model applyLora(const Model& model, const Lora& lora, const std::string& file, const std::string& place)
 {
     Model adapted = model;
-    std::set<std::string> modules;
+    std::set<std::string> offered;
     std::set<std::string> matched;
-    const auto isTarget = [&](const ParameterSpec& parameter) {
-        if (parameter.shape.size() != 2 || parameter.role == ParameterRole::Norm)
+    const auto isTarget = [&](const LayerType& type, const ParameterSpec& parameter) {
+        const bool holdsLinears = type.kind == LayerKind::Block || type.kind == LayerKind::Head;
+        if (!holdsLinears || parameter.shape.size() != 2)
             return false;
-        const std::string module = lastPart(parameter.module);
-        modules.insert(module);
+        const std::string path = joinedPath(type.prefix, parameter.module);
+        offered.insert(lastPart(path));
         if (lora.targetModules.empty())
-            return parameter.role != ParameterRole::Router;
+            return type.kind == LayerKind::Block && parameter.role != ParameterRole::Router;
+        bool any = false;
         for (const std::string& target : lora.targetModules)
-            if (target == module) {
+            if (endsWithParts(path, target)) {
                 matched.insert(target);
-                return true;
+                any = true;
             }
-        return false;
+        return any;
     };
     for (LayerType& type : adapted.layerTypes) {
+        const bool outside = type.kind == LayerKind::Embedding || type.kind == LayerKind::Head;
         std::vector<ParameterSpec> parameters;
         for (ParameterSpec parameter : type.parameters) {
-            const bool outside = type.kind == LayerKind::Embedding || type.kind == LayerKind::Head;
             parameter.trainable =
                 (lora.trainEmbeddings && outside) || (lora.trainNorms && parameter.role == ParameterRole::Norm);
-            const bool target = type.kind == LayerKind::Block && isTarget(parameter);
             parameters.push_back(parameter);
-            if (!target)
-                continue;
-            // GPT-2's Conv1D stores (in, out), a linear layer (out, in); the adapters' sizes are the same either way.
-            const std::int64_t out = parameter.shape[0];
-            const std::int64_t in = parameter.shape[1];
-            const auto adapter = [&](const char* which, std::int64_t rows, std::int64_t columns) {
-                ParameterSpec spec;
-                spec.module = parameter.module + "." + which + ".default";
-                spec.name = spec.module + ".weight";
-                spec.shape = {rows, columns};
-                spec.numel = checkedMultiply(rows, columns);
-                spec.repeat = parameter.repeat;
-                spec.role = ParameterRole::Lora;
-                parameters.push_back(spec);
-            };
-            adapter("lora_A", lora.rank, in);
-            adapter("lora_B", out, lora.rank);
+            if (isTarget(type, parameter))
+                for (ParameterSpec& adapter : adaptersOf(parameter, lora.rank))
+                    parameters.push_back(std::move(adapter));
         }
         type.parameters = std::move(parameters);
     }
     Findings findings(file);
-    std::string offered;
-    for (const std::string& module : modules)
-        offered += (offered.empty() ? "" : ", ") + module;
     for (const std::string& target : lora.targetModules)
-        if (!matched.contains(target))
-            findings.add(place, fmt::format("no module of the model's blocks is called \"{}\"", target),
-                         "one of " + offered);
+        if (matched.count(target) == 0)
+            findings.add(place, fmt::format("no linear module of the model is called \"{}\"", target),
+                         fmt::format("one of {}", fmt::join(offered, ", ")));
     findings.throwIfAny();
     return adapted;
 }

@@ -130,8 +130,9 @@ std::vector<NamedParameter> listParameters(const Model& model);
 /// B (out x rank), both trainable.
 struct Lora {
     std::int64_t rank = 16;
-    std::vector<std::string>
-        targetModules;            // last part of module names ("q_proj"); empty = all linear modules of blocks
+    // Module names or their last parts, as in peft ("q_proj", "self_attn.q_proj", "lm_head"); empty = all linear
+    // modules of blocks but routers.
+    std::vector<std::string> targetModules;
     bool trainEmbeddings = false; // embedding and head stay trainable (modules_to_save)
     bool trainNorms = false;
     DType adapterDtype = DType::Fp32; // peft keeps adapters in fp32 unless told otherwise

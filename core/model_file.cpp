@@ -75,6 +75,21 @@ void checkSize(const Model& model, const JsonCursor& cursor)
     model.parameters();
 }
 
+Model readFile(const fs::path& file, const std::string& id)
+{
+    return modelFromJson(parseJson(readTextFile(file.string()), file.string()), id, file.string());
+}
+
+/// The id of the shipped model that `folder` is, or the path as it was given.
+std::string idOfFolder(const fs::path& folder)
+{
+    std::error_code error;
+    const fs::path models = fs::weakly_canonical(folder, error).parent_path();
+    const bool shipped = !error && models.filename() == "models" &&
+                         fs::is_directory(models.parent_path() / "scenarios" / "clusters", error);
+    return shipped ? fs::weakly_canonical(folder).filename().string() : folder.string();
+}
+
 } // namespace
 
 std::vector<std::string> supportedModelTypes()
@@ -108,16 +123,13 @@ Model modelFromJson(const Json& config, const std::string& id, const std::string
 
 Model readModel(const std::string& idOrPath)
 {
-    const auto read = [](const fs::path& file, const std::string& id) {
-        return modelFromJson(parseJson(readTextFile(file.string()), file.string()), id, file.string());
-    };
     // A bare name is an id that ships before it is a file here; "./name" is always a file or folder.
     std::vector<std::string> shipped;
     const bool bareName = idOrPath.find('/') == std::string::npos;
     if (bareName) {
         shipped = modelIds();
         if (std::find(shipped.begin(), shipped.end(), idOrPath) != shipped.end())
-            return read(fs::path(homeFolder()) / "models" / idOrPath / "config.json", idOrPath);
+            return readFile(fs::path(homeFolder()) / "models" / idOrPath / "config.json", idOrPath);
     }
     std::error_code ignored;
     if (fs::is_directory(idOrPath, ignored)) {
@@ -125,10 +137,10 @@ Model readModel(const std::string& idOrPath)
         if (!fs::exists(file, ignored))
             throw InputError(idOrPath, "", "is a folder without a config.json",
                              "a Hugging Face model folder, a config.json, or an id of a model that ships");
-        return read(file, idOrPath);
+        return readFile(file, idOfFolder(idOrPath));
     }
     if (fs::exists(idOrPath, ignored))
-        return read(idOrPath, idOrPath);
+        return readFile(idOrPath, idOrPath);
     if (!bareName)
         throw InputError(idOrPath, "", "there is no such file or folder",
                          "a config.json, a folder that holds one, or an id of a model that ships");

@@ -30,7 +30,7 @@ LayerType qwenBlock(const Architecture& a, const QwenStyle& style, bool sparse)
     addGatedMlp(block, "mlp.experts.{}", a.hidden, a.expertFfn, false, ParameterRole::Expert, a.experts);
     if (style.sharedExpert) {
         addGatedMlp(block, "mlp.shared_expert", a.hidden, a.sharedExpertFfn, false, ParameterRole::SharedExpert);
-        block.linear("mlp.shared_expert_gate", a.hidden, 1, false, ParameterRole::SharedExpert);
+        block.linear("mlp.shared_expert_gate", a.hidden, 1, false, ParameterRole::Router);
     }
     return block.build();
 }
