@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
 
 #include "core/catalogue.hpp"
 #include "core/model_file.hpp"
@@ -151,6 +152,63 @@ TEST(ModelErrors, hostileCountsOfLayersAndExpertsAreRefused)
         "num_experts_per_tok": 1})");
     ASSERT_EQ(experts.size(), 1U) << told(experts);
     EXPECT_NE(experts[0].what.find("parameter tensors"), std::string::npos);
+}
+
+RC_GTEST_PROP(ModelErrors, anyValuesGiveAModelOrAnInputError, ())
+{
+    const std::string type = *rc::gen::elementOf(supportedModelTypes());
+    const std::vector<Json> values = {
+        nullptr,       0,          -1,  1,     2,    8,     64,  1000,    99999999,
+        INT64_MAX,     UINT64_MAX, 0.5, 1e300, true, false, "8", "layer", Json::array({1, -2, "x"}),
+        Json::object()};
+    Json config = {{"model_type", type}};
+    for (const char* key : {"hidden_size",
+                            "n_embd",
+                            "d_model",
+                            "num_hidden_layers",
+                            "n_layer",
+                            "n_layers",
+                            "num_attention_heads",
+                            "n_head",
+                            "n_heads",
+                            "num_key_value_heads",
+                            "num_kv_heads",
+                            "head_dim",
+                            "intermediate_size",
+                            "ffn_dim",
+                            "vocab_size",
+                            "max_position_embeddings",
+                            "n_positions",
+                            "max_seq_len",
+                            "num_experts",
+                            "num_local_experts",
+                            "n_routed_experts",
+                            "num_experts_per_tok",
+                            "moe_intermediate_size",
+                            "shared_expert_intermediate_size",
+                            "decoder_sparse_step",
+                            "mlp_only_layers",
+                            "moe_layer_freq",
+                            "kv_lora_rank",
+                            "q_lora_rank",
+                            "qk_nope_head_dim",
+                            "qk_rope_head_dim",
+                            "v_head_dim",
+                            "attn_config",
+                            "tie_word_embeddings",
+                            "dropout"})
+        if (*rc::gen::inRange(0, 12) == 0)
+            config[key] = *rc::gen::elementOf(values);
+        else
+            config[key] = *rc::gen::element(1, 2, 8);
+    try {
+        const Model model = modelFromJson(config, "any", "any");
+        RC_ASSERT(model.parameters() > 0);
+        RC_ASSERT(model.activeParameters() <= model.parameters());
+        RC_ASSERT(static_cast<std::int64_t>(model.layers.size()) == model.architecture.layers + 3);
+    } catch (const InputError& error) {
+        RC_ASSERT(!error.findings().empty());
+    }
 }
 
 TEST(ModelErrors, moreExpertsPerTokenThanExpertsIsAnError)

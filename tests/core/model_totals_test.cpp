@@ -151,6 +151,19 @@ TEST(ModelTotals, papersModelsHaveTheSizesTheirPapersGive)
     EXPECT_NEAR(billions("zero-infinity-100t"), 101470, 20);
 }
 
+TEST(ModelTotals, blocksOfTheZeroPapersModelsHaveTheSizeInTheirName)
+{
+    // The papers name models by layers x 12 hidden^2, cut or rounded to whole billions (78 x 4096 is their "15B").
+    for (const std::string& id : modelIds()) {
+        if (id.rfind("zero-", 0) != 0 || id.rfind("zero-infinity", 0) == 0 || id == "zero-7.5b" || id == "zero-1.4b")
+            continue;
+        const Model model = readModel(id);
+        const double named = std::stod(id.substr(id.rfind('-') + 1)) * 1e9;
+        const auto blocks = static_cast<double>(model.architecture.layers * model.layer(1).numel());
+        EXPECT_NEAR(blocks / named, 1, 0.05) << id;
+    }
+}
+
 TEST(ModelTotals, everyModelThatShipsIsTheSumOfItsListing)
 {
     for (const std::string& id : modelIds()) {
