@@ -39,8 +39,8 @@ template <> struct EnumNames<WrapPolicy> {
 
 /// torch DistributedDataParallel.
 struct DdpOptions {
-    Bytes bucketCap = 25_MiB; // bucket_cap_mb, torch default 25
-    bool gradientAsBucketView = true;
+    Bytes bucketCap = 25_MiB;          // bucket_cap_mb, torch default 25
+    bool gradientAsBucketView = false; // torch default: gradients and reduction buckets are separate copies
 
     bool operator==(const DdpOptions&) const = default;
 };

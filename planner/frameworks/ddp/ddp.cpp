@@ -1,0 +1,290 @@
+// torch.nn.parallel.DistributedDataParallel. Sources: torch/nn/parallel/distributed.py,
+// csrc/distributed/c10d/reducer.cpp
+// ("reducer"), aten/src/ATen/autocast_mode.cpp ("autocast").
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "planner/activations/activation_model.hpp"
+#include "planner/frameworks/optimizer_rules.hpp"
+#include "planner/frameworks/rules.hpp"
+#include "planner/frameworks/sharding.hpp"
+
+namespace shardwright {
+
+namespace {
+
+using C = Category;
+using S = Stream;
+using L = Lifetime;
+
+constexpr BufferSpec kParameters{
+    "parameters of a layer", "l x P_l", "torch.nn.Module", C::Parameters, Place::Gpu, S::Compute, L::Persistent};
+constexpr BufferSpec kMoments{"optimizer states of a layer",
+                              "moments x l x P_l",
+                              "torch.optim",
+                              C::OptimizerStates,
+                              Place::Gpu,
+                              S::Compute,
+                              L::FromFirstStep};
+constexpr BufferSpec kBuckets{"reduction buckets of a layer",
+                              "l x P_l",
+                              "reducer initialize_bucket_views",
+                              C::CommunicationBuffers,
+                              Place::Gpu,
+                              S::Compute,
+                              L::Persistent};
+constexpr BufferSpec kGradient{"gradient of a module", "l x numel", "torch autograd", C::Gradients};
+constexpr BufferSpec kAutocastWeight{"weights of a module cast by autocast", "c x numel",
+                                     "autocast caches casts of leaf weights", C::GatheredParameters};
+constexpr BufferSpec kForeach{"temporaries of the foreach optimizer", "l x P",
+                              "torch/optim/adamw.py _multi_tensor_adamw", C::Temporaries};
+
+class DdpRules final : public FrameworkRules {
+public:
+    explicit DdpRules(const PlanInput& input)
+        : m_model(input.model), m_compute(computeDtype(input.training.precision)),
+          m_storage(input.training.precision.load), m_activations(input.model, input.training, m_compute)
+    {
+        resize(input);
+    }
+
+    void resize(const PlanInput& input) override
+    {
+        m_training = input.training;
+        m_options = std::get<DdpOptions>(input.strategy.options);
+        m_cluster = &input.cluster;
+        m_sizes.clear();
+        m_activations.defineSizes(m_sizes, m_training);
+        m_world = m_sizes.addGroup({"world", input.ranks(), nodesOfConsecutive(input.cluster, input.ranks())});
+        m_types.assign(m_model.layerTypes.size(), {});
+        for (std::size_t type = 0; type < m_types.size(); ++type)
+            defineType(static_cast<int>(type), m_types[type]);
+        m_foreach = m_sizes.addBuffer(
+            kForeach, foreachTemporaries(m_training) ? bytesOf(m_model.trainableParameters(), m_storage) : Bytes(0));
+    }
+
+    std::string structureKey() const override
+    {
+        std::string buckets;
+        for (const TypeSizes& type : m_types)
+            buckets += fmt::format("{},", type.fullBuckets);
+        return fmt::format("ddp {} view{} buckets{} d{} {}", m_model.id, m_options.gradientAsBucketView, buckets,
+                           nameOf(m_storage), activationStructureKey(m_training));
+    }
+
+    ModelStates modelStates() const override
+    {
+        ModelStates states;
+        states.parameters = bytesOf(m_model.parameters(), m_storage);
+        states.gradients = bytesOf(m_model.trainableParameters(), m_storage);
+        states.optimizerStates = shardStateBytes(m_training, m_model, m_model.trainableParameters(),
+                                                 m_model.trainableParameters(), m_storage);
+        return states;
+    }
+
+    double textbookPsi() const override { return 2; }
+
+    Bytes hostInitPeakPerNode() const override
+    {
+        return bytesOf(m_model.parameters(), m_training.precision.load) * m_cluster->gpusPerNode;
+    }
+
+    CheckpointSize checkpoint() const override
+    {
+        CheckpointSize size;
+        size.full16Bit = bytesOf(m_model.parameters(), DType::Bf16);
+        size.fullFp32 = bytesOf(m_model.parameters(), DType::Fp32);
+        const ModelStates states = modelStates();
+        size.shardedTotal = states.parameters + states.optimizerStates;
+        size.shardedPerRank = size.shardedTotal;
+        size.filesPerRank = 0;
+        size.layout = "rank 0 writes model and optimizer state, the other ranks nothing";
+        return size;
+    }
+
+    std::vector<Note> assumptions() const override
+    {
+        return {{"buckets are cut layer by layer; the reducer cuts the whole model's gradients in reverse order",
+                 Provenance::Assumed, "torch reducer compute_bucket_assignment_by_size"},
+                {"gradients are reduced in the last micro-step only (no_sync, as Accelerate does)", Provenance::Vendor,
+                 "Accelerate accumulate()"}};
+    }
+
+    Schedule emit() const override { return Emission(*this).run(); }
+
+private:
+    struct TypeSizes {
+        BufferClassId parameters = -1, moments = -1, buckets = -1;
+        PayloadId bucket = -1, rest = -1;
+        std::int64_t fullBuckets = 0;
+        std::vector<BufferClassId> gradients; // by module
+        std::vector<BufferClassId> casts;     // by module
+    };
+
+    void defineType(int index, TypeSizes& sizes)
+    {
+        const LayerType& type = m_model.layerTypes[static_cast<std::size_t>(index)];
+        const Bytes gradients = bytesOf(type.trainableNumel(), m_storage);
+        sizes.parameters = m_sizes.addBuffer(kParameters, bytesOf(type.numel(), m_storage), index);
+        sizes.moments = m_sizes.addBuffer(
+            kMoments,
+            shardStateBytes(m_training, m_model, type.trainableNumel(), m_model.trainableParameters(), m_storage),
+            index);
+        sizes.buckets = m_sizes.addBuffer(kBuckets, m_options.gradientAsBucketView ? Bytes(0) : gradients, index);
+        for (const LeafModule& module : m_activations.modules(index)) {
+            sizes.gradients.push_back(
+                module.trainable == 0 ? -1 : m_sizes.addBuffer(kGradient, bytesOf(module.trainable, m_storage), index));
+            sizes.casts.push_back(m_compute == m_storage
+                                      ? -1
+                                      : m_sizes.addBuffer(kAutocastWeight, bytesOf(module.numel, m_compute), index));
+        }
+        const std::int64_t cap = std::max<std::int64_t>(1, m_options.bucketCap.count());
+        sizes.fullBuckets = gradients.count() / cap;
+        sizes.bucket = m_sizes.addPayload({"gradients", "bucket_cap_mb", "reducer", Bytes(cap), m_storage});
+        sizes.rest =
+            m_sizes.addPayload({"gradients", "rest of a layer", "reducer", Bytes(gradients.count() % cap), m_storage});
+    }
+
+    class Emission final : public StageObserver {
+    public:
+        explicit Emission(const DdpRules& rules) : m_rules(rules), m_builder(rules.m_sizes), m_walk(rules.m_activations)
+        {
+            for (const int type : rules.m_model.layers) {
+                const std::size_t modules = rules.m_types[static_cast<std::size_t>(type)].gradients.size();
+                m_gradients.emplace_back(modules, -1);
+                m_casts.emplace_back(modules, -1);
+            }
+        }
+
+        Schedule run()
+        {
+            m_builder.beginSegment("initialisation");
+            m_builder.op(OpKind::Allocate, Stream::Compute, Phase::Init);
+            for (const int type : m_rules.m_model.layers) {
+                m_builder.allocate(typeSizes(type).parameters);
+                m_builder.allocate(typeSizes(type).buckets);
+                m_builder.allocate(typeSizes(type).moments);
+            }
+            m_walk.carryOver(m_builder);
+            for (const MicroStep& step : microSteps(m_rules.m_training.gradientAccumulation)) {
+                m_builder.beginSegment(step.name, step.repeat);
+                microStep(step);
+            }
+            m_builder.beginSegment("optimizer step");
+            m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
+            m_builder.free(m_builder.allocate(m_rules.m_foreach));
+            m_builder.op(OpKind::Release, Stream::Compute, Phase::AfterStep);
+            for (std::vector<BufferId>& layer : m_gradients)
+                for (BufferId& gradient : layer)
+                    if (gradient >= 0)
+                        m_builder.free(gradient);
+            return m_builder.finish();
+        }
+
+        void beforeStage(Pass pass, int layer, int module) override
+        {
+            BufferId& cast = m_casts[static_cast<std::size_t>(layer)][static_cast<std::size_t>(module)];
+            const BufferClassId castClass = at(layer).casts[static_cast<std::size_t>(module)];
+            if (castClass < 0 || cast >= 0)
+                return;
+            m_builder.op(OpKind::Copy, Stream::Compute, pass == Pass::Forward ? Phase::Forward : Phase::Backward,
+                         layer);
+            cast = m_builder.allocate(castClass);
+        }
+
+        void afterStage(Pass pass, int layer, int module) override
+        {
+            if (pass != Pass::Backward)
+                return;
+            const BufferClassId gradientClass = at(layer).gradients[static_cast<std::size_t>(module)];
+            if (gradientClass < 0)
+                return;
+            BufferId& gradient = m_gradients[static_cast<std::size_t>(layer)][static_cast<std::size_t>(module)];
+            const BufferId fresh = m_builder.allocate(gradientClass);
+            if (gradient >= 0)
+                m_builder.free(fresh); // added to what is there
+            else
+                gradient = fresh;
+        }
+
+    private:
+        const TypeSizes& typeSizes(int type) const { return m_rules.m_types[static_cast<std::size_t>(type)]; }
+        const TypeSizes& at(int layer) const
+        {
+            return typeSizes(m_rules.m_model.layers[static_cast<std::size_t>(layer)]);
+        }
+
+        void microStep(const MicroStep& step)
+        {
+            const int layers = static_cast<int>(m_rules.m_model.layers.size());
+            m_walk.beginMicroStep(m_builder);
+            for (int layer = 0; layer < layers; ++layer)
+                m_walk.forward(m_builder, layer, *this);
+            m_walk.loss(m_builder);
+            for (int layer = layers - 1; layer >= 0; --layer) {
+                m_walk.backward(m_builder, layer, *this);
+                dropCasts(layer);
+                if (step.last)
+                    allReduce(layer);
+            }
+            m_walk.endMicroStep(m_builder);
+        }
+
+        void dropCasts(int layer)
+        {
+            const bool tied = m_rules.m_model.layer(static_cast<std::size_t>(layer)).parameters.empty();
+            if (tied)
+                return;
+            m_builder.op(OpKind::Release, Stream::Compute, Phase::Backward, layer);
+            for (BufferId& cast : m_casts[static_cast<std::size_t>(layer)])
+                if (cast >= 0) {
+                    m_builder.free(cast);
+                    cast = -1;
+                }
+        }
+
+        void allReduce(int layer)
+        {
+            const TypeSizes& sizes = at(layer);
+            if (sizes.fullBuckets > 0) {
+                m_builder.op(OpKind::AllReduce, Stream::Reduce, Phase::Backward, layer);
+                m_builder.send(sizes.bucket, m_rules.m_world, static_cast<std::int32_t>(sizes.fullBuckets));
+            }
+            m_builder.op(OpKind::AllReduce, Stream::Reduce, Phase::Backward, layer);
+            m_builder.send(sizes.rest, m_rules.m_world);
+        }
+
+        const DdpRules& m_rules;
+        ScheduleBuilder m_builder;
+        ActivationWalk m_walk;
+        std::vector<std::vector<BufferId>> m_gradients;
+        std::vector<std::vector<BufferId>> m_casts;
+    };
+
+    const Model& m_model;
+    DdpOptions m_options;
+    DType m_compute;
+    DType m_storage;
+    ActivationModel m_activations;
+    Training m_training;
+    const Cluster* m_cluster = nullptr;
+    GroupId m_world = -1;
+    std::vector<TypeSizes> m_types; // by layer type
+    BufferClassId m_foreach = -1;
+};
+
+} // namespace
+
+std::vector<std::string> ddpRefusals(const PlanInput&)
+{
+    return {};
+}
+
+std::unique_ptr<FrameworkRules> makeDdpRules(const PlanInput& input)
+{
+    return std::make_unique<DdpRules>(input);
+}
+
+} // namespace shardwright
