@@ -207,5 +207,25 @@ TEST(ScenarioFile, SeveralNodesNeedALinkBetweenThem)
     EXPECT_NE(text.find("/cluster: 2 GPUs per node but no intra_node link"), std::string::npos) << text;
 }
 
+TEST(ScenariosReadme, NamesEveryKeyAndItsExampleReads)
+{
+    const std::string readme = readTextFile(homeFolder() + "/scenarios/README.md");
+    Training training;
+    training.lora.emplace().baseDtype = DType::Nf4;
+    std::vector<Json> written{toJson(training)};
+    for (const char* name : {"ddp", "fsdp1-full-shard", "fsdp2-full-shard", "native-zero3"})
+        written.push_back(toJson(*strategyByName(name, 8)));
+    for (const Json& json : written)
+        for (const auto& item : json.items())
+            EXPECT_NE(readme.find("`" + item.key() + "`"), std::string::npos) << item.key();
+    for (const auto& entry : EnumNames<MeasuredKind>::table)
+        EXPECT_NE(readme.find("`" + std::string(entry.second) + "`"), std::string::npos) << entry.second;
+    const std::size_t begin = readme.find("```json\n") + 8;
+    const Json example = parseJson(readme.substr(begin, readme.find("```", begin) - begin), "README.md");
+    const Scenario scenario = scenarioFromJson(example, "README.md");
+    EXPECT_EQ(scenario.cluster.gpus(), 16);
+    EXPECT_EQ(std::get<Fsdp2Options>(scenario.strategies.back().options).reshardGroup, 4);
+}
+
 } // namespace
 } // namespace shardwright
