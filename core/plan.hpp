@@ -52,6 +52,7 @@ struct GpuMemory {
     Bytes peakUsed;      // as nvidia-smi shows it: reserved + overheads
     Bytes held;          // live between two steps (torch memory_allocated)
     Bytes initPeak;      // most live bytes while the model is built and sharded
+    Bytes heldBeforeFirstStep;  // live after the micro-steps, before lazily made optimizer states exist
     Bytes peakBeforeFirstStep;  // peak of the micro-steps before lazily made optimizer states exist
     CategoryBytes byCategory{}; // at the peak
     std::string peakMoment;     // "backward of block 31 of 32"
