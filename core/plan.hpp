@@ -117,7 +117,16 @@ struct CheckpointSize {
     std::string layout; // which files the framework writes
 };
 
+/// Tight: fits, but with little room or only by the allocator's giving memory back. NotPossible: the framework forbids
+/// the combination, so there are no figures.
 enum class Verdict : std::uint8_t { Fits, Tight, DoesNotFit, NotPossible };
+template <> struct EnumNames<Verdict> {
+    static constexpr std::array<std::pair<Verdict, std::string_view>, 4> table{
+        {{Verdict::Fits, "fits"},
+         {Verdict::Tight, "tight"},
+         {Verdict::DoesNotFit, "does-not-fit"},
+         {Verdict::NotPossible, "not-possible"}}};
+};
 
 /// A change that makes a plan fit, in the user's own terms.
 struct Suggestion {
@@ -164,6 +173,12 @@ struct Plan {
     std::vector<Note> excluded; // what the figures leave out
 
     bool fits() const { return verdict == Verdict::Fits || verdict == Verdict::Tight; }
+};
+
+/// Which of several plans to take.
+struct Recommendation {
+    std::string strategy;
+    std::string reason; // one or two sentences
 };
 
 } // namespace shardwright

@@ -1,0 +1,32 @@
+#pragma once
+
+// What the memory of a GPU is divided into wherever it is drawn: the categories of tensors, what the caching allocator
+// holds beyond them, and what is outside the tensors.
+
+#include <string_view>
+#include <vector>
+
+#include "core/plan.hpp"
+#include "planner/report/stacked_bar.hpp"
+
+namespace shardwright {
+
+/// Index of a part: those of Category first, then these two.
+constexpr std::size_t kCachedPart = kCategoryCount;
+constexpr std::size_t kOverheadPart = kCategoryCount + 1;
+constexpr std::size_t kMemoryPartCount = kCategoryCount + 2;
+
+/// How each part is drawn.
+const std::vector<Part>& memoryParts();
+std::string_view memoryPartName(std::size_t part);
+
+/// The parts of plan.gpu.peakUsed, in bytes.
+std::vector<double> usedStack(const Plan& plan);
+
+/// The allocated bytes of a point of the curve; the last two parts are 0.
+std::vector<double> allocatedStack(const CategoryBytes& byCategory);
+
+/// "P parameters  M master parameters ..." for the parts that any of `stacks` has, in lines of at most style.width.
+std::string memoryLegend(const OutputStyle& style, const std::vector<std::vector<double>>& stacks);
+
+} // namespace shardwright

@@ -1,0 +1,63 @@
+#include "planner/report/number_format.hpp"
+
+#include <array>
+#include <cmath>
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace shardwright {
+
+std::string hundredths(double value)
+{
+    if (value == 0)
+        return "0";
+    constexpr double kSmallest = 0.005; // rounds to 0.01
+    if (std::abs(value) < kSmallest)
+        return value > 0 ? "<0.01" : ">-0.01";
+    return fmt::format("{:.2f}", value);
+}
+
+std::string gibibytes(Bytes bytes)
+{
+    return hundredths(bytes.asDouble() / kGiB);
+}
+
+std::string gigabytes(Bytes bytes)
+{
+    return hundredths(bytes.asDouble() / kGB);
+}
+
+std::string percentOf(Bytes part, Bytes whole)
+{
+    if (whole == Bytes(0))
+        return "-";
+    const double percent = part.asDouble() / whole.asDouble() * 100;
+    if (percent > 0 && percent < 1)
+        return "<1 %";
+    return fmt::format("{:.0f} %", percent);
+}
+
+std::string grouped(std::int64_t count)
+{
+    std::string text = fmt::format("{}", count);
+    const std::size_t first = count < 0 ? 1 : 0;
+    for (std::size_t position = text.size(); position > first + 3;) {
+        position -= 3;
+        text.insert(position, ",");
+    }
+    return text;
+}
+
+std::string spokenCount(std::int64_t count)
+{
+    constexpr std::array<std::pair<double, const char*>, 4> kScales{
+        {{1e15, "quadrillion"}, {1e12, "trillion"}, {1e9, "billion"}, {1e6, "million"}}};
+    const auto value = static_cast<double>(count);
+    for (const auto& [scale, name] : kScales)
+        if (value >= scale)
+            return fmt::format("{:.{}f} {}", value / scale, value / scale < 100 ? 2 : 1, name);
+    return grouped(count);
+}
+
+} // namespace shardwright

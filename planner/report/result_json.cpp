@@ -1,0 +1,246 @@
+#include "planner/report/result_json.hpp"
+
+#include <functional>
+
+#include "planner/report/table.hpp"
+
+namespace shardwright {
+
+namespace {
+
+Json byCategory(const CategoryBytes& bytes)
+{
+    Json json = Json::object();
+    for (const auto& [category, name] : EnumNames<Category>::table)
+        json[std::string(name)] = bytes[static_cast<std::size_t>(category)].count();
+    return json;
+}
+
+Json liveItems(const std::vector<LiveItem>& items)
+{
+    Json json = Json::array();
+    for (const LiveItem& item : items)
+        json.push_back({{"name", item.name},
+                        {"category", nameOf(item.category)},
+                        {"place", nameOf(item.place)},
+                        {"count", item.count},
+                        {"bytes_each", item.bytesEach.count()},
+                        {"bytes", item.bytes().count()},
+                        {"formula", item.formula},
+                        {"source", item.source}});
+    return json;
+}
+
+Json curve(const std::vector<CurvePoint>& points)
+{
+    Json json = Json::array();
+    for (const CurvePoint& point : points)
+        json.push_back({{"op", point.op},
+                        {"phase", nameOf(point.phase)},
+                        {"layer", point.layer},
+                        {"bytes", point.total.count()},
+                        {"by_category", byCategory(point.byCategory)}});
+    return json;
+}
+
+Json overheads(const std::vector<Overhead>& list)
+{
+    Json json = Json::array();
+    for (const Overhead& overhead : list)
+        json.push_back({{"name", overhead.name},
+                        {"bytes", overhead.bytes.count()},
+                        {"tag", nameOf(overhead.tag)},
+                        {"source", overhead.source}});
+    return json;
+}
+
+Json notes(const std::vector<Note>& list)
+{
+    Json json = Json::array();
+    for (const Note& note : list)
+        json.push_back({{"text", note.text}, {"tag", nameOf(note.tag)}, {"source", note.source}});
+    return json;
+}
+
+Json gpuToJson(const Plan& plan, ReportDetail detail)
+{
+    const GpuMemory& gpu = plan.gpu;
+    Json json = {{"capacity_bytes", gpu.capacity.count()},
+                 {"model_states_bytes", gpu.modelStates.count()},
+                 {"peak_allocated_bytes", gpu.peakAllocated.count()},
+                 {"peak_reserved_bytes", gpu.peakReserved.count()},
+                 {"peak_used_bytes", gpu.peakUsed.count()},
+                 {"by_category", byCategory(gpu.byCategory)},
+                 {"peak_moment", gpu.peakMoment},
+                 {"held_bytes", gpu.held.count()},
+                 {"init_peak_bytes", gpu.initPeak.count()},
+                 {"peak_before_first_step_bytes", gpu.peakBeforeFirstStep.count()},
+                 {"allocator_flushes", gpu.allocatorFlushes},
+                 {"overheads", overheads(gpu.overheads)}};
+    if (detail == ReportDetail::Full) {
+        json["peak_items"] = liveItems(gpu.peakItems);
+        json["curve"] = curve(gpu.curve);
+    }
+    return json;
+}
+
+Json hostToJson(const HostMemory& host, ReportDetail detail)
+{
+    Json json = {{"bytes_per_rank", host.bytesPerRank.count()},
+                 {"pinned_bytes_per_rank", host.pinnedPerRank.count()},
+                 {"pageable_bytes_per_rank", host.pageablePerRank.count()},
+                 {"bytes_per_node", host.bytesPerNode.count()},
+                 {"capacity_bytes", host.capacity.count()},
+                 {"init_peak_bytes_per_node", host.initPeakPerNode.count()}};
+    if (detail == ReportDetail::Full)
+        json["items"] = liveItems(host.items);
+    return json;
+}
+
+Json trafficToJson(const Traffic& traffic)
+{
+    Json collectives = Json::array();
+    for (const CollectiveTraffic& one : traffic.collectives)
+        collectives.push_back({{"op", nameOf(one.op)},
+                               {"group", one.group},
+                               {"ranks", one.ranks},
+                               {"count", one.count},
+                               {"bytes", one.payloadBytes.count()},
+                               {"payload", one.payload},
+                               {"nodes", one.nodes},
+                               {"sent_bytes_per_gpu", one.sentBytesPerGpu.count()}});
+    return {{"psi", traffic.psi},
+            {"psi_textbook", traffic.psiTextbook},
+            {"bytes_per_gpu", traffic.sentBytesPerGpu.count()},
+            {"intra_node_bytes_per_gpu", traffic.intraNodeBytesPerGpu.count()},
+            {"inter_node_bytes_per_gpu", traffic.interNodeBytesPerGpu.count()},
+            {"inter_node_bytes_per_node", traffic.interNodeBytesPerNode.count()},
+            {"collectives", collectives},
+            {"psi_inter_node", traffic.psiInterNode},
+            {"psi_difference", traffic.psiDifference},
+            {"inter_node_ring_bytes_per_node", traffic.interNodeRingBytesPerNode.count()},
+            {"host_to_device_bytes", traffic.hostToDeviceBytes.count()},
+            {"device_to_host_bytes", traffic.deviceToHostBytes.count()}};
+}
+
+Json suggestionToJson(const std::optional<Suggestion>& suggestion)
+{
+    if (!suggestion)
+        return nullptr;
+    return {
+        {"text", suggestion->text}, {"steps", suggestion->steps}, {"peak_used_bytes", suggestion->peakUsed.count()}};
+}
+
+} // namespace
+
+Json planToJson(const Plan& plan, ReportDetail detail)
+{
+    return {{"strategy", plan.strategy},
+            {"framework", plan.framework},
+            {"fits", plan.fits()},
+            {"reasons", plan.reasons},
+            {"gpu", gpuToJson(plan, detail)},
+            {"host", hostToJson(plan.host, detail)},
+            {"nvme",
+             {{"bytes_per_node", plan.nvme.bytesPerNode.count()},
+              {"read_bytes_per_step", plan.nvme.readBytesPerStep.count()},
+              {"write_bytes_per_step", plan.nvme.writeBytesPerStep.count()},
+              {"capacity_bytes", plan.nvme.capacity.count()}}},
+            {"traffic", trafficToJson(plan.traffic)},
+            {"step", plan.step ? Json{{"seconds", plan.step->seconds}} : Json(nullptr)},
+            {"verdict", nameOf(plan.verdict)},
+            {"headroom", plan.headroom},
+            {"states",
+             {{"parameters_bytes", plan.states.parameters.count()},
+              {"master_parameters_bytes", plan.states.masterParameters.count()},
+              {"gradients_bytes", plan.states.gradients.count()},
+              {"optimizer_states_bytes", plan.states.optimizerStates.count()}}},
+            {"checkpoint",
+             {{"full_16bit_bytes", plan.checkpoint.full16Bit.count()},
+              {"full_fp32_bytes", plan.checkpoint.fullFp32.count()},
+              {"sharded_bytes", plan.checkpoint.shardedTotal.count()},
+              {"sharded_bytes_per_rank", plan.checkpoint.shardedPerRank.count()},
+              {"files_per_rank", plan.checkpoint.filesPerRank},
+              {"layout", plan.checkpoint.layout}}},
+            {"smallest_change", suggestionToJson(plan.smallestChange)},
+            {"assumptions", notes(plan.assumptions)},
+            {"excluded", notes(plan.excluded)}};
+}
+
+Json resultToJson(const Scenario& scenario, const std::vector<Plan>& plans,
+                  const std::optional<Recommendation>& recommendation, ReportDetail detail)
+{
+    Json list = Json::array();
+    for (const Plan& plan : plans)
+        list.push_back(planToJson(plan, detail));
+    return {{"schema", kResultSchema},
+            {"scenario", scenario.name},
+            {"model",
+             {{"id", scenario.model.id},
+              {"parameters", scenario.model.parameters()},
+              {"trainable_parameters", scenario.model.trainableParameters()}}},
+            {"cluster", {{"gpus", scenario.cluster.gpus()}, {"nodes", scenario.cluster.nodes}}},
+            {"plans", list},
+            {"recommended", recommendation ? Json(recommendation->strategy) : Json(nullptr)},
+            {"recommended_because", recommendation ? Json(recommendation->reason) : Json(nullptr)}};
+}
+
+std::string jsonText(const Json& json, int indent)
+{
+    return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
+std::string plansToCsv(const std::vector<Plan>& plans)
+{
+    struct Field {
+        const char* name;
+        std::function<std::string(const Plan&)> value;
+    };
+    const auto bytes = [](const char* name, std::function<Bytes(const Plan&)> value) {
+        return Field{name,
+                     [value = std::move(value)](const Plan& plan) { return std::to_string(value(plan).count()); }};
+    };
+    const auto number = [](const char* name, std::function<double(const Plan&)> value) {
+        return Field{name, [value = std::move(value)](const Plan& plan) { return Json(value(plan)).dump(); }};
+    };
+    const std::vector<Field> fields{
+        {"strategy", [](const Plan& plan) { return plan.strategy; }},
+        {"framework", [](const Plan& plan) { return plan.framework; }},
+        {"verdict", [](const Plan& plan) { return std::string(nameOf(plan.verdict)); }},
+        number("headroom", [](const Plan& plan) { return plan.headroom; }),
+        bytes("gpu.capacity_bytes", [](const Plan& plan) { return plan.gpu.capacity; }),
+        bytes("gpu.model_states_bytes", [](const Plan& plan) { return plan.gpu.modelStates; }),
+        bytes("gpu.peak_allocated_bytes", [](const Plan& plan) { return plan.gpu.peakAllocated; }),
+        bytes("gpu.peak_reserved_bytes", [](const Plan& plan) { return plan.gpu.peakReserved; }),
+        bytes("gpu.peak_used_bytes", [](const Plan& plan) { return plan.gpu.peakUsed; }),
+        {"gpu.peak_moment", [](const Plan& plan) { return plan.gpu.peakMoment; }},
+        bytes("host.pinned_bytes_per_rank", [](const Plan& plan) { return plan.host.pinnedPerRank; }),
+        bytes("host.bytes_per_rank", [](const Plan& plan) { return plan.host.bytesPerRank; }),
+        bytes("host.bytes_per_node", [](const Plan& plan) { return plan.host.bytesPerNode; }),
+        bytes("nvme.bytes_per_node", [](const Plan& plan) { return plan.nvme.bytesPerNode; }),
+        bytes("nvme.read_bytes_per_step", [](const Plan& plan) { return plan.nvme.readBytesPerStep; }),
+        bytes("nvme.write_bytes_per_step", [](const Plan& plan) { return plan.nvme.writeBytesPerStep; }),
+        number("traffic.psi", [](const Plan& plan) { return plan.traffic.psi; }),
+        number("traffic.psi_textbook", [](const Plan& plan) { return plan.traffic.psiTextbook; }),
+        bytes("traffic.bytes_per_gpu", [](const Plan& plan) { return plan.traffic.sentBytesPerGpu; }),
+        bytes("traffic.intra_node_bytes_per_gpu", [](const Plan& plan) { return plan.traffic.intraNodeBytesPerGpu; }),
+        bytes("traffic.inter_node_bytes_per_gpu", [](const Plan& plan) { return plan.traffic.interNodeBytesPerGpu; }),
+        bytes("traffic.inter_node_bytes_per_node", [](const Plan& plan) { return plan.traffic.interNodeBytesPerNode; }),
+        {"step.seconds", [](const Plan& plan) { return plan.step ? Json(plan.step->seconds).dump() : std::string(); }},
+    };
+    std::vector<Column> columns;
+    columns.reserve(fields.size());
+    for (const Field& field : fields)
+        columns.push_back({field.name, "", Align::Left, 0, 0});
+    Table table(columns);
+    for (const Plan& plan : plans) {
+        std::vector<Cell> cells;
+        cells.reserve(fields.size());
+        for (const Field& field : fields)
+            cells.emplace_back(field.value(plan));
+        table.addRow(std::move(cells));
+    }
+    return table.csv();
+}
+
+} // namespace shardwright
