@@ -37,6 +37,8 @@ public:
         return m_modules[static_cast<std::size_t>(layerType)];
     }
     const Model& model() const { return *m_model; }
+    /// Its buffer classes, in the order of defineSizes.
+    const std::vector<ScaledClass>& classes() const { return m_classes; }
     DType compute() const { return m_compute; }
 
 private:

@@ -550,7 +550,10 @@ private:
         if (m_training.implementation == Implementation::Torchtitan) {
             // torchtitan's per-operation policy (torchtitan/models/.../parallelize: _save_list): every second matrix
             // product (1st, 3rd, ... in forward order: wq, wv, w1, w2) and the attention output with its statistics.
-            for (const int slot : {m_queryLinear, m_value, m_attentionOut, m_logSumExp, m_inner.gate, m_mlpOut})
+            // Eager checkpointing caches all of them; a compiled block saves only what its backward reads, which w2's
+            // output is not (the residual sum follows it).
+            for (const int slot : {m_queryLinear, m_value, m_attentionOut, m_logSumExp, m_inner.gate,
+                                   m_training.compile ? -1 : m_mlpOut})
                 if (slot >= 0)
                     m_program.keepByPolicy(slot);
             return;

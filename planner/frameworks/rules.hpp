@@ -12,6 +12,8 @@
 
 namespace shardwright {
 
+class ActivationModel;
+
 /// The rules of one framework applied to one input. Building them works out structure and sizes; emit() writes the
 /// schedule; resize() takes over other numbers under the same structure, which costs a hundred times less than
 /// building.
@@ -47,6 +49,10 @@ public:
     /// True when host buffers go through PyTorch's pinned allocator, whose rounding the classes then include.
     virtual std::vector<Note> assumptions() const { return {}; }
     virtual std::vector<Note> excluded() const { return {}; }
+
+    /// The activations that its first size classes belong to; nothing where the rules have none. Their sizes all follow
+    /// the tokens, which lets a closed form treat them as one.
+    virtual const ActivationModel* activations() const { return nullptr; }
 
     /// Communicators that hold GPU memory outside the allocator.
     virtual int communicators() const { return 1; }

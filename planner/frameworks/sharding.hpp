@@ -29,6 +29,9 @@ struct MicroStep {
     std::int64_t repeat;
 };
 
+/// The segment that stands for all micro-steps between the first and the last.
+constexpr std::string_view kMiddleMicroSteps = "micro-steps between";
+
 /// The micro-steps of an optimizer step with G accumulations: one; or first, G-2 alike, last.
 inline std::vector<MicroStep> microSteps(std::int64_t accumulation)
 {
@@ -36,7 +39,7 @@ inline std::vector<MicroStep> microSteps(std::int64_t accumulation)
         return {{"micro-step", true, true, 1}};
     std::vector<MicroStep> steps{{"first micro-step", true, false, 1}};
     if (accumulation > 2)
-        steps.push_back({"micro-steps between", false, false, accumulation - 2});
+        steps.push_back({kMiddleMicroSteps, false, false, accumulation - 2});
     steps.push_back({"last micro-step", false, true, 1});
     return steps;
 }

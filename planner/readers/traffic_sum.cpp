@@ -19,6 +19,33 @@ bool wholeTensor(OpKind kind)
 
 } // namespace
 
+PayloadTraffic trafficOf(OpKind kind, Bytes payload, const Group& group, int gpusPerNode)
+{
+    PayloadTraffic traffic;
+    if (group.ranks <= 1)
+        return traffic;
+    const Bytes ring = share(payload, group.ranks - 1, group.ranks) * passes(kind);
+    traffic.sent = wholeTensor(kind) ? payload : ring;
+    traffic.intraNode = traffic.sent;
+    if (group.nodes <= 1)
+        return traffic;
+    // The ranks of the group that live on one node share its links; groups beside it on the same node send too.
+    const std::int64_t onNode = std::max<std::int64_t>(1, group.ranks / group.nodes);
+    const std::int64_t groupsBeside = std::max<std::int64_t>(1, gpusPerNode / onNode);
+    const Bytes perGroup = share(payload, group.nodes - 1, group.nodes) * passes(kind);
+    traffic.interNode = share(perGroup, 1, onNode);
+    traffic.intraNode = std::max(Bytes(0), traffic.sent - traffic.interNode);
+    traffic.interNodePerNode = perGroup * groupsBeside;
+    traffic.ringPerNode = ring * groupsBeside;
+    return traffic;
+}
+
+double psiOf(OpKind kind, const Payload& payload, std::int64_t parameters)
+{
+    const double elements = payload.bytes.asDouble() / (static_cast<double>(bitsOf(payload.native)) / 8.0);
+    return elements * passes(kind) / static_cast<double>(parameters);
+}
+
 Traffic sumTraffic(const Schedule& schedule, std::int64_t parameters, int gpusPerNode)
 {
     Traffic traffic;
@@ -57,29 +84,20 @@ Traffic sumTraffic(const Schedule& schedule, std::int64_t parameters, int gpusPe
             }
             known->count += count;
             known->payloadBytes += bytes;
-            const Bytes sent =
-                wholeTensor(op.kind) ? bytes : share(bytes, group.ranks - 1, group.ranks) * passes(op.kind);
+            const PayloadTraffic each = trafficOf(op.kind, payload.bytes, group, gpusPerNode);
+            const Bytes sent = each.sent * count;
             known->sentBytesPerGpu += sent;
             traffic.sentBytesPerGpu += sent;
 
-            const double native = static_cast<double>(bitsOf(payload.native)) / 8.0;
-            const double psi = bytes.asDouble() / native * passes(op.kind) / static_cast<double>(parameters);
+            const double psi = psiOf(op.kind, payload, parameters) * static_cast<double>(count);
             traffic.psi += psi;
-            if (group.nodes <= 1) {
-                traffic.intraNodeBytesPerGpu += sent;
+            traffic.intraNodeBytesPerGpu += each.intraNode * count;
+            if (group.nodes <= 1)
                 continue;
-            }
-            // The ranks of the group that live on one node share its links; groups beside it on the same node send too.
-            const std::int64_t onNode = std::max<std::int64_t>(1, group.ranks / group.nodes);
-            const std::int64_t groupsBeside = std::max<std::int64_t>(1, gpusPerNode / onNode);
-            const Bytes perGroup = share(bytes, group.nodes - 1, group.nodes) * passes(op.kind);
-            const Bytes perGpu = share(perGroup, 1, onNode);
             traffic.psiInterNode += psi;
-            traffic.interNodeBytesPerGpu += perGpu;
-            traffic.intraNodeBytesPerGpu += std::max(Bytes(0), sent - perGpu);
-            traffic.interNodeBytesPerNode += perGroup * groupsBeside;
-            traffic.interNodeRingBytesPerNode +=
-                share(bytes, group.ranks - 1, group.ranks) * passes(op.kind) * groupsBeside;
+            traffic.interNodeBytesPerGpu += each.interNode * count;
+            traffic.interNodeBytesPerNode += each.interNodePerNode * count;
+            traffic.interNodeRingBytesPerNode += each.ringPerNode * count;
         }
     }
     return traffic;

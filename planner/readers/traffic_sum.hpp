@@ -7,6 +7,20 @@
 
 namespace shardwright {
 
+/// What one collective over one payload sends.
+struct PayloadTraffic {
+    Bytes sent;             // per rank
+    Bytes intraNode;        // of that, within the node
+    Bytes interNode;        // per rank, between nodes
+    Bytes interNodePerNode; // least that must leave a node
+    Bytes ringPerNode;      // what a flat ring puts on the node's links
+};
+
+PayloadTraffic trafficOf(OpKind kind, Bytes payload, const Group& group, int gpusPerNode);
+
+/// Units of Ψ of one collective over one payload.
+double psiOf(OpKind kind, const Payload& payload, std::int64_t parameters);
+
 /// Sums one optimizer step. `parameters`: the model's, the unit of Ψ. Textbook figures are not filled in.
 ///
 /// Bytes that a rank sends for a tensor of S bytes over n ranks: S (n-1)/n for all-gather, reduce-scatter and

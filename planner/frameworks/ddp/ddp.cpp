@@ -112,6 +112,8 @@ public:
                  "Accelerate accumulate()"}};
     }
 
+    const ActivationModel* activations() const override { return &m_activations; }
+
     Schedule emit() const override { return Emission(*this).run(); }
 
 private:

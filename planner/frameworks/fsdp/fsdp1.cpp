@@ -218,6 +218,8 @@ public:
         return notes;
     }
 
+    const ActivationModel* activations() const override { return &m_activations; }
+
     Schedule emit() const override { return Emission(*this).run(); }
 
 private:

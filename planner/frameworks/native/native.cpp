@@ -122,6 +122,8 @@ public:
         return size;
     }
 
+    const ActivationModel* activations() const override { return &m_activations; }
+
     Schedule emit() const override { return Emission(*this).run(); }
 
 private:
