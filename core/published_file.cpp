@@ -34,7 +34,7 @@ PublishedFigure figureFromJson(const JsonCursor& cursor, const std::vector<std::
     PublishedFigure figure;
     if (!cursor.expectObject())
         return figure;
-    cursor.rejectUnknownKeys({"strategy", "kind", "value", "unit", "window", "source", "note"});
+    cursor.rejectUnknownKeys({"strategy", "kind", "value", "unit", "window", "source", "note", "disputed"});
     if (const auto strategy = cursor.require("strategy", "the name of one of the scenario's strategies")) {
         figure.strategy = strategy->asString().value_or("");
         if (!figure.strategy.empty() &&
@@ -48,6 +48,7 @@ PublishedFigure figureFromJson(const JsonCursor& cursor, const std::vector<std::
     if (const auto source = cursor.require("source", "who published the figure, and where"))
         figure.source = source->asString().value_or("");
     cursor.read("note", figure.note);
+    cursor.read("disputed", figure.disputed);
     const auto kind = cursor.require("kind", allNames<MeasuredKind>());
     const auto known = kind ? kind->asEnum<MeasuredKind>() : std::nullopt;
     if (!known)
@@ -83,6 +84,8 @@ Json toJson(const PublishedFigure& figure)
     json["source"] = figure.source;
     if (!figure.note.empty())
         json["note"] = figure.note;
+    if (!figure.disputed.empty())
+        json["disputed"] = figure.disputed;
     return json;
 }
 

@@ -62,7 +62,8 @@ struct PublishedFigure {
     MeasuredWindow window = MeasuredWindow::SteadyState;
     double value = 0; // bytes, seconds, FLOP/s x 1e12, or parameters, by kind; unused for fits and out-of-memory
     std::string source;
-    std::string note; // what the source is silent about, or why the figure cannot be right
+    std::string note;     // what the source is silent about
+    std::string disputed; // why the figure contradicts its own source under the printed settings; empty = it does not
 };
 
 struct Scenario {
