@@ -1,0 +1,164 @@
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <set>
+
+#include <gtest/gtest.h>
+
+#include "core/catalogue.hpp"
+#include "core/diagnostics.hpp"
+#include "planner/published/comparison.hpp"
+#include "planner/published/published_files.hpp"
+
+namespace shardwright {
+namespace {
+
+namespace fs = std::filesystem;
+
+Scenario namedScenario()
+{
+    Scenario scenario;
+    scenario.name = "s";
+    return scenario;
+}
+
+PublishedFigure figureOf(MeasuredKind kind, double value, const std::string& source = "nobody")
+{
+    PublishedFigure figure;
+    figure.strategy = "mine";
+    figure.kind = kind;
+    figure.value = value;
+    figure.source = source;
+    return figure;
+}
+
+Plan planOf(Bytes allocated)
+{
+    Plan plan;
+    plan.gpu.peakAllocated = allocated;
+    plan.gpu.peakReserved = allocated + 1_GB;
+    plan.gpu.peakUsed = allocated + 2_GB;
+    plan.gpu.held = 5_GB;
+    plan.gpu.initPeak = 3_GB;
+    plan.gpu.overheads = {{"context", 500_MB, Provenance::Assumed, "x"}};
+    return plan;
+}
+
+TEST(CompareFigure, everyKindMeetsItsOwnField)
+{
+    const Plan plan = planOf(20_GB);
+    const auto predicted = [&](MeasuredKind kind) {
+        return compareFigure(namedScenario(), figureOf(kind, 10e9), plan).predicted.value_or(-1);
+    };
+    EXPECT_DOUBLE_EQ(predicted(MeasuredKind::GpuAllocated), 20e9);
+    EXPECT_DOUBLE_EQ(predicted(MeasuredKind::GpuReserved), 21e9);
+    EXPECT_DOUBLE_EQ(predicted(MeasuredKind::GpuUsed), 22e9);
+    EXPECT_DOUBLE_EQ(predicted(MeasuredKind::GpuHeld), 5e9);
+    EXPECT_DOUBLE_EQ(predicted(MeasuredKind::LargestModel), -1);
+    PublishedFigure afterInit = figureOf(MeasuredKind::GpuUsed, 10e9);
+    afterInit.window = MeasuredWindow::AfterInit;
+    EXPECT_DOUBLE_EQ(compareFigure(namedScenario(), afterInit, plan).predicted.value_or(-1), 3.5e9);
+}
+
+TEST(CompareFigure, errorIsSignedAndRelativeToThePublished)
+{
+    const FigureComparison over =
+        compareFigure(namedScenario(), figureOf(MeasuredKind::GpuAllocated, 16e9), planOf(20_GB));
+    EXPECT_DOUBLE_EQ(over.error.value(), 0.25);
+    const FigureComparison under =
+        compareFigure(namedScenario(), figureOf(MeasuredKind::GpuAllocated, 25e9), planOf(20_GB));
+    EXPECT_DOUBLE_EQ(under.error.value(), -0.2);
+}
+
+TEST(CompareFigure, verdictsAreRightOrWrong)
+{
+    Plan plan = planOf(20_GB);
+    plan.gpu.capacity = 40_GB;
+    plan.verdict = Verdict::Tight;
+    const auto outcome = [&](MeasuredKind kind) {
+        return compareFigure(namedScenario(), figureOf(kind, 0), plan).outcome;
+    };
+    EXPECT_EQ(outcome(MeasuredKind::Fits), FigureOutcome::ToldRight);
+    EXPECT_EQ(outcome(MeasuredKind::OutOfMemory), FigureOutcome::ToldWrong);
+    plan.verdict = Verdict::DoesNotFit;
+    EXPECT_EQ(outcome(MeasuredKind::Fits), FigureOutcome::ToldWrong);
+    EXPECT_EQ(outcome(MeasuredKind::OutOfMemory), FigureOutcome::ToldRight);
+    plan.verdict = Verdict::NotPossible;
+    EXPECT_EQ(outcome(MeasuredKind::Fits), FigureOutcome::NotPossible);
+}
+
+TEST(Summaries, countMedianWorstAndBiasPerSource)
+{
+    std::vector<FigureComparison> figures;
+    for (const double published : {10e9, 16e9, 25e9}) // +100 %, +25 %, -20 %
+        figures.push_back(
+            compareFigure(namedScenario(), figureOf(MeasuredKind::GpuAllocated, published, "a"), planOf(20_GB)));
+    figures.push_back(compareFigure(namedScenario(), figureOf(MeasuredKind::GpuAllocated, 20e9, "b"), planOf(20_GB)));
+    PublishedFigure disputed = figureOf(MeasuredKind::GpuAllocated, 2e9, "b");
+    disputed.disputed = "it says so itself";
+    figures.push_back(compareFigure(namedScenario(), disputed, planOf(20_GB)));
+    figures.push_back(compareFigure(namedScenario(), figureOf(MeasuredKind::StepSeconds, 1, "b"), planOf(20_GB)));
+
+    const auto summaries = summarise(figures);
+    ASSERT_EQ(summaries.size(), 2U);
+    EXPECT_EQ(summaries[0].source, "a");
+    EXPECT_EQ(summaries[0].compared, 3);
+    EXPECT_DOUBLE_EQ(summaries[0].medianError.value(), 0.25);
+    EXPECT_DOUBLE_EQ(summaries[0].worstError.value(), 1.0);
+    EXPECT_DOUBLE_EQ(summaries[0].bias.value(), 0.35);
+    EXPECT_EQ(summaries[1].figures, 3);
+    EXPECT_EQ(summaries[1].compared, 1);
+    EXPECT_EQ(summaries[1].objected, 1);
+    EXPECT_EQ(summaries[1].notPredicted, 1);
+    EXPECT_DOUBLE_EQ(summariseAll(figures).medianError.value(), 0.225); // of 0, 0.2, 0.25, 1
+}
+
+TEST(PublishedFiles, allAreReadAndEveryFigureNamesItsSource)
+{
+    std::size_t figures = 0;
+    for (const std::string& file : publishedFiles()) {
+        std::set<std::string> names;
+        for (const Scenario& scenario : readPublishedFile(file)) {
+            EXPECT_TRUE(names.insert(scenario.name).second) << file << ": two scenarios named " << scenario.name;
+            for (const PublishedFigure& figure : scenario.published) {
+                EXPECT_FALSE(figure.source.empty()) << scenario.file;
+                ++figures;
+            }
+        }
+    }
+    EXPECT_GT(figures, 500U);
+}
+
+/// Parameter counts that the llm-foundry benchmark tables print (NumParams), by model and sequence length: the models
+/// of the scenarios are those that ran.
+TEST(PublishedFiles, mosaicModelsHaveThePrintedParameters)
+{
+    std::map<std::string, std::int64_t> parameters;
+    for (const std::string& file : publishedFiles())
+        if (fs::path(file).filename().string().rfind("mosaic-v2", 0) == 0)
+            for (const Scenario& scenario : readPublishedFile(file))
+                parameters[scenario.name] = scenario.model.parameters();
+    EXPECT_EQ(parameters.at("v2-mpt-70b-64xa100-80gb-s2048-b8-g4-full"), 64862437376);
+    EXPECT_EQ(parameters.at("v2-mpt-30b-8xa100-80gb-s8192-b1-g21-full"), 30019254272);
+    EXPECT_EQ(parameters.at("v2-mpt-13b-8xa100-80gb-s32768-b1-g3-full"), 13011240960);
+    EXPECT_EQ(parameters.at("v2-mpt-7b-8xa100-80gb-s65536-b1-g2-full"), 6918905856);
+    EXPECT_EQ(parameters.at("v2-mpt-3b-8xa100-80gb-s8192-b3-g6"), 2667566080);
+}
+
+TEST(PublishedFiles, problemsNameFileAndLine)
+{
+    const fs::path path = fs::temp_directory_path() / "shardwright-published-test.jsonl";
+    std::ofstream(path) << "\n{\"schema\": \"shardwright-scenario/1\"}\n{\n";
+    try {
+        readPublishedFile(path.string());
+        ADD_FAILURE() << "nothing was found wrong";
+    } catch (const InputError& error) {
+        const std::string text = error.what();
+        EXPECT_NE(text.find(path.string() + ":2: "), std::string::npos) << text;
+        EXPECT_NE(text.find(path.string() + ":3"), std::string::npos) << text;
+    }
+    fs::remove(path);
+}
+
+} // namespace
+} // namespace shardwright
