@@ -46,7 +46,7 @@ std::optional<Bytes> predictedBytes(const PublishedFigure& figure, const Plan& p
     case MeasuredKind::GpuHeld:
         if (afterInit)
             return std::nullopt;
-        return steady ? gpu.held : gpu.held - plan.states.optimizerStates;
+        return steady ? gpu.held : gpu.heldBeforeFirstStep;
     case MeasuredKind::GpuStates: return gpu.modelStates;
     case MeasuredKind::HostUsed: return plan.host.bytesPerNode;
     case MeasuredKind::InterNodeBytes: return plan.traffic.interNodeBytesPerNode;
