@@ -1,0 +1,254 @@
+#include "planner/published/published_report.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "planner/report/number_format.hpp"
+#include "planner/report/text_width.hpp"
+
+namespace shardwright {
+
+namespace {
+
+/// Errors that the table points out: the aims for the median and for the worst figure.
+constexpr double kGoodError = 0.04;
+constexpr double kTolerableError = 0.12;
+
+struct Measure {
+    const char* unit;
+    double divisor;
+};
+
+Measure measureOf(MeasuredKind kind)
+{
+    switch (kind) {
+    case MeasuredKind::GpuAllocated:
+    case MeasuredKind::GpuReserved:
+    case MeasuredKind::GpuUsed:
+    case MeasuredKind::GpuHeld:
+    case MeasuredKind::GpuStates:
+    case MeasuredKind::HostUsed: return {"GiB", kGiB};
+    case MeasuredKind::InterNodeBytes: return {"GB", kGB};
+    case MeasuredKind::StepSeconds: return {"s", 1};
+    case MeasuredKind::TflopsPerGpu: return {"TFLOP/s", 1};
+    case MeasuredKind::LargestModel: return {"billion", 1e9};
+    case MeasuredKind::Fits:
+    case MeasuredKind::OutOfMemory: break;
+    }
+    return {"", 1};
+}
+
+bool isVerdict(const FigureComparison& figure)
+{
+    return figure.kind == MeasuredKind::Fits || figure.kind == MeasuredKind::OutOfMemory;
+}
+
+std::string signedPercent(double share)
+{
+    return fmt::format("{:+.1f} %", share * 100);
+}
+
+std::string percent(const std::optional<double>& share)
+{
+    return share ? fmt::format("{:.1f} %", *share * 100) : "-";
+}
+
+Cell errorCell(const FigureComparison& figure)
+{
+    if (!figure.error)
+        return {"-"};
+    const double size = std::abs(*figure.error);
+    const Ink ink = !figure.objections.empty() ? Ink::Faint
+                    : size <= kGoodError       ? Ink::Good
+                    : size <= kTolerableError  ? Ink::Warning
+                                               : Ink::Bad;
+    return {signedPercent(*figure.error), ink};
+}
+
+Cell outcomeCell(const FigureComparison& figure)
+{
+    if (!figure.objections.empty())
+        return {"cannot be right", Ink::Faint};
+    switch (figure.outcome) {
+    case FigureOutcome::Predicted: return {""};
+    case FigureOutcome::ToldRight: return {"told right", Ink::Good};
+    case FigureOutcome::ToldWrong: return {"told wrong", Ink::Bad};
+    case FigureOutcome::NotPredicted: return {"not predicted", Ink::Faint};
+    case FigureOutcome::NotPossible: return {"not possible", Ink::Warning};
+    }
+    return {"?"};
+}
+
+std::string kindText(const FigureComparison& figure)
+{
+    std::string text(nameOf(figure.kind));
+    if (figure.window != MeasuredWindow::SteadyState)
+        text += fmt::format(", {}", nameOf(figure.window));
+    return text;
+}
+
+bool tellsNothingNew(const FigureComparison& figure)
+{
+    return figure.objections.empty() &&
+           (figure.outcome == FigureOutcome::ToldRight || figure.outcome == FigureOutcome::NotPredicted);
+}
+
+std::string wrapped(const std::string& text, const OutputStyle& style, int indent)
+{
+    std::string result;
+    const int width = style.width > 0 ? std::max(20, style.width - indent) : 0;
+    for (const std::string& line : wrapWords(withoutControls(text), width))
+        result += std::string(static_cast<std::size_t>(indent), ' ') + line + '\n';
+    return result;
+}
+
+std::vector<std::string> reasonsOf(const FigureComparison& figure)
+{
+    if (figure.outcome == FigureOutcome::NotPossible)
+        return {figure.note};
+    return figure.objections;
+}
+
+std::string remarks(const std::vector<FigureComparison>& figures, const OutputStyle& style)
+{
+    std::string text;
+    for (const FigureComparison& figure : figures) {
+        const auto reasons = reasonsOf(figure);
+        if (reasons.empty())
+            continue;
+        const Cell outcome = outcomeCell(figure);
+        text += paint(style, Ink::Strong,
+                      withoutControls(figure.scenario + ", " + figure.strategy + ", " + kindText(figure))) +
+                ": " + outcome.text + '\n';
+        for (const std::string& reason : reasons)
+            text += wrapped(reason, style, 4);
+    }
+    return text;
+}
+
+Json summaryJson(const SourceSummary& summary)
+{
+    const auto orNull = [](const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); };
+    return {{"source", summary.source},
+            {"figures", summary.figures},
+            {"compared", summary.compared},
+            {"median_error", orNull(summary.medianError)},
+            {"worst_error", orNull(summary.worstError)},
+            {"bias", orNull(summary.bias)},
+            {"verdicts", summary.verdicts},
+            {"verdicts_right", summary.verdictsRight},
+            {"not_predicted", summary.notPredicted},
+            {"cannot_be_right", summary.objected}};
+}
+
+void addSummary(Table& table, const SourceSummary& summary, Ink ink)
+{
+    const auto count = [](std::int64_t number) { return number > 0 ? std::to_string(number) : std::string("-"); };
+    table.addRow({Cell(summary.source, ink), Cell(count(summary.figures)), Cell(count(summary.compared)),
+                  Cell(percent(summary.medianError)), Cell(percent(summary.worstError)),
+                  Cell(summary.bias ? signedPercent(*summary.bias) : "-"),
+                  Cell(summary.verdicts > 0 ? fmt::format("{} of {}", summary.verdictsRight, summary.verdicts) : "-",
+                       summary.verdictsRight < summary.verdicts ? Ink::Bad : Ink::Plain),
+                  Cell(count(summary.notPredicted)), Cell(count(summary.objected))});
+}
+
+} // namespace
+
+Table publishedTable(const std::vector<FigureComparison>& figures)
+{
+    Table table({{"scenario", "", Align::Left, 24, 0},
+                 {"strategy", "", Align::Left, 16, 1},
+                 {"what", "", Align::Left, 0, 0},
+                 {"published", "", Align::Right, 0, 0},
+                 {"predicted", "", Align::Right, 0, 0},
+                 {"", "unit", Align::Left, 0, 0},
+                 {"error", "", Align::Right, 0, 0},
+                 {"outcome", "", Align::Left, 0, 0},
+                 {"source", "", Align::Left, 24, 2}});
+    for (const FigureComparison& figure : figures) {
+        const Measure measure = measureOf(figure.kind);
+        const bool number = !isVerdict(figure);
+        const bool predicted = number && figure.predicted;
+        table.addRow({Cell(withoutControls(figure.scenario)), Cell(withoutControls(figure.strategy)),
+                      Cell(kindText(figure)), Cell(number ? hundredths(figure.published / measure.divisor) : "-"),
+                      Cell(predicted ? hundredths(*figure.predicted / measure.divisor) : "-"), Cell(measure.unit),
+                      errorCell(figure), outcomeCell(figure), Cell(withoutControls(figure.source))});
+    }
+    return table;
+}
+
+Table publishedSummaryTable(const std::vector<FigureComparison>& figures)
+{
+    Table table({{"source", "", Align::Left, 24, 0},
+                 {"figures", "", Align::Right, 0, 3},
+                 {"compared", "", Align::Right, 0, 0},
+                 {"median error", "", Align::Right, 0, 0},
+                 {"worst error", "", Align::Right, 0, 0},
+                 {"bias", "", Align::Right, 0, 1},
+                 {"verdicts right", "", Align::Right, 0, 0},
+                 {"not predicted", "", Align::Right, 0, 4},
+                 {"cannot be right", "", Align::Right, 0, 2}});
+    for (SourceSummary summary : summarise(figures)) {
+        summary.source = withoutControls(summary.source);
+        addSummary(table, summary, Ink::Plain);
+    }
+    addSummary(table, summariseAll(figures), Ink::Strong);
+    return table;
+}
+
+std::string publishedText(const std::vector<FigureComparison>& figures, const OutputStyle& style, bool everything)
+{
+    std::vector<FigureComparison> shown;
+    std::int64_t toldRight = 0;
+    std::int64_t notPredicted = 0;
+    for (const FigureComparison& figure : figures) {
+        if (everything || !tellsNothingNew(figure))
+            shown.push_back(figure);
+        else if (figure.outcome == FigureOutcome::ToldRight)
+            ++toldRight;
+        else
+            ++notPredicted;
+    }
+    std::string text;
+    if (!shown.empty())
+        text += publishedTable(shown).text(style) + '\n';
+    if (toldRight + notPredicted > 0)
+        text += paint(style, Ink::Faint,
+                      fmt::format("Without a row: {} told right whether they fit, {} that are not predicted yet.",
+                                  toldRight, notPredicted)) +
+                "\n\n";
+    text += publishedSummaryTable(figures).text(style);
+    text += wrapped("Errors are (predicted - published) / published; figures that cannot be right are not counted in "
+                    "them. GiB = 2^30 bytes, GB = 10^9 bytes.",
+                    style, 0);
+    if (const std::string why = remarks(shown, style); !why.empty())
+        text += '\n' + why;
+    return text;
+}
+
+Json publishedToJson(const std::vector<FigureComparison>& figures)
+{
+    Json json{{"schema", kPublishedSchema}, {"figures", Json::array()}, {"sources", Json::array()}};
+    for (const FigureComparison& figure : figures) {
+        Json entry{{"scenario", figure.scenario},
+                   {"strategy", figure.strategy},
+                   {"kind", nameOf(figure.kind)},
+                   {"window", nameOf(figure.window)},
+                   {"published", isVerdict(figure) ? Json(nullptr) : Json(figure.published)},
+                   {"predicted", figure.predicted ? Json(*figure.predicted) : Json(nullptr)},
+                   {"error", figure.error ? Json(*figure.error) : Json(nullptr)},
+                   {"outcome", nameOf(figure.outcome)},
+                   {"cannot_be_right", figure.objections},
+                   {"note", figure.note},
+                   {"source", figure.source}};
+        json["figures"].push_back(std::move(entry));
+    }
+    for (const SourceSummary& summary : summarise(figures))
+        json["sources"].push_back(summaryJson(summary));
+    json["all"] = summaryJson(summariseAll(figures));
+    return json;
+}
+
+} // namespace shardwright
