@@ -75,6 +75,7 @@ Json gpuToJson(const Plan& plan, ReportDetail detail)
                  {"held_bytes", gpu.held.count()},
                  {"init_peak_bytes", gpu.initPeak.count()},
                  {"peak_before_first_step_bytes", gpu.peakBeforeFirstStep.count()},
+                 {"held_before_first_step_bytes", gpu.heldBeforeFirstStep.count()},
                  {"allocator_flushes", gpu.allocatorFlushes},
                  {"overheads", overheads(gpu.overheads)}};
     if (detail == ReportDetail::Full) {

@@ -9,7 +9,7 @@ namespace shardwright {
 
 namespace {
 
-constexpr int kGap = 2; // columns of space between two columns
+constexpr std::size_t kGap = 2; // columns of space between two columns
 
 std::string trimmedRight(std::string line)
 {
@@ -32,7 +32,7 @@ struct Table::Layout {
 
     int total() const
     {
-        int sum = shown.empty() ? 0 : kGap * static_cast<int>(shown.size() - 1);
+        int sum = shown.empty() ? 0 : static_cast<int>(kGap * (shown.size() - 1));
         for (const std::size_t column : shown)
             sum += widths[column];
         return sum;
@@ -65,11 +65,20 @@ Table::Layout Table::layOut(const OutputStyle& style) const
     if (style.width <= 0)
         return layout;
 
+    // Narrows the column that has most to give, one step at a time.
     const auto shrink = [&] {
-        for (const std::size_t column : layout.shown)
-            if (const int least = m_columns[column].shrinkTo; least > 0 && layout.total() > style.width)
-                layout.widths[column] = std::max(std::min(least, layout.widths[column]),
-                                                 layout.widths[column] - (layout.total() - style.width));
+        const auto spare = [&](std::size_t column) {
+            const int least = m_columns[column].shrinkTo;
+            return least > 0 ? layout.widths[column] - least : 0;
+        };
+        while (layout.total() > style.width) {
+            const auto widest =
+                std::max_element(layout.shown.begin(), layout.shown.end(),
+                                 [&](std::size_t left, std::size_t right) { return spare(left) < spare(right); });
+            if (widest == layout.shown.end() || spare(*widest) <= 0)
+                return;
+            --layout.widths[*widest];
+        }
     };
     const std::vector<int> natural = layout.widths;
     for (shrink(); layout.total() > style.width; shrink()) {
@@ -87,33 +96,51 @@ Table::Layout Table::layOut(const OutputStyle& style) const
     return layout;
 }
 
+std::string Table::rowText(const Layout& layout, const OutputStyle& style, const std::vector<Cell>& cells) const
+{
+    std::vector<std::vector<std::string>> linesOf(m_columns.size());
+    std::size_t height = 1;
+    for (const std::size_t column : layout.shown) {
+        linesOf[column] = m_columns[column].wraps ? wrapWords(shown(cells[column]), layout.widths[column])
+                                                  : std::vector<std::string>{shown(cells[column])};
+        height = std::max(height, linesOf[column].size());
+    }
+    const std::string_view cut = glyph(style, "…", "~");
+    std::string text;
+    for (std::size_t i = 0; i < height; ++i) {
+        std::string line;
+        for (const std::size_t column : layout.shown) {
+            const int width = layout.widths[column];
+            const std::string content =
+                i < linesOf[column].size() ? truncateToWidth(linesOf[column][i], width, cut) : std::string();
+            const auto space = static_cast<std::size_t>(width - displayWidth(content));
+            const bool right = m_columns[column].align == Align::Right;
+            line.append(column == layout.shown.front() ? 0 : kGap, ' ');
+            line.append(right ? space : 0, ' ');
+            line += paint(style, cells[column].ink, content);
+            line.append(right ? 0 : space, ' ');
+        }
+        text += trimmedRight(std::move(line)) + '\n';
+    }
+    return text;
+}
+
 std::string Table::text(const OutputStyle& style) const
 {
     const Layout layout = layOut(style);
-    const std::string_view cut = glyph(style, "…", "~");
-    std::string text;
-    const auto addLine = [&](auto&& cellOf) {
-        std::string line;
-        for (const std::size_t column : layout.shown) {
-            const Cell cell = cellOf(column);
-            const int width = layout.widths[column];
-            const std::string content = truncateToWidth(shown(cell), width, cut);
-            const int space = width - displayWidth(content);
-            if (column != layout.shown.front())
-                line.append(kGap, ' ');
-            if (m_columns[column].align == Align::Right)
-                line.append(static_cast<std::size_t>(space), ' ');
-            line += paint(style, cell.ink, content);
-            if (m_columns[column].align == Align::Left)
-                line.append(static_cast<std::size_t>(space), ' ');
-        }
-        text += trimmedRight(std::move(line)) + '\n';
-    };
-    addLine([&](std::size_t column) { return Cell(m_columns[column].title, Ink::Strong); });
-    if (std::any_of(m_columns.begin(), m_columns.end(), [](const Column& column) { return !column.unit.empty(); }))
-        addLine([&](std::size_t column) { return Cell(m_columns[column].unit, Ink::Faint); });
+    std::vector<Cell> titles;
+    std::vector<Cell> units;
+    bool anyUnit = false;
+    for (const Column& column : m_columns) {
+        titles.emplace_back(column.title, Ink::Strong);
+        units.emplace_back(column.unit, Ink::Faint);
+        anyUnit = anyUnit || !column.unit.empty();
+    }
+    std::string text = rowText(layout, style, titles);
+    if (anyUnit)
+        text += rowText(layout, style, units);
     for (const auto& row : m_rows)
-        addLine([&](std::size_t column) { return row[column]; });
+        text += rowText(layout, style, row);
     if (!layout.dropped.empty()) {
         std::string note = "no room for:";
         for (const std::size_t column : layout.dropped)

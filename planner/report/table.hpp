@@ -15,8 +15,9 @@ struct Column {
     std::string title;
     std::string unit;           // shown under the title, and in brackets after it in CSV
     Align align = Align::Right; // numbers to the right, words to the left
-    int shrinkTo = 0;           // may be cut to so many columns where the terminal is narrow; 0 = never
-    int dropOrder = 0;          // where cutting is not enough, columns go from the highest order down; 0 = never
+    int shrinkTo = 0;           // may be narrowed to so many columns where the terminal is narrow; 0 = never
+    int dropOrder = 0;          // where that is not enough, columns go from the highest order down; 0 = never
+    bool wraps = false;         // narrowed cells are continued on the next line; otherwise they are cut
 };
 
 struct Cell {
@@ -50,6 +51,7 @@ public:
 private:
     struct Layout;
     Layout layOut(const OutputStyle& style) const;
+    std::string rowText(const Layout& layout, const OutputStyle& style, const std::vector<Cell>& cells) const;
 
     std::vector<Column> m_columns;
     std::vector<std::vector<Cell>> m_rows;

@@ -146,15 +146,20 @@ std::vector<std::string> wrapWords(std::string_view text, int width)
     std::size_t position = 0;
     while (position < text.size()) {
         const std::size_t end = std::min(text.find(' ', position), text.size());
-        const std::string_view word = text.substr(position, end - position);
+        std::string_view word = text.substr(position, end - position);
         position = end + 1;
         if (word.empty())
             continue;
-        if (!line.empty() && width > 0 && displayWidth(line) + 1 + displayWidth(word) > width) {
-            lines.push_back(std::move(line));
-            line.clear();
+        while (width > 1 && displayWidth(word) > width) {
+            if (!line.empty())
+                lines.push_back(std::exchange(line, {}));
+            lines.push_back(truncateToWidth(word, width, ""));
+            word.remove_prefix(lines.back().size());
         }
-        if (!line.empty())
+        if (!line.empty() && width > 0 && displayWidth(line) + 1 + displayWidth(word) > width) {
+            lines.push_back(std::exchange(line, {}));
+        }
+        if (!line.empty() && !word.empty())
             line += ' ';
         line += word;
     }

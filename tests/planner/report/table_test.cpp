@@ -43,6 +43,17 @@ TEST(Table, CutsThenDropsColumnsWhereTheTerminalIsNarrow)
                                                      "note\n");
 }
 
+TEST(Table, ContinuesCellsThatWrap)
+{
+    Table table({{"n", "", Align::Right, 0, 0}, {"why", "", Align::Left, 5, 0, true}});
+    table.addRow({"1", "because it is so"});
+    table.addRow({"2", "x"});
+    EXPECT_EQ(table.text({false, false, 11}), "n  why\n"
+                                              "1  because\n"
+                                              "   it is so\n"
+                                              "2  x\n");
+}
+
 TEST(Table, CsvQuotesWhatMustBeQuoted)
 {
     EXPECT_EQ(smallTable().csv(), "name,memory [GiB],Ψ,note\n"
@@ -83,7 +94,8 @@ TEST(TextWidth, CountsColumnsNotBytes)
 TEST(TextWidth, WrapsAtWords)
 {
     EXPECT_EQ(wrapWords("one two  three", 7), (std::vector<std::string>{"one two", "three"}));
-    EXPECT_EQ(wrapWords("incomprehensible it is", 5), (std::vector<std::string>{"incomprehensible", "it is"}));
+    EXPECT_EQ(wrapWords("an incomprehensible it is", 8),
+              (std::vector<std::string>{"an", "incompre", "hensible", "it is"}));
     EXPECT_EQ(wrapWords("", 5), std::vector<std::string>{});
 }
 
