@@ -1,3 +1,4 @@
+#include <set>
 #include <sstream>
 
 #include <gtest/gtest.h>
@@ -56,6 +57,30 @@ TEST(ResultJson, HoldsEveryFieldOfTheContract)
     EXPECT_EQ(json["model"]["parameters"], 3000);
     EXPECT_EQ(json["cluster"]["gpus"], 16);
     EXPECT_TRUE(resultToJson(sampleScenario(), samplePlans(), std::nullopt)["recommended"].is_null());
+}
+
+/// The names of all fields below `json`.
+void collectFields(const Json& json, std::set<std::string>& fields)
+{
+    for (const auto& item : json.items()) {
+        if (json.is_object())
+            fields.insert(item.key());
+        if (item.value().is_structured())
+            collectFields(item.value(), fields);
+    }
+}
+
+TEST(ResultJson, EveryFieldIsDocumented)
+{
+    const std::string readme = readTextFile(std::string(SHARDWRIGHT_SOURCE_DIR) + "/planner/README.md");
+    std::set<std::string> fields;
+    collectFields(resultToJson(sampleScenario(), samplePlans(), std::nullopt, ReportDetail::Full), fields);
+    for (const std::string& field : fields)
+        EXPECT_TRUE(readme.find("`" + field + "`") != std::string::npos ||
+                    readme.find("." + field + "`") != std::string::npos ||
+                    readme.find("`" + field + "[]`") != std::string::npos ||
+                    readme.find("." + field + "[]`") != std::string::npos)
+            << field;
 }
 
 TEST(ResultJson, IsTheSameTextEveryTime)
