@@ -1,0 +1,195 @@
+// BF16_Optimizer (runtime/bf16_optimizer.py, "bf16"): bf16 with fp32 gradient accumulation, at stage 0 and 1 alike. It
+// shards master weights and moments over the ranks but keeps a whole fp32 gradient on each.
+
+#include "planner/frameworks/deepspeed/deepspeed_rules.hpp"
+#include "planner/frameworks/deepspeed/tensor_order.hpp"
+#include "planner/frameworks/optimizer_rules.hpp"
+
+namespace shardwright {
+
+namespace {
+
+using C = Category;
+using S = Stream;
+using L = Lifetime;
+
+constexpr std::int64_t kAlignment = 2; // bf16 nccl_start_alignment_factor
+
+constexpr BufferSpec kModule{"module before it is flattened", "2 B x P", "bf16 _setup_for_real_optimizer",
+                             C::Temporaries};
+constexpr BufferSpec kFlat{"flat bf16 parameters, whole",
+                           "2 B x P, padded to a multiple of 2 N; frozen ones beside it",
+                           "bf16 bf16_groups_flat",
+                           C::Parameters,
+                           Place::Gpu,
+                           S::Compute,
+                           L::Persistent};
+constexpr BufferSpec kMaster{"master partition",  "4 B x P/N", "bf16 fp32_groups_flat_partition",
+                             C::MasterParameters, Place::Gpu,  S::Compute,
+                             L::Persistent};
+constexpr BufferSpec kWideGradients{"fp32 gradients, whole",
+                                    "4 B x P",
+                                    "bf16 fp32_groups_gradients_flat",
+                                    C::Gradients,
+                                    Place::Gpu,
+                                    S::Compute,
+                                    L::Persistent};
+// initialize_optimizer_states takes a step with zero gradients: the moments exist before the first batch.
+constexpr BufferSpec kMoments{"optimizer states of the partition",
+                              "moments x 4 B x P/N",
+                              "bf16 initialize_optimizer_states",
+                              C::OptimizerStates,
+                              Place::Gpu,
+                              S::Compute,
+                              L::Persistent};
+// clear_lp_grads zeroes them: they stay allocated from the first backward on.
+constexpr BufferSpec kNarrowGradients{"bf16 gradients, whole, zeroed and kept",
+                                      "2 B x P",
+                                      "bf16 clear_lp_grads",
+                                      C::Gradients,
+                                      Place::Gpu,
+                                      S::Compute,
+                                      L::FromFirstStep};
+constexpr BufferSpec kGradient{"gradient of a module, added to the kept one", "2 B x numel", "torch autograd",
+                               C::Gradients};
+constexpr BufferSpec kCast{"gradients in the communication dtype", "w x P", "engine allreduce_bucket",
+                           C::CommunicationBuffers};
+constexpr BufferSpec kForeach{"temporaries of the foreach optimizer", "4 B x P/N",
+                              "torch/optim/adamw.py _multi_tensor_adamw", C::Temporaries};
+
+class Bf16OptimizerRules final : public DeepSpeedRules {
+public:
+    explicit Bf16OptimizerRules(const PlanInput& input) : DeepSpeedRules(input), m_order(m_activations)
+    {
+        resize(input);
+    }
+
+    void resize(const PlanInput& input) override
+    {
+        take(input);
+        m_padded = roundUp(m_order.elements(), checkedMultiply(kAlignment, m_ranks));
+        const Bytes frozen = bytesOf(frozenParameters(), m_dtypes.frozen);
+        m_module = m_sizes.addBuffer(kModule, bytesOf(m_order.elements(), m_dtypes.model));
+        m_flat = m_sizes.addBuffer(kFlat, bytesOf(m_padded, m_dtypes.model) + frozen);
+        m_master = m_sizes.addBuffer(kMaster, bytesOf(steppedElements(), DType::Fp32));
+        m_wide = m_sizes.addBuffer(kWideGradients, bytesOf(m_padded, DType::Fp32));
+        m_moments = m_sizes.addBuffer(kMoments, stateBytes(steppedElements()));
+        m_narrow = m_sizes.addBuffer(kNarrowGradients, bytesOf(m_order.elements(), m_dtypes.model));
+        m_gradients.clear();
+        for (std::size_t type = 0; type < m_model.layerTypes.size(); ++type) {
+            m_gradients.emplace_back();
+            for (const LeafModule& module : m_activations.modules(static_cast<int>(type)))
+                m_gradients.back().push_back(
+                    module.trainable == 0 ? -1
+                                          : m_sizes.addBuffer(kGradient, bytesOf(module.trainable, m_dtypes.model),
+                                                              static_cast<int>(type)));
+        }
+        m_cast = m_sizes.addBuffer(kCast, m_dtypes.wire == DType::Fp32 ? Bytes(0) : bytesOf(m_padded, m_dtypes.wire));
+        m_foreach = m_sizes.addBuffer(kForeach, foreachTemporaries(m_training) ? bytesOf(steppedElements(), DType::Fp32)
+                                                                               : Bytes(0));
+        m_reduce = m_sizes.addPayload({"gradients", "w x P", "engine buffered_allreduce_fallback",
+                                       bytesOf(m_padded, m_dtypes.wire), m_dtypes.wire});
+        m_gather = m_sizes.addPayload({"updated parameters", "2 B x P", "bf16 step: all_gather_dp_groups",
+                                       bytesOf(m_padded, m_dtypes.model), m_dtypes.model});
+    }
+
+    std::string structureKey() const override { return commonKey(); }
+
+    ModelStates modelStates() const override
+    {
+        ModelStates states;
+        states.parameters = bytesOf(m_padded, m_dtypes.model) + bytesOf(frozenParameters(), m_dtypes.frozen);
+        states.gradients = bytesOf(m_order.elements(), m_dtypes.model) + bytesOf(m_padded, DType::Fp32);
+        states.masterParameters = bytesOf(steppedElements(), DType::Fp32);
+        states.optimizerStates = stateBytes(steppedElements());
+        return states;
+    }
+
+    Schedule emit() const override { return Emission(*this).run(); }
+
+protected:
+    std::int64_t steppedElements() const override { return m_padded / m_ranks; }
+
+private:
+    class Emission final : public StageObserver {
+    public:
+        explicit Emission(const Bf16OptimizerRules& rules)
+            : m_rules(rules), m_builder(rules.m_sizes), m_walk(rules.m_activations)
+        {
+        }
+
+        Schedule run()
+        {
+            m_builder.beginSegment("initialisation");
+            m_builder.op(OpKind::Allocate, Stream::Compute, Phase::Init);
+            const BufferId module = m_builder.allocate(m_rules.m_module);
+            m_builder.allocate(m_rules.m_flat);
+            m_builder.free(module);
+            for (const BufferClassId persistent :
+                 {m_rules.m_master, m_rules.m_wide, m_rules.m_moments, m_rules.m_narrow})
+                m_builder.allocate(persistent);
+            m_walk.carryOver(m_builder);
+            for (const MicroStep& step : microSteps(m_rules.m_training.gradientAccumulation)) {
+                m_builder.beginSegment(step.name, step.repeat);
+                microStep(step);
+            }
+            m_builder.beginSegment("optimizer step");
+            m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
+            const BufferId foreach = m_builder.allocate(m_rules.m_foreach);
+            m_builder.free(foreach);
+            m_builder.op(OpKind::AllGather, Stream::Compute, Phase::Optimizer);
+            m_builder.send(m_rules.m_gather, m_rules.m_world);
+            return m_builder.finish();
+        }
+
+        void afterStage(Pass pass, int layer, int module) override
+        {
+            if (pass != Pass::Backward)
+                return;
+            const auto type = static_cast<std::size_t>(m_rules.m_model.layers[static_cast<std::size_t>(layer)]);
+            const BufferClassId gradient = m_rules.m_gradients[type][static_cast<std::size_t>(module)];
+            if (gradient >= 0)
+                m_builder.free(m_builder.allocate(gradient));
+        }
+
+    private:
+        void microStep(const MicroStep& step)
+        {
+            const int layers = static_cast<int>(m_rules.m_model.layers.size());
+            m_walk.beginMicroStep(m_builder);
+            for (int layer = 0; layer < layers; ++layer)
+                m_walk.forward(m_builder, layer, *this);
+            m_walk.loss(m_builder);
+            for (int layer = layers - 1; layer >= 0; --layer)
+                m_walk.backward(m_builder, layer, *this);
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward); // update_hp_grads
+            if (step.last) {
+                m_builder.op(OpKind::AllReduce, Stream::Compute, Phase::Backward);
+                const BufferId cast = m_builder.allocate(m_rules.m_cast);
+                m_builder.send(m_rules.m_reduce, m_rules.m_world);
+                m_builder.free(cast);
+            }
+            m_walk.endMicroStep(m_builder);
+        }
+
+        const Bf16OptimizerRules& m_rules;
+        ScheduleBuilder m_builder;
+        ActivationWalk m_walk;
+    };
+
+    FlatOrder m_order;
+    std::int64_t m_padded = 0;
+    BufferClassId m_module = -1, m_flat = -1, m_master = -1, m_wide = -1, m_moments = -1, m_narrow = -1, m_cast = -1,
+                  m_foreach = -1;
+    std::vector<std::vector<BufferClassId>> m_gradients; // by layer type and module
+    PayloadId m_reduce = -1, m_gather = -1;
+};
+
+} // namespace
+
+std::unique_ptr<FrameworkRules> makeBf16OptimizerRules(const PlanInput& input)
+{
+    return std::make_unique<Bf16OptimizerRules>(input);
+}
+
+} // namespace shardwright

@@ -1,0 +1,59 @@
+#include "planner/frameworks/deepspeed/bucket_plan.hpp"
+
+#include <map>
+
+namespace shardwright {
+
+BucketPlan planBuckets(const FlatOrder& order, const std::vector<GradientArrival>& arrivals, std::int64_t bucketSize)
+{
+    BucketPlan plan;
+    std::map<std::vector<std::int64_t>, int> kinds;
+    std::size_t open = 0; // first tensor in the bucket
+    std::int64_t elements = 0;
+    const auto flush = [&] {
+        BucketFlush flushed{open, plan.tensors.size(), elements, 0};
+        std::vector<std::int64_t> sizes;
+        for (std::size_t i = flushed.firstTensor; i < flushed.endTensor; ++i) {
+            sizes.push_back(plan.tensors[i].numel);
+            sizes.push_back(plan.tensors[i].longestSide);
+        }
+        const auto [known, fresh] = kinds.emplace(std::move(sizes), static_cast<int>(kinds.size()));
+        if (fresh)
+            plan.kinds.push_back(plan.flushes.size());
+        flushed.kind = known->second;
+        plan.flushes.push_back(flushed);
+        open = plan.tensors.size();
+        elements = 0;
+    };
+    for (const GradientArrival& module : arrivals) {
+        BucketArrival arrival{module, static_cast<std::int32_t>(plan.flushes.size()), 0, -1};
+        const auto [first, end] = order.range(module.layer, module.module);
+        for (std::size_t i = first; i < end; ++i) {
+            const FlatTensor& tensor = order.tensors()[i];
+            if (elements > 0 && tensor.numel > bucketSize - elements)
+                flush();
+            plan.tensors.push_back(tensor);
+            elements = checkedAdd(elements, tensor.numel);
+            if (tensor.numel > bucketSize)
+                arrival.largeFlush = static_cast<std::int32_t>(plan.flushes.size());
+        }
+        arrival.endFlush = static_cast<std::int32_t>(plan.flushes.size());
+        plan.arrivals.push_back(arrival);
+    }
+    if (elements > 0)
+        flush();
+    return plan;
+}
+
+ModuleGradient moduleGradient(const FlatOrder& order, int layer, int module, std::int64_t bucketSize)
+{
+    ModuleGradient gradient;
+    const auto [first, end] = order.range(layer, module);
+    for (std::size_t i = first; i < end; ++i) {
+        const std::int64_t numel = order.tensors()[i].numel;
+        (numel > bucketSize ? gradient.large : gradient.bucketed) += numel;
+    }
+    return gradient;
+}
+
+} // namespace shardwright

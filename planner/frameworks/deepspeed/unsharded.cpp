@@ -1,0 +1,273 @@
+// Stage 0 without BF16_Optimizer: fp32 training steps the module's own parameters; fp16 goes through FP16_Optimizer
+// (runtime/fp16/fused_optimizer.py, "fused"). Gradients are all-reduced at the boundary (engine
+// buffered_allreduce_fallback), unless a 1-bit optimizer (runtime/fp16/onebit) sends its own compressed momentum.
+
+#include <algorithm>
+
+#include "planner/frameworks/deepspeed/deepspeed_rules.hpp"
+#include "planner/frameworks/deepspeed/tensor_order.hpp"
+#include "planner/frameworks/optimizer_rules.hpp"
+
+namespace shardwright {
+
+namespace {
+
+using C = Category;
+using S = Stream;
+using L = Lifetime;
+
+constexpr BufferSpec kParameters{
+    "parameters", "d P", "engine _configure_distributed_model", C::Parameters, Place::Gpu, S::Compute, L::Persistent};
+constexpr BufferSpec kMaster{"fp32 master parameters",
+                             "4 B x P",
+                             "fused fp32_groups_flat",
+                             C::MasterParameters,
+                             Place::Gpu,
+                             S::Compute,
+                             L::Persistent};
+constexpr BufferSpec kMoments{"optimizer states", "moments x 4 B x P", "ops/adam/fused_adam.py", C::OptimizerStates,
+                              Place::Gpu,         S::Compute,          L::FromFirstStep};
+constexpr BufferSpec kErrors{"compression errors of worker and server",
+                             "4 B x P + 4 B x P/N",
+                             "runtime/fp16/onebit/adam.py worker_error, server_error",
+                             C::OptimizerStates,
+                             Place::Gpu,
+                             S::Compute,
+                             L::FromFirstStep};
+constexpr BufferSpec kLocalSteps{"momentum gathered over local steps",
+                                 "4 B x P",
+                                 "runtime/fp16/onebit/zoadam.py comm_buffer",
+                                 C::OptimizerStates,
+                                 Place::Gpu,
+                                 S::Compute,
+                                 L::FromFirstStep};
+constexpr BufferSpec kModule{"module before it is flattened", "d P", "fused __init__", C::Temporaries};
+constexpr BufferSpec kGradient{"gradient of a module", "d x numel", "torch autograd", C::Gradients};
+constexpr BufferSpec kBucket{"gradients flattened for the all-reduce", "d x elements of the bucket",
+                             "engine allreduce_bucket", C::CommunicationBuffers};
+constexpr BufferSpec kBucketCast{"bucket in the communication dtype", "w x elements of the bucket",
+                                 "engine allreduce_bucket", C::CommunicationBuffers};
+constexpr BufferSpec kGradientCasts{"fp32 copies of all gradients", "4 B x P", "fused step: p.grad.to(fp32)",
+                                    C::Temporaries};
+constexpr BufferSpec kGradientFlat{"flattened fp32 gradients", "4 B x P", "fused step: _flatten_dense_tensors",
+                                   C::Temporaries};
+constexpr BufferSpec kForeach{"temporaries of the foreach optimizer", "4 B x P",
+                              "torch/optim/adamw.py _multi_tensor_adamw", C::Temporaries};
+constexpr BufferSpec kCompressed{"signs of the momentum, packed", "P / 8 B",
+                                 "runtime/comm/nccl.py compressed_allreduce", C::CommunicationBuffers};
+
+class UnshardedRules final : public DeepSpeedRules {
+public:
+    explicit UnshardedRules(const PlanInput& input) : DeepSpeedRules(input), m_order(m_activations)
+    {
+        // engine allreduce_no_retain: a bucket goes out once it holds more than reduce_bucket_size elements
+        std::int64_t elements = 0;
+        for (const FlatTensor& tensor : m_order.tensors()) {
+            elements = checkedAdd(elements, tensor.numel);
+            if (elements > m_options.reduceBucketSize)
+                m_buckets.push_back(std::exchange(elements, 0));
+        }
+        if (elements > 0)
+            m_buckets.push_back(elements);
+        resize(input);
+    }
+
+    void resize(const PlanInput& input) override
+    {
+        take(input);
+        const std::int64_t elements = m_order.elements();
+        m_parameters = m_sizes.addBuffer(kParameters, bytesOf(elements, m_dtypes.model) +
+                                                          bytesOf(frozenParameters(), m_dtypes.frozen));
+        m_master = m_sizes.addBuffer(kMaster, fp16() ? bytesOf(elements, DType::Fp32) : Bytes(0));
+        m_moments = m_sizes.addBuffer(kMoments, stateBytes(elements));
+        m_errors = m_sizes.addBuffer(
+            kErrors,
+            compressed() ? bytesOf(checkedAdd(elements, ceilDivide(elements, m_ranks)), DType::Fp32) : Bytes(0));
+        m_localSteps = m_sizes.addBuffer(
+            kLocalSteps, m_training.optimizer == Optimizer::ZeroOneAdam ? bytesOf(elements, DType::Fp32) : Bytes(0));
+        m_module = m_sizes.addBuffer(kModule, fp16() ? bytesOf(elements, m_dtypes.model) : Bytes(0));
+        m_gradients.clear();
+        for (std::size_t type = 0; type < m_model.layerTypes.size(); ++type) {
+            m_gradients.emplace_back();
+            for (const LeafModule& module : m_activations.modules(static_cast<int>(type)))
+                m_gradients.back().push_back(
+                    module.trainable == 0 ? -1
+                                          : m_sizes.addBuffer(kGradient, bytesOf(module.trainable, m_dtypes.model),
+                                                              static_cast<int>(type)));
+        }
+        m_flatten.clear();
+        m_casts.clear();
+        m_reduce.clear();
+        for (const std::int64_t bucket : m_buckets) {
+            m_flatten.push_back(m_sizes.addBuffer(kBucket, bytesOf(bucket, m_dtypes.model)));
+            m_casts.push_back(m_sizes.addBuffer(
+                kBucketCast, m_dtypes.wire == m_dtypes.model ? Bytes(0) : bytesOf(bucket, m_dtypes.wire)));
+            m_reduce.push_back(m_sizes.addPayload({"gradient bucket", "w x elements", "engine allreduce_bucket",
+                                                   bytesOf(bucket, m_dtypes.wire), m_dtypes.wire}));
+        }
+        const Bytes wide = bytesOf(elements, DType::Fp32);
+        m_gradientCasts = m_sizes.addBuffer(kGradientCasts, fp16() ? wide : Bytes(0));
+        m_gradientFlat = m_sizes.addBuffer(kGradientFlat, fp16() ? wide : Bytes(0));
+        m_foreach = m_sizes.addBuffer(kForeach, foreachTemporaries(m_training) ? wide : Bytes(0));
+        const Bytes signs(ceilDivide(elements, 8)); // one bit an element
+        m_compressed = m_sizes.addBuffer(kCompressed, compressed() ? signs : Bytes(0));
+        m_signs = m_sizes.addPayload({"signs of the momentum and a scale per rank", "P / 8 B + 4 B x N",
+                                      "runtime/comm/nccl.py compressed_allreduce",
+                                      signs + bytesOf(m_ranks, DType::Fp32), m_dtypes.model});
+    }
+
+    std::string structureKey() const override { return commonKey(); }
+
+    ModelStates modelStates() const override
+    {
+        const std::int64_t elements = m_order.elements();
+        ModelStates states;
+        states.parameters = bytesOf(elements, m_dtypes.model) + bytesOf(frozenParameters(), m_dtypes.frozen);
+        states.gradients = bytesOf(elements, m_dtypes.model);
+        states.masterParameters = fp16() ? bytesOf(elements, DType::Fp32) : Bytes(0);
+        states.optimizerStates = stateBytes(elements);
+        return states;
+    }
+
+    Schedule emit() const override { return Emission(*this).run(); }
+
+protected:
+    std::int64_t steppedElements() const override { return m_order.elements(); }
+
+private:
+    bool fp16() const { return m_wrapper == OptimizerWrapper::Fp16; }
+    bool compressed() const { return isOneBit(m_training.optimizer); }
+
+    class Emission final : public StageObserver {
+    public:
+        explicit Emission(const UnshardedRules& rules)
+            : m_rules(rules), m_builder(rules.m_sizes), m_walk(rules.m_activations)
+        {
+            for (const int type : rules.m_model.layers)
+                m_held.emplace_back(rules.m_gradients[static_cast<std::size_t>(type)].size(), -1);
+        }
+
+        Schedule run()
+        {
+            m_builder.beginSegment("initialisation");
+            m_builder.op(OpKind::Allocate, Stream::Compute, Phase::Init);
+            const BufferId module = m_builder.allocate(m_rules.m_module);
+            for (const BufferClassId persistent :
+                 {m_rules.m_parameters, m_rules.m_master, m_rules.m_moments, m_rules.m_errors, m_rules.m_localSteps})
+                m_builder.allocate(persistent);
+            m_builder.free(module);
+            m_walk.carryOver(m_builder);
+            for (const MicroStep& step : microSteps(m_rules.m_training.gradientAccumulation)) {
+                m_builder.beginSegment(step.name, step.repeat);
+                microStep(step);
+            }
+            m_builder.beginSegment("optimizer step");
+            optimizerStep();
+            return m_builder.finish();
+        }
+
+        void afterStage(Pass pass, int layer, int module) override
+        {
+            if (pass != Pass::Backward)
+                return;
+            const auto type = static_cast<std::size_t>(m_rules.m_model.layers[static_cast<std::size_t>(layer)]);
+            const BufferClassId gradient = m_rules.m_gradients[type][static_cast<std::size_t>(module)];
+            if (gradient < 0)
+                return;
+            BufferId& held = m_held[static_cast<std::size_t>(layer)][static_cast<std::size_t>(module)];
+            const BufferId fresh = m_builder.allocate(gradient);
+            if (held < 0)
+                held = fresh;
+            else
+                m_builder.free(fresh); // added in place
+        }
+
+    private:
+        void microStep(const MicroStep& step)
+        {
+            const int layers = static_cast<int>(m_rules.m_model.layers.size());
+            m_walk.beginMicroStep(m_builder);
+            for (int layer = 0; layer < layers; ++layer)
+                m_walk.forward(m_builder, layer, *this);
+            m_walk.loss(m_builder);
+            for (int layer = layers - 1; layer >= 0; --layer)
+                m_walk.backward(m_builder, layer, *this);
+            if (step.last && !m_rules.compressed())
+                for (std::size_t bucket = 0; bucket < m_rules.m_buckets.size(); ++bucket) {
+                    m_builder.op(OpKind::AllReduce, Stream::Compute, Phase::Backward);
+                    const BufferId flat = m_builder.allocate(m_rules.m_flatten[bucket]);
+                    const BufferId cast = m_builder.allocate(m_rules.m_casts[bucket]);
+                    m_builder.send(m_rules.m_reduce[bucket], m_rules.m_world);
+                    m_builder.free(cast);
+                    m_builder.free(flat);
+                }
+            m_walk.endMicroStep(m_builder);
+        }
+
+        void optimizerStep()
+        {
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Optimizer);
+            const BufferId casts = m_builder.allocate(m_rules.m_gradientCasts);
+            const BufferId flat = m_builder.allocate(m_rules.m_gradientFlat);
+            m_builder.free(casts);
+            if (m_rules.fp16())
+                dropGradients();
+            m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
+            const BufferId foreach = m_builder.allocate(m_rules.m_foreach);
+            m_builder.free(foreach);
+            if (m_rules.compressed())
+                exchangeSigns();
+            m_builder.op(OpKind::Release, Stream::Compute, Phase::AfterStep);
+            m_builder.free(flat);
+            dropGradients();
+        }
+
+        void exchangeSigns()
+        {
+            m_builder.op(OpKind::AllToAll, Stream::Compute, Phase::Optimizer);
+            const BufferId mine = m_builder.allocate(m_rules.m_compressed);
+            const BufferId received = m_builder.allocate(m_rules.m_compressed);
+            m_builder.send(m_rules.m_signs, m_rules.m_world);
+            m_builder.free(mine);
+            m_builder.free(received);
+            m_builder.op(OpKind::AllGather, Stream::Compute, Phase::Optimizer);
+            const BufferId gathered = m_builder.allocate(m_rules.m_compressed);
+            m_builder.send(m_rules.m_signs, m_rules.m_world);
+            m_builder.free(gathered);
+        }
+
+        void dropGradients()
+        {
+            for (std::vector<BufferId>& layer : m_held)
+                for (BufferId& held : layer) {
+                    if (held >= 0)
+                        m_builder.free(held);
+                    held = -1;
+                }
+        }
+
+        const UnshardedRules& m_rules;
+        ScheduleBuilder m_builder;
+        ActivationWalk m_walk;
+        std::vector<std::vector<BufferId>> m_held;
+    };
+
+    FlatOrder m_order;
+    std::vector<std::int64_t> m_buckets;
+    BufferClassId m_parameters = -1, m_master = -1, m_moments = -1, m_errors = -1, m_localSteps = -1, m_module = -1;
+    BufferClassId m_gradientCasts = -1, m_gradientFlat = -1, m_foreach = -1, m_compressed = -1;
+    std::vector<std::vector<BufferClassId>> m_gradients; // by layer type and module
+    std::vector<BufferClassId> m_flatten;                // by bucket
+    std::vector<BufferClassId> m_casts;
+    std::vector<PayloadId> m_reduce;
+    PayloadId m_signs = -1;
+};
+
+} // namespace
+
+std::unique_ptr<FrameworkRules> makeUnshardedRules(const PlanInput& input)
+{
+    return std::make_unique<UnshardedRules>(input);
+}
+
+} // namespace shardwright

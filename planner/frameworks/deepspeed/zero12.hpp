@@ -1,0 +1,66 @@
+#pragma once
+
+// ZeRO stages 1 and 2: runtime/zero/stage_1_and_2.py ("S12").
+
+#include "core/deepspeed_options.hpp"
+#include "planner/frameworks/deepspeed/bucket_plan.hpp"
+#include "planner/frameworks/deepspeed/deepspeed_rules.hpp"
+
+namespace shardwright {
+
+class Zero12Rules final : public DeepSpeedRules {
+public:
+    explicit Zero12Rules(const PlanInput& input);
+
+    void resize(const PlanInput& input) override;
+    std::string structureKey() const override;
+    ModelStates modelStates() const override;
+    Schedule emit() const override;
+
+protected:
+    std::int64_t steppedElements() const override { return m_partition; }
+
+private:
+    friend class Zero12Emission;
+
+    struct GradientClasses {
+        BufferClassId bucketed = -1;
+        BufferClassId large = -1;
+        BufferClassId accumulated = -1;
+    };
+
+    void defineStates();
+    void defineGradients();
+    void defineFlushes();
+    void defineHost();
+    std::int64_t flattened(const BucketFlush& flush) const;
+
+    bool offload() const { return m_options.offloadOptimizer == OffloadDevice::Cpu; }
+    bool overlaps() const { return overlapsCommunication(m_options); }
+    bool contiguous() const { return m_options.contiguousGradients || offload(); }
+    bool separateAccumulation() const { return m_options.stage == 1 && m_dtypes.accumulate != m_dtypes.model; }
+    std::int64_t fragment() const { return std::min(m_order.largest(), m_partition); }
+
+    std::vector<Visit> m_visits;
+    FlatOrder m_order;
+    BucketPlan m_inBackward; // gradients as backward makes them
+    BucketPlan m_inOrder;    // stage 1 without overlap: all of them at the end, in forward order
+
+    std::int64_t m_padded = 0;    // elements of the flat buffer
+    std::int64_t m_partition = 0; // of them, per rank
+    std::int64_t m_touched = 0;   // of tensors that touch a rank's partition, whole
+
+    BufferClassId m_module = -1, m_frozen = -1, m_flat = -1, m_master = -1, m_moments = -1, m_firstGradient = -1;
+    BufferClassId m_bucket = -1, m_touchedGradients = -1;
+    BufferClassId m_flatGradient = -1, m_castGradient = -1, m_overflow = -1, m_norm = -1, m_foreach = -1;
+    BufferClassId m_offloadBuffer = -1, m_offloadCast = -1;
+    BufferClassId m_hostMaster = -1, m_hostGradient = -1, m_hostStaging = -1, m_hostMoments = -1, m_hostLargest = -1,
+                  m_hostAccumulators = -1;
+    std::vector<std::vector<GradientClasses>> m_gradients; // by layer type and module
+    std::vector<BufferClassId> m_flatten;                  // by flush
+    std::vector<BufferClassId> m_cast;
+    std::vector<PayloadId> m_reduce;
+    PayloadId m_gather = -1, m_gradientDown = -1, m_accumulateDown = -1, m_accumulateUp = -1, m_parametersUp = -1;
+};
+
+} // namespace shardwright

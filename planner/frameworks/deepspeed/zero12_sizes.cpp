@@ -1,0 +1,293 @@
+// Sizes of ZeRO-1 and ZeRO-2.
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "planner/frameworks/deepspeed/zero12.hpp"
+#include "planner/frameworks/optimizer_rules.hpp"
+
+namespace shardwright {
+
+namespace {
+
+using C = Category;
+using S = Stream;
+using L = Lifetime;
+
+// S12 nccl_start_alignment_factor: partitions start at multiples of two elements.
+constexpr std::int64_t kAlignment = 2;
+// has_inf_or_nan makes a fp32 copy, its comparison and two masks of the largest gradient fragment: 4 + 4 + 1 + 1 + 1.
+constexpr std::int64_t kOverflowBytes = 11;
+
+constexpr BufferSpec kModule{"module before it is flattened", "d P", "S12 __init__", C::Temporaries};
+constexpr BufferSpec kFrozen{"frozen parameters, outside the flat buffer",
+                             "d P_frozen",
+                             "S12 __init__: only parameters that require gradients are flattened",
+                             C::Parameters,
+                             Place::Gpu,
+                             S::Compute,
+                             L::Persistent};
+constexpr BufferSpec kFlat{"flat 16-bit parameters, whole",
+                           "d P, padded to a multiple of 2 N",
+                           "S12 bit16_groups_flat",
+                           C::Parameters,
+                           Place::Gpu,
+                           S::Compute,
+                           L::Persistent};
+constexpr BufferSpec kMaster{"master partition",  "4 B x P/N", "S12 single_partition_of_fp32_groups",
+                             C::MasterParameters, Place::Gpu,  S::Compute,
+                             L::Persistent};
+constexpr BufferSpec kMoments{"optimizer states of the partition",
+                              "moments x 4 B x P/N",
+                              "ops/adam/fused_adam.py: made at the first step",
+                              C::OptimizerStates,
+                              Place::Gpu,
+                              S::Compute,
+                              L::FromFirstStep};
+constexpr BufferSpec kFirstGradient{"zeros for the optimizer's first step", "4 B x P/N",
+                                    "S12 initialize_optimizer_states", C::Temporaries};
+constexpr BufferSpec kBucket{"reduction bucket", "d x reduce_bucket_size", "S12 setup_buckets",
+                             C::CommunicationBuffers};
+constexpr BufferSpec kTouched{"gradients of the tensors that touch the partition", "d x their elements",
+                              "S12 grads_in_partition", C::Gradients};
+constexpr BufferSpec kGradient{"gradient of a module", "d x numel", "torch autograd", C::Gradients};
+constexpr BufferSpec kLarge{"gradient larger than the bucket", "d x numel", "S12 extra_large_param_to_reduce",
+                            C::Gradients};
+constexpr BufferSpec kAccumulated{"gradient accumulated in grad_accum_dtype", "a x numel",
+                                  "S12 _fill_param_grad_accum_attribute", C::Gradients};
+constexpr BufferSpec kFlatten{"bucket flattened from several ranks' slices", "d x elements", "S12 allreduce_bucket",
+                              C::CommunicationBuffers};
+constexpr BufferSpec kCast{"bucket in the communication dtype", "w x elements", "S12 allreduce_bucket",
+                           C::CommunicationBuffers};
+constexpr BufferSpec kFlatGradient{"flattened gradient of the partition", "a x P/N", "S12 step: flatten",
+                                   C::Temporaries};
+constexpr BufferSpec kCastGradient{"fp32 gradient of the partition", "4 B x P/N", "S12 step: .to(fp32)",
+                                   C::Temporaries};
+constexpr BufferSpec kOverflow{"overflow check of one gradient", "11 B x largest fragment", "S12 _has_inf_or_nan",
+                               C::Temporaries};
+constexpr BufferSpec kNorm{"one gradient in double precision", "8 B x largest fragment", "S12 get_grad_norm_direct",
+                           C::Temporaries};
+constexpr BufferSpec kForeach{"temporaries of the foreach optimizer", "4 B x P/N",
+                              "torch/optim/adamw.py _multi_tensor_adamw", C::Temporaries};
+constexpr BufferSpec kOffloadBuffer{"buffer of the largest gradient on its way to the host",
+                                    "d x p",
+                                    "S12 temp_grad_buffer_for_gpu_offload",
+                                    C::CommunicationBuffers,
+                                    Place::Gpu,
+                                    S::Compute,
+                                    L::Persistent};
+constexpr BufferSpec kOffloadCast{"fp32 gradient fragment on its way to the host", "4 B x largest fragment",
+                                  "S12 async_inplace_copy_grad_to_fp32_buffer_from_gpu", C::Temporaries};
+
+constexpr BufferSpec hostSpec(std::string_view name, std::string_view formula, std::string_view source, C category,
+                              bool pinned, L lifetime)
+{
+    return {name, formula, source, category, pinned ? Place::HostPinned : Place::HostPageable, S::Host, lifetime};
+}
+
+/// A host buffer is of one of two specs: page-locked or pageable.
+struct HostSpec {
+    BufferSpec pinned;
+    BufferSpec pageable;
+    const BufferSpec& of(bool isPinned) const { return isPinned ? pinned : pageable; }
+};
+
+constexpr HostSpec hostPair(std::string_view name, std::string_view formula, std::string_view source, C category)
+{
+    return {hostSpec(name, formula, source, category, true, L::Persistent),
+            hostSpec(name, formula, source, category, false, L::Persistent)};
+}
+
+constexpr HostSpec kHostMaster = hostPair("master partition in host memory", "4 B x P/N",
+                                          "S12 single_partition_of_fp32_groups", C::MasterParameters);
+constexpr HostSpec kHostGradient =
+    hostPair("fp32 gradient in host memory", "4 B x P/N", "S12 initialize_optimizer_states", C::Gradients);
+constexpr HostSpec kHostStaging = hostPair("16-bit staging of updated parameters", "d x P/N",
+                                           "S12 param_buffer_of_bit16_for_cpu_offload_groups", C::Parameters);
+constexpr HostSpec kHostLargest =
+    hostPair("buffer of the largest gradient", "d x p", "S12 temp_grad_buffer_for_cpu_offload", C::Gradients);
+constexpr HostSpec kHostAccumulators = hostPair("gradients accumulated in host memory", "d x tensors of the partition",
+                                                "S12 accumulated_grads_in_cpu", C::Gradients);
+constexpr BufferSpec kHostMoments{"optimizer states in host memory",
+                                  "moments x 4 B x P/N",
+                                  "ops/adam/cpu_adam.py",
+                                  C::OptimizerStates,
+                                  Place::HostPageable,
+                                  S::Host,
+                                  L::FromFirstStep};
+
+} // namespace
+
+Zero12Rules::Zero12Rules(const PlanInput& input) : DeepSpeedRules(input), m_order(m_activations)
+{
+    take(input);
+    m_visits = recordVisits(m_activations, m_sizes);
+    m_inBackward = planBuckets(m_order, arrivalsInBackward(m_activations, m_visits), m_options.reduceBucketSize);
+    m_inOrder = planBuckets(m_order, arrivalsInForwardOrder(m_activations), m_options.reduceBucketSize);
+    resize(input);
+}
+
+std::string Zero12Rules::structureKey() const
+{
+    return commonKey();
+}
+
+void Zero12Rules::resize(const PlanInput& input)
+{
+    take(input);
+    m_padded = roundUp(m_order.elements(), checkedMultiply(kAlignment, m_ranks));
+    m_partition = m_padded / m_ranks;
+    m_touched = m_partition > 0 ? m_order.mostTouched(m_partition) : 0;
+    defineStates();
+    defineGradients();
+    defineFlushes();
+    defineHost();
+}
+
+void Zero12Rules::defineStates()
+{
+    const Bytes frozen = bytesOf(frozenParameters(), m_dtypes.frozen);
+    m_module = m_sizes.addBuffer(kModule, bytesOf(m_order.elements(), m_dtypes.model) + frozen);
+    m_frozen = m_sizes.addBuffer(kFrozen, frozen);
+    m_flat = m_sizes.addBuffer(kFlat, bytesOf(m_padded, m_dtypes.model));
+    const Bytes master = bytesOf(m_partition, m_dtypes.master);
+    m_master = m_sizes.addBuffer(kMaster, master);
+    m_moments = m_sizes.addBuffer(kMoments, stateBytes(m_partition));
+    m_firstGradient = m_sizes.addBuffer(kFirstGradient, master);
+    m_bucket = m_sizes.addBuffer(kBucket, bytesOf(m_options.reduceBucketSize, m_dtypes.model));
+    m_touchedGradients = m_sizes.addBuffer(kTouched, bytesOf(m_touched, m_dtypes.model));
+    m_flatGradient = m_sizes.addBuffer(kFlatGradient, bytesOf(m_partition, m_dtypes.accumulate));
+    m_castGradient = m_sizes.addBuffer(kCastGradient, m_dtypes.accumulate == m_dtypes.master ? Bytes(0) : master);
+    m_overflow = m_sizes.addBuffer(kOverflow, Bytes(checksOverflow() ? fragment() * kOverflowBytes : 0));
+    m_norm = m_sizes.addBuffer(kNorm, Bytes(checkedMultiply(8, fragment())));
+    m_foreach = m_sizes.addBuffer(
+        kForeach, foreachTemporaries(m_training) && !offload() ? bytesOf(m_partition, m_dtypes.states) : Bytes(0));
+    m_gather = m_sizes.addPayload({"updated parameters", "d x P", "S12 step: all_gather_dp_groups",
+                                   bytesOf(m_padded, m_dtypes.model), m_dtypes.model});
+}
+
+void Zero12Rules::defineGradients()
+{
+    m_gradients.clear();
+    for (std::size_t type = 0; type < m_model.layerTypes.size(); ++type) {
+        const auto at = std::find(m_model.layers.begin(), m_model.layers.end(), static_cast<int>(type));
+        const int layer = static_cast<int>(at - m_model.layers.begin());
+        const int id = static_cast<int>(type);
+        const std::size_t modules = m_activations.modules(id).size();
+        std::vector<GradientClasses>& classes = m_gradients.emplace_back(modules);
+        if (at == m_model.layers.end())
+            continue;
+        for (std::size_t module = 0; module < modules; ++module) {
+            const ModuleGradient sizes =
+                moduleGradient(m_order, layer, static_cast<int>(module), m_options.reduceBucketSize);
+            GradientClasses& one = classes[module];
+            if (sizes.bucketed > 0)
+                one.bucketed = m_sizes.addBuffer(kGradient, bytesOf(sizes.bucketed, m_dtypes.model), id);
+            if (sizes.large > 0)
+                one.large = m_sizes.addBuffer(kLarge, bytesOf(sizes.large, m_dtypes.model), id);
+            if (separateAccumulation() && sizes.bucketed + sizes.large > 0)
+                one.accumulated = m_sizes.addBuffer(
+                    kAccumulated, bytesOf(checkedAdd(sizes.bucketed, sizes.large), m_dtypes.accumulate), id);
+        }
+    }
+}
+
+/// Elements of the copy that a flush makes. The bucket is sent as it is when all of it belongs to one rank; slices of
+/// several ranks are concatenated, and sent as soon as they exceed the bucket size: at most one slice above it.
+std::int64_t Zero12Rules::flattened(const BucketFlush& flush) const
+{
+    if (!contiguous())
+        return flush.endTensor - flush.firstTensor > 1 ? flush.elements : 0;
+    if (!m_options.reduceScatter)
+        return 0;
+    const std::vector<FlatTensor>& tensors =
+        m_options.stage == 1 && !overlaps() ? m_inOrder.tensors : m_inBackward.tensors;
+    const std::int64_t owner = tensors[flush.firstTensor].offset / m_partition;
+    for (std::size_t i = flush.firstTensor; i < flush.endTensor; ++i) {
+        const FlatTensor& tensor = tensors[i];
+        if (tensor.offset / m_partition != owner || (tensor.offset + tensor.numel - 1) / m_partition != owner)
+            return std::min(flush.elements, checkedAdd(m_options.reduceBucketSize, m_partition));
+    }
+    return 0;
+}
+
+void Zero12Rules::defineFlushes()
+{
+    m_flatten.clear();
+    m_cast.clear();
+    m_reduce.clear();
+    const BucketPlan& plan = m_options.stage == 1 && !overlaps() ? m_inOrder : m_inBackward;
+    const bool casts = m_dtypes.wire != m_dtypes.model;
+    for (const BucketFlush& flush : plan.flushes) {
+        const std::int64_t copied = flattened(flush);
+        m_flatten.push_back(m_sizes.addBuffer(kFlatten, bytesOf(copied, m_dtypes.model)));
+        m_cast.push_back(
+            m_sizes.addBuffer(kCast, casts ? bytesOf(copied > 0 ? copied : flush.elements, m_dtypes.wire) : Bytes(0)));
+        m_reduce.push_back(m_sizes.addPayload({"gradient bucket", "w x elements of the bucket", "S12 average_tensor",
+                                               bytesOf(flush.elements, m_dtypes.wire), m_dtypes.wire}));
+    }
+}
+
+void Zero12Rules::defineHost()
+{
+    const bool pinned = m_options.pinMemory;
+    const auto host = [&](const HostSpec& spec, Bytes exact) {
+        return m_sizes.addBuffer(spec.of(pinned), offload() ? hostBytes(exact, pinned) : Bytes(0));
+    };
+    const Bytes largest = bytesOf(m_order.largest(), m_dtypes.model);
+    m_offloadBuffer = m_sizes.addBuffer(kOffloadBuffer, offload() ? largest : Bytes(0));
+    m_offloadCast = m_sizes.addBuffer(
+        kOffloadCast, offload() && m_dtypes.master != m_dtypes.model ? bytesOf(fragment(), m_dtypes.master) : Bytes(0));
+    m_hostMaster = host(kHostMaster, bytesOf(m_partition, m_dtypes.master));
+    m_hostGradient = host(kHostGradient, bytesOf(m_partition, m_dtypes.master));
+    m_hostStaging = host(kHostStaging, bytesOf(m_partition, m_dtypes.model));
+    m_hostLargest = host(kHostLargest, largest);
+    const bool accumulates =
+        m_training.gradientAccumulation > 1 && m_options.stage == 2 && m_dtypes.master == DType::Fp32;
+    // One allocation a tensor: each is rounded on its own. The rounding at most doubles; the mean tensor stands for
+    // all.
+    const std::int64_t tensors =
+        m_order.tensors().empty() || m_order.elements() == 0
+            ? 1
+            : std::max<std::int64_t>(
+                  1, m_touched / std::max<std::int64_t>(1, m_order.elements() /
+                                                               static_cast<std::int64_t>(m_order.tensors().size())));
+    const Bytes each = bytesOf(ceilDivide(m_touched, tensors), m_dtypes.model);
+    m_hostAccumulators = m_sizes.addBuffer(kHostAccumulators.of(pinned),
+                                           offload() && accumulates ? hostBytes(each, pinned) * tensors : Bytes(0));
+    m_hostMoments = m_sizes.addBuffer(kHostMoments, offload() ? stateBytes(m_partition) : Bytes(0));
+    m_gradientDown = m_sizes.addPayload({"fp32 gradient to the host", "4 B x P/N",
+                                         "S12 async_inplace_copy_grad_to_fp32_buffer_from_gpu",
+                                         bytesOf(m_partition, m_dtypes.master), m_dtypes.master});
+    m_accumulateDown = m_sizes.addPayload({"accumulated gradients to the host", "d x tensors of the partition",
+                                           "S12 async_accumulate_grad_in_cpu_via_gpu",
+                                           bytesOf(m_touched, m_dtypes.model), m_dtypes.model});
+    m_accumulateUp = m_sizes.addPayload({"accumulated gradients back to the GPU", "d x tensors of the partition",
+                                         "S12 async_accumulate_grad_in_cpu_via_gpu", bytesOf(m_touched, m_dtypes.model),
+                                         m_dtypes.model});
+    m_parametersUp = m_sizes.addPayload(
+        {"updated parameters to the GPU", "d x P/N", "S12 step", bytesOf(m_partition, m_dtypes.model), m_dtypes.model});
+}
+
+ModelStates Zero12Rules::modelStates() const
+{
+    ModelStates states;
+    states.parameters = bytesOf(m_padded, m_dtypes.model) + bytesOf(frozenParameters(), m_dtypes.frozen);
+    if (m_options.stage == 1)
+        states.gradients = bytesOf(m_order.elements(), m_dtypes.accumulate);
+    if (offload())
+        return states;
+    if (m_options.stage == 2)
+        states.gradients = bytesOf(m_partition, m_dtypes.model);
+    states.masterParameters = bytesOf(m_partition, m_dtypes.master);
+    states.optimizerStates = stateBytes(m_partition);
+    return states;
+}
+
+std::unique_ptr<FrameworkRules> makeZero12Rules(const PlanInput& input)
+{
+    return std::make_unique<Zero12Rules>(input);
+}
+
+} // namespace shardwright

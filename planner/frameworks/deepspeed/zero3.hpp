@@ -1,0 +1,125 @@
+#pragma once
+
+// ZeRO stage 3: runtime/zero/stage3.py ("S3"), runtime/zero/partition_parameters.py ("PP"), with offload, ZeRO++ and
+// MiCS.
+
+#include "core/deepspeed_options.hpp"
+#include "planner/frameworks/deepspeed/bucket_plan.hpp"
+#include "planner/frameworks/deepspeed/deepspeed_rules.hpp"
+#include "planner/frameworks/deepspeed/gather_plan.hpp"
+
+namespace shardwright {
+
+class Zero3Rules final : public DeepSpeedRules {
+public:
+    explicit Zero3Rules(const PlanInput& input);
+
+    void resize(const PlanInput& input) override;
+    std::string structureKey() const override;
+    ModelStates modelStates() const override;
+    int communicators() const override;
+    std::vector<Note> assumptions() const override;
+    Schedule emit() const override;
+
+    const GatherPlan& gathers() const { return m_gathers; }
+
+protected:
+    std::int64_t steppedElements() const override { return m_shard; }
+
+private:
+    friend class Zero3Emission;
+
+    /// A gather call of one kind.
+    struct CallClasses {
+        bool coalesced = false;
+        BufferClassId flat = -1;      // what the collective fills (int8 under qwZ)
+        BufferClassId quantized = -1; // this rank's int8 input under qwZ
+        BufferClassId widened = -1;   // dequantised flat buffer of a coalesced call under qwZ
+        BufferClassId upload = -1;    // shard on its way from the host
+        PayloadId gather = -1;
+        PayloadId uploadCopy = -1;
+        PayloadId nvmeRead = -1;
+    };
+    /// A reduction of one kind.
+    struct FlushClasses {
+        BufferClassId input = -1;
+        BufferClassId cast = -1;
+        BufferClassId compressed = -1; // int4 payload of qgZ, in or out
+        BufferClassId offload = -1;    // shard on its way to the host, 16-bit and fp32
+        PayloadId scatter = -1;        // reduce-scatter or all-reduce of what is not compressed
+        PayloadId inside = -1;         // qgZ's hops
+        PayloadId between = -1;
+        PayloadId replicate = -1;  // MiCS
+        PayloadId narrowCopy = -1; // 16-bit shard to the host, or back
+        PayloadId wideCopy = -1;   // fp32 shard to the host
+        bool compressesAll = false;
+    };
+    struct GradientClasses {
+        BufferClassId bucketed = -1;
+        BufferClassId large = -1;
+    };
+    /// The part of the shard that is stepped at once.
+    struct SubGroup {
+        std::int64_t elements = 0;
+        bool onGpu = true;
+        BufferClassId flat = -1;
+        BufferClassId wide = -1;
+        BufferClassId foreach = -1;
+        PayloadId parametersUp = -1;
+        PayloadId stateRead = -1;
+        PayloadId stateWrite = -1;
+    };
+
+    void defineGroups(const PlanInput& input);
+    void splitSubGroups();
+    void defineStates();
+    void defineHost();
+    void defineNvme();
+    void defineCalls();
+    void definePieces();
+    void defineGradients();
+    void defineFlushes();
+    void defineStep();
+
+    std::int64_t shardOf(const FlatTensor& tensor) const { return ceilDivide(tensor.numel, m_shardRanks); }
+    std::int64_t paddedElements(const TensorRuns& runs, std::int64_t ranks, bool frozen) const;
+    Bytes paddedBytes(const TensorRuns& runs, std::int64_t ranks) const;
+    Bytes exactBytes(const TensorRuns& runs) const;
+    Bytes quantizedBytes(const TensorRuns& runs) const;
+    bool gathersNothing() const { return m_shardRanks == 1 && m_options.offloadParam == OffloadDevice::None; }
+    bool optimizerOn(OffloadDevice device) const { return m_options.offloadOptimizer == device; }
+    bool paramOn(OffloadDevice device) const { return m_options.offloadParam == device; }
+    std::int64_t offloadedElements() const;
+    std::int64_t onGpuElements() const { return m_shard - offloadedElements(); }
+    Bytes nvmeParameterBytes() const;
+
+    std::vector<Visit> m_visits;
+    FlatOrder m_order;
+    BucketPlan m_buckets;
+    GatherPlan m_gathers;
+
+    std::int64_t m_shardRanks = 1;  // ranks that share the states
+    std::int64_t m_shard = 0;       // trainable elements of this rank, padding included
+    std::int64_t m_frozenShard = 0; // frozen ones
+    std::int64_t m_largestShard = 0;
+    std::int64_t m_persistentShard = 0; // of m_shard and m_frozenShard
+    std::vector<SubGroup> m_subGroups;
+
+    GroupId m_shardGroup = -1, m_replicaGroup = -1, m_secondaryGroup = -1, m_insideGroup = -1, m_betweenGroup = -1;
+    BufferClassId m_wholeModule = -1, m_largestTensor = -1;
+    BufferClassId m_shards = -1, m_frozenShards = -1, m_master = -1, m_moments = -1, m_gradientShards = -1,
+                  m_bucket = -1, m_persistent = -1;
+    BufferClassId m_hostShards = -1, m_hostMaster = -1, m_hostNarrowGradients = -1, m_hostWideGradients = -1,
+                  m_hostMoments = -1, m_swapBuffers = -1, m_paramBuffers = -1;
+    BufferClassId m_nvmeStates = -1, m_nvmeParameters = -1;
+    BufferClassId m_overflow = -1, m_norm = -1;
+    std::vector<CallClasses> m_calls;          // by call kind
+    std::vector<BufferClassId> m_pieces;       // by piece kind
+    std::vector<BufferClassId> m_narrowPieces; // fp16 result of the dequantiser before its conversion to bf16
+    std::vector<BufferClassId> m_secondaries;  // by unit type
+    std::vector<std::vector<GradientClasses>> m_gradients;
+    std::vector<FlushClasses> m_flushes; // by flush kind
+    PayloadId m_persistentGather = -1, m_parametersDown = -1, m_nvmeParameterWrite = -1;
+};
+
+} // namespace shardwright

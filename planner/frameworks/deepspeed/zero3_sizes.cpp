@@ -1,0 +1,278 @@
+// Sizes of ZeRO-3: states and the step. Gathers and reductions are in zero3_communication.cpp, host and NVMe in
+// zero3_offload.cpp.
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "planner/frameworks/deepspeed/zero3.hpp"
+#include "planner/frameworks/optimizer_rules.hpp"
+
+namespace shardwright {
+
+namespace {
+
+using C = Category;
+using S = Stream;
+using L = Lifetime;
+
+// S3 has_overflow_partitioned_grads_serial: isinf, isnan and their disjunction over the whole gradient, a byte each.
+constexpr std::int64_t kOverflowBytes = 3;
+constexpr std::int64_t kNormChunk = 250000000; // S3 _constant_buffered_norm2: elements taken to double at once
+
+constexpr BufferSpec kWholeModule{"whole module before it is partitioned", "d P",
+                                  "engine _configure_distributed_model: module.to(device)", C::Temporaries};
+constexpr BufferSpec kLargestTensor{"largest parameter before it is partitioned", "d p", "PP Init _post_init_method",
+                                    C::Temporaries};
+constexpr BufferSpec kShards{"parameter shards",
+                             "d x sum of ceil(numel/N)",
+                             "S3 lp_param_buffer; PP _padding_size",
+                             C::Parameters,
+                             Place::Gpu,
+                             S::Compute,
+                             L::Persistent};
+constexpr BufferSpec kFrozenShards{"shards of frozen parameters",
+                                   "d x sum of ceil(numel/N)",
+                                   "PP ds_tensor",
+                                   C::Parameters,
+                                   Place::Gpu,
+                                   S::Compute,
+                                   L::Persistent};
+constexpr BufferSpec kMaster{"master shards",     "4 B x shard", "S3 fp32_partitioned_groups_flat",
+                             C::MasterParameters, Place::Gpu,    S::Compute,
+                             L::Persistent};
+constexpr BufferSpec kMoments{"optimizer states of the shards",
+                              "moments x 4 B x shard",
+                              "ops/adam/fused_adam.py",
+                              C::OptimizerStates,
+                              Place::Gpu,
+                              S::Compute,
+                              L::FromFirstStep};
+constexpr BufferSpec kGradientShards{
+    "gradient shards", "a x shard",  "S3 grad_partitions_flat_buffer, made at initialisation", C::Gradients, Place::Gpu,
+    S::Compute,        L::Persistent};
+constexpr BufferSpec kBucket{"reduction bucket",
+                             "d x reduce_bucket_size",
+                             "S3 ipg_buckets, made at initialisation",
+                             C::CommunicationBuffers,
+                             Place::Gpu,
+                             S::Compute,
+                             L::Persistent};
+constexpr BufferSpec kPersistent{"persistent parameters, gathered",
+                                 "d x parameters of at most param_persistence_threshold elements",
+                                 "zero/parameter_offload.py mark_persistent_parameters",
+                                 C::GatheredParameters,
+                                 Place::Gpu,
+                                 S::AllGather,
+                                 L::Persistent};
+constexpr BufferSpec kFlatSubGroup{"flattened gradient of a sub-group", "a x sub-group",
+                                   "S3 _prepare_fp32_grad_for_sub_group", C::Temporaries};
+constexpr BufferSpec kWideSubGroup{"fp32 gradient of a sub-group", "4 B x sub-group",
+                                   "S3 _prepare_fp32_grad_for_sub_group", C::Temporaries};
+constexpr BufferSpec kForeach{"temporaries of the foreach optimizer", "4 B x sub-group",
+                              "torch/optim/adamw.py _multi_tensor_adamw", C::Temporaries};
+constexpr BufferSpec kOverflow{"overflow check of the gradient shards", "3 B x shard", "S3 _has_inf_or_nan",
+                               C::Temporaries};
+constexpr BufferSpec kNorm{"a gradient shard in double precision", "8 B x largest shard", "S3 get_grad_norm_direct",
+                           C::Temporaries};
+
+} // namespace
+
+Zero3Rules::Zero3Rules(const PlanInput& input) : DeepSpeedRules(input), m_order(m_activations)
+{
+    take(input);
+    m_visits = recordVisits(m_activations, m_sizes);
+    m_buckets = planBuckets(m_order, arrivalsInBackward(m_activations, m_visits), m_options.reduceBucketSize);
+    m_gathers = planGathers(m_activations, m_visits, m_options);
+    resize(input);
+}
+
+std::string Zero3Rules::structureKey() const
+{
+    // Sub-groups are counted in elements of a rank, so their number can change with the ranks.
+    return commonKey() + fmt::format(" groups{} nothing{}", m_subGroups.size(), gathersNothing());
+}
+
+void Zero3Rules::resize(const PlanInput& input)
+{
+    take(input);
+    defineGroups(input);
+    m_shard = 0;
+    m_largestShard = 0;
+    for (const FlatTensor& tensor : m_order.tensors())
+        m_shard = checkedAdd(m_shard, shardOf(tensor));
+    m_largestShard = ceilDivide(m_order.largest(), m_shardRanks);
+    m_frozenShard = 0;
+    for (std::size_t type = 0; type < m_model.layerTypes.size(); ++type) {
+        std::int64_t ofLayer = 0;
+        for (const ParameterSpec& parameter : m_model.layerTypes[type].parameters)
+            if (!parameter.trainable)
+                ofLayer =
+                    checkedAdd(ofLayer, checkedMultiply(ceilDivide(parameter.numel, m_shardRanks), parameter.repeat));
+        m_frozenShard =
+            checkedAdd(m_frozenShard, checkedMultiply(ofLayer, m_model.layersOfType(static_cast<int>(type))));
+    }
+    m_persistentShard = 0;
+    for (const TensorRun& run : m_gathers.persistent)
+        m_persistentShard =
+            checkedAdd(m_persistentShard, checkedMultiply(ceilDivide(run.numel, m_shardRanks), run.count));
+    splitSubGroups();
+    defineStates();
+    defineHost();
+    defineNvme();
+    defineCalls();
+    definePieces();
+    defineGradients();
+    defineFlushes();
+    defineStep();
+}
+
+void Zero3Rules::defineGroups(const PlanInput& input)
+{
+    const Cluster& cluster = input.cluster;
+    const std::int64_t mics = m_options.micsShardSize;
+    m_shardRanks = mics > 0 ? mics : m_ranks;
+    m_shardGroup = mics > 0 ? m_sizes.addGroup({"shard", mics, nodesOfConsecutive(cluster, mics)}) : m_world;
+    m_replicaGroup = m_sizes.addGroup(replicaGroup(cluster, m_shardRanks));
+    const std::int64_t secondary = std::max<std::int64_t>(1, m_options.hpzPartitionSize);
+    m_secondaryGroup = m_sizes.addGroup({"secondary", secondary, nodesOfConsecutive(cluster, secondary)});
+    // utils/groups.py _get_local_all_to_all_group: the ranks of a node, and those of equal place on all nodes
+    m_insideGroup = m_sizes.addGroup({"node", cluster.gpusPerNode, 1});
+    m_betweenGroup = m_sizes.addGroup({"across nodes", cluster.nodes, cluster.nodes});
+}
+
+/// S3 _create_fp16_sub_groups: parameters in order until a group holds at least sub_group_size elements of the rank.
+void Zero3Rules::splitSubGroups()
+{
+    m_subGroups.clear();
+    const auto close = [&](std::int64_t elements) {
+        SubGroup group;
+        group.elements = elements;
+        m_subGroups.push_back(group);
+    };
+    if (m_shard <= m_options.subGroupSize) {
+        close(m_shard);
+    } else {
+        std::int64_t elements = 0;
+        for (const FlatTensor& tensor : m_order.tensors()) {
+            elements = checkedAdd(elements, shardOf(tensor));
+            if (elements >= m_options.subGroupSize)
+                close(std::exchange(elements, 0));
+        }
+        if (elements > 0)
+            close(elements);
+    }
+    const auto count = static_cast<double>(m_subGroups.size());
+    const auto onGpu =
+        offloadsOptimizer() ? static_cast<std::size_t>((1.0 - m_options.offloadRatio) * count) : m_subGroups.size();
+    for (std::size_t i = 0; i < m_subGroups.size(); ++i)
+        m_subGroups[i].onGpu = i < onGpu;
+}
+
+std::int64_t Zero3Rules::offloadedElements() const
+{
+    std::int64_t elements = 0;
+    for (const SubGroup& group : m_subGroups)
+        if (!group.onGpu)
+            elements = checkedAdd(elements, group.elements);
+    return elements;
+}
+
+void Zero3Rules::defineStates()
+{
+    const Bytes trainable = bytesOf(m_order.elements(), m_dtypes.model);
+    const Bytes whole = trainable + bytesOf(frozenParameters(), m_dtypes.frozen);
+    m_wholeModule = m_sizes.addBuffer(kWholeModule, m_options.zero3Init ? Bytes(0) : whole);
+    m_largestTensor = m_sizes.addBuffer(
+        kLargestTensor, m_options.zero3Init ? bytesOf(m_model.largestTensor(), m_dtypes.model) : Bytes(0));
+    const bool paramsHere = paramOn(OffloadDevice::None);
+    // Shards of persistent parameters stay on the GPU under offload_param too.
+    m_shards = m_sizes.addBuffer(kShards, bytesOf(paramsHere ? m_shard : m_persistentShard, m_dtypes.model));
+    m_frozenShards = m_sizes.addBuffer(kFrozenShards, paramsHere ? bytesOf(m_frozenShard, m_dtypes.frozen) : Bytes(0));
+    m_master = m_sizes.addBuffer(kMaster, bytesOf(onGpuElements(), m_dtypes.master));
+    m_moments = m_sizes.addBuffer(kMoments, stateBytes(onGpuElements()));
+    m_gradientShards =
+        m_sizes.addBuffer(kGradientShards, offloadsOptimizer() ? Bytes(0) : bytesOf(m_shard, m_dtypes.accumulate));
+    m_bucket = m_sizes.addBuffer(
+        kBucket, m_options.contiguousGradients ? bytesOf(m_options.reduceBucketSize, m_dtypes.model) : Bytes(0));
+    m_persistent =
+        m_sizes.addBuffer(kPersistent, gathersNothing() ? Bytes(0) : paddedBytes(m_gathers.persistent, m_shardRanks));
+    m_persistentGather = m_sizes.addPayload({"persistent parameters", "d x persistent",
+                                             "S3 _post_step: persistent_parameters[0].all_gather",
+                                             paddedBytes(m_gathers.persistent, m_shardRanks), m_dtypes.model});
+}
+
+void Zero3Rules::defineStep()
+{
+    m_overflow = m_sizes.addBuffer(
+        kOverflow, Bytes(checksOverflow() && !offloadsOptimizer() ? checkedMultiply(m_shard, kOverflowBytes) : 0));
+    m_norm = m_sizes.addBuffer(kNorm, Bytes(checkedMultiply(8, std::min(m_largestShard, kNormChunk))));
+    const bool casts = m_dtypes.accumulate != m_dtypes.master;
+    for (SubGroup& group : m_subGroups) {
+        group.flat =
+            m_sizes.addBuffer(kFlatSubGroup, group.onGpu ? bytesOf(group.elements, m_dtypes.accumulate) : Bytes(0));
+        group.wide = m_sizes.addBuffer(kWideSubGroup,
+                                       group.onGpu && casts ? bytesOf(group.elements, m_dtypes.master) : Bytes(0));
+        group.foreach = m_sizes.addBuffer(kForeach, group.onGpu && foreachTemporaries(m_training)
+                                                        ? bytesOf(group.elements, m_dtypes.states)
+                                                        : Bytes(0));
+        group.parametersUp = m_sizes.addPayload({"updated shards to the GPU", "d x sub-group",
+                                                 "S3 _reassign_or_swap_out_partitioned_parameters",
+                                                 bytesOf(group.elements, m_dtypes.model), m_dtypes.model});
+        const Bytes states = bytesOf(group.elements, m_dtypes.master) + stateBytes(group.elements);
+        group.stateRead = m_sizes.addPayload({"master, moments and gradient from NVMe", "(4 + 8 + 4) B x sub-group",
+                                              "runtime/swap_tensor/partitioned_optimizer_swapper.py",
+                                              states + bytesOf(group.elements, m_dtypes.master), m_dtypes.master});
+        group.stateWrite =
+            m_sizes.addPayload({"master and moments to NVMe", "(4 + 8) B x sub-group",
+                                "runtime/swap_tensor/partitioned_optimizer_swapper.py", states, m_dtypes.master});
+    }
+    m_parametersDown = m_sizes.addPayload({"updated shards to the host", "d x shard",
+                                           "S3 _reassign_or_swap_out_partitioned_parameters",
+                                           bytesOf(onGpuElements(), m_dtypes.model), m_dtypes.model});
+}
+
+ModelStates Zero3Rules::modelStates() const
+{
+    ModelStates states;
+    if (paramOn(OffloadDevice::None))
+        states.parameters = bytesOf(m_shard, m_dtypes.model) + bytesOf(m_frozenShard, m_dtypes.frozen);
+    if (!offloadsOptimizer())
+        states.gradients = bytesOf(m_shard, m_dtypes.accumulate);
+    states.masterParameters = bytesOf(onGpuElements(), m_dtypes.master);
+    states.optimizerStates = stateBytes(onGpuElements());
+    return states;
+}
+
+int Zero3Rules::communicators() const
+{
+    int count = 1;
+    if (m_options.hpzPartitionSize > 1)
+        ++count;
+    if (m_options.micsShardSize > 0)
+        count += 2;
+    if (m_options.quantizedGradients)
+        count += 2;
+    return count;
+}
+
+std::vector<Note> Zero3Rules::assumptions() const
+{
+    std::vector<Note> notes = DeepSpeedRules::assumptions();
+    if (!m_options.zero3Init)
+        notes.push_back(
+            {"the model is built outside zero.Init: torch's own linear keeps every gathered weight until its "
+             "backward",
+             Provenance::Vendor, "zero/partition_parameters.py Init patches linear on entering only"});
+    if (m_model.architecture.experts > 0)
+        notes.push_back({"mixture-of-experts blocks are z3 leaf modules: gathered whole", Provenance::Vendor,
+                         "deepspeed/utils/z3_leaf_module.py"});
+    return notes;
+}
+
+std::unique_ptr<FrameworkRules> makeZero3Rules(const PlanInput& input)
+{
+    return std::make_unique<Zero3Rules>(input);
+}
+
+} // namespace shardwright
