@@ -1,5 +1,6 @@
 #include "core/deepspeed_options.hpp"
 
+#include <algorithm>
 #include <array>
 
 #include <fmt/format.h>
@@ -119,6 +120,17 @@ public:
                 into[name] = value->json();
     }
 
+    /// Of blocks whose other keys DeepSpeed neither reads nor refuses.
+    void carryUnknownKeys(Json& into)
+    {
+        for (const auto& item : m_object.json().items()) {
+            if (std::find(m_known.begin(), m_known.end(), item.key()) != m_known.end())
+                continue;
+            m_extras.ignored.push_back(m_object.pointer() + "/" + item.key());
+            into[item.key()] = item.value();
+        }
+    }
+
     void rejectUnknownKeys() const { m_object.rejectUnknownKeys(m_known); }
     const JsonCursor& object() const { return m_object; }
 
@@ -187,19 +199,19 @@ void readDeprecated(Block& block, Options& options, DeepSpeedExtras& extras)
                              "one of the two");
         else if (on)
             device = OffloadDevice::Cpu;
-        extras.rewritten.push_back(fmt::format("{}: deprecated, became \"{}\"{}", member->pointer(), replacement,
-                                               on ? ": {\"device\": \"cpu\"}" : " left out"));
+        extras.rewritten.push_back({member->pointer(), fmt::format("deprecated, became \"{}\"{}", replacement,
+                                                                   on ? ": {\"device\": \"cpu\"}" : " left out")});
     };
     toCpu("cpu_offload", "offload_optimizer", options.offloadOptimizer);
     toCpu("cpu_offload_param", "offload_param", options.offloadParam);
     if (const auto member = block.find("cpu_offload_use_pin_memory"))
-        extras.rewritten.push_back(member->pointer() +
-                                   ": deprecated and read by nothing; pin_memory of the offload blocks decides");
+        extras.rewritten.push_back(
+            {member->pointer(), "deprecated and read by nothing; pin_memory of the offload blocks decides"});
     constexpr std::string_view kOldGather = "stage3_gather_fp16_weights_on_model_save";
     if (const auto member = block.find(kOldGather)) {
         block.read(kOldGather, options.gather16bitWeightsOnModelSave);
-        extras.rewritten.push_back(member->pointer() +
-                                   ": deprecated, became \"stage3_gather_16bit_weights_on_model_save\"");
+        extras.rewritten.push_back(
+            {member->pointer(), "deprecated, became \"stage3_gather_16bit_weights_on_model_save\""});
     }
 }
 
@@ -216,7 +228,7 @@ void readZeroOptimization(const JsonCursor& zero, Options& options, DeepSpeedExt
     if (zero.json().is_boolean()) {
         options.stage = zero.json().get<bool>() ? 1 : 0;
         extras.rewritten.push_back(
-            fmt::format("{}: the old form true/false, became \"stage\": {}", zero.pointer(), options.stage));
+            {zero.pointer(), fmt::format("the old form true/false, became \"stage\": {}", options.stage)});
         return;
     }
     if (!zero.expectObject())
@@ -261,9 +273,9 @@ void readAio(const JsonCursor& object, AioOptions& aio, DeepSpeedExtras& extras)
     block.read("overlap_events", aio.overlapEvents);
     Json carried = Json::object();
     block.carry({"use_gds"}, carried);
+    block.carryUnknownKeys(carried);
     if (!carried.empty())
         extras.carried["aio"] = carried;
-    block.rejectUnknownKeys();
 }
 
 // DtypeEnum of runtime/config.py takes torch's long names beside its own.
@@ -289,9 +301,9 @@ void readDataTypes(const JsonCursor& object, Options& options, DeepSpeedExtras& 
         options.gradAccumDtype = floatingDType(*member);
     Json carried = Json::object();
     block.carry({"param_dtype", "buffer_dtype"}, carried);
+    block.carryUnknownKeys(carried);
     if (!carried.empty())
         extras.carried["data_types"] = carried;
-    block.rejectUnknownKeys();
 }
 
 void readBf16Storage(const JsonCursor& object, Options& options, DeepSpeedExtras& extras)

@@ -15,11 +15,18 @@
 
 namespace shardwright {
 
+/// A deprecated setting and what it became.
+struct Rewrite {
+    std::string place; // JSON pointer
+    std::string text;
+};
+
 /// What was read besides the values that DeepSpeedOptions has fields for.
 struct DeepSpeedExtras {
     std::vector<std::string> automatic; // JSON pointers of values that are "auto"; the option keeps its default
-    std::vector<std::string> rewritten; // deprecated keys and what they became, as sentences
-    Json carried = Json::object();      // real keys of DeepSpeed that no option stands for, in their places
+    std::vector<Rewrite> rewritten;
+    std::vector<std::string> ignored; // pointers of keys that DeepSpeed reads nowhere, in blocks that allow them
+    Json carried = Json::object();    // keys that no option stands for, ignored ones too, in their places
 };
 
 /// The options of a file that says nothing: DeepSpeed's own defaults (stage 0, nothing gathered on save).

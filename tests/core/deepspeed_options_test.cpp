@@ -93,6 +93,16 @@ TEST(DeepSpeedOptions, KeysWithoutAnOptionAreCarriedInTheirPlaces)
         "offload_optimizer": {"fast_init": true}}, "aio": {"use_gds": false}})"));
 }
 
+TEST(DeepSpeedOptions, AioMayHoldKeysThatDeepSpeedDoesNotRead)
+{
+    // thread_count stands in DeepSpeed's documentation and in no code of 0.19.6
+    const Reading reading = readText(R"({"aio": {"thread_count": 4, "queue_depth": 16}})");
+    EXPECT_TRUE(reading.findings.empty());
+    EXPECT_EQ(reading.options.aio.queueDepth, 16);
+    EXPECT_EQ(reading.options.aio.threads, 1);
+    EXPECT_EQ(reading.extras.ignored, std::vector<std::string>{"/aio/thread_count"});
+}
+
 TEST(DeepSpeedOptions, NvmeNeedsAPath)
 {
     const Reading reading = readText(R"({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}})");

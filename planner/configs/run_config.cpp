@@ -1,0 +1,142 @@
+#include "planner/configs/run_config.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+namespace shardwright {
+
+namespace {
+
+std::string shardingWord(ShardingStrategy sharding)
+{
+    switch (sharding) {
+    case ShardingStrategy::FullShard: return "full-shard";
+    case ShardingStrategy::ShardGradOp: return "shard-grad-op";
+    case ShardingStrategy::NoShard: return "no-shard";
+    case ShardingStrategy::HybridShard: return "hybrid-shard";
+    case ShardingStrategy::HybridShardZero2: return "hybrid-shard-zero2";
+    }
+    return {};
+}
+
+std::string describeDeepSpeed(const DeepSpeedOptions& options)
+{
+    std::string name = fmt::format("deepspeed-zero{}", options.stage);
+    if (options.micsShardSize > 0)
+        name += "-mics";
+    if (options.quantizedWeights)
+        name += "-qwz";
+    if (options.hpzPartitionSize > 1)
+        name += "-hpz";
+    if (options.quantizedGradients)
+        name += "-qgz";
+    const auto device = [](OffloadDevice where) { return std::string(nameOf(where)); };
+    if (options.offloadOptimizer != OffloadDevice::None && options.offloadOptimizer == options.offloadParam)
+        name += "-offload-" + device(options.offloadParam);
+    else if (options.offloadOptimizer != OffloadDevice::None)
+        name += "-offload-optimizer-" + device(options.offloadOptimizer);
+    if (options.offloadParam != OffloadDevice::None && options.offloadOptimizer != options.offloadParam)
+        name += "-offload-param-" + device(options.offloadParam);
+    return name;
+}
+
+std::string describeFsdp2(const Fsdp2Options& options)
+{
+    if (options.noShard)
+        return "no-shard";
+    std::string name = options.replicate > 1 ? "hybrid-shard" : "full-shard";
+    if (!options.reshardAfterForward)
+        name = options.replicate > 1 ? "hybrid-shard-zero2" : "shard-grad-op";
+    return name + (options.offloadParams ? "-offload-cpu" : "");
+}
+
+} // namespace
+
+MixedPrecisionMode mixedPrecisionMode(const Precision& precision)
+{
+    if (precision.fp8)
+        return MixedPrecisionMode::Fp8;
+    if (!precision.mixed || *precision.mixed == DType::Fp32)
+        return MixedPrecisionMode::No;
+    return *precision.mixed == DType::Fp16 ? MixedPrecisionMode::Fp16 : MixedPrecisionMode::Bf16;
+}
+
+TrainingSettings settingsOf(const Training& training)
+{
+    TrainingSettings settings;
+    settings.microBatch = training.microBatch;
+    settings.gradientAccumulation = training.gradientAccumulation;
+    settings.gradientClipping = training.gradientClipping.value_or(0.0);
+    settings.mixedPrecision = mixedPrecisionMode(training.precision);
+    settings.checkpointing = training.checkpointing;
+    settings.optimizer = training.optimizer;
+    return settings;
+}
+
+Training applied(const TrainingSettings& settings, Training base)
+{
+    base.microBatch = settings.microBatch.value_or(base.microBatch);
+    base.gradientAccumulation = settings.gradientAccumulation.value_or(base.gradientAccumulation);
+    if (settings.gradientClipping)
+        base.gradientClipping =
+            *settings.gradientClipping > 0 ? std::optional<double>(settings.gradientClipping) : std::nullopt;
+    if (settings.mixedPrecision) {
+        base.precision.fp8 = *settings.mixedPrecision == MixedPrecisionMode::Fp8;
+        switch (*settings.mixedPrecision) {
+        case MixedPrecisionMode::No: base.precision.mixed = std::nullopt; break;
+        case MixedPrecisionMode::Fp16: base.precision.mixed = DType::Fp16; break;
+        case MixedPrecisionMode::Bf16:
+        case MixedPrecisionMode::Fp8: base.precision.mixed = DType::Bf16; break;
+        }
+    }
+    base.checkpointing = settings.checkpointing.value_or(base.checkpointing);
+    base.optimizer = settings.optimizer.value_or(base.optimizer);
+    return base;
+}
+
+void addCarried(Json& base, const Json& carried)
+{
+    for (const auto& item : carried.items()) {
+        if (!base.contains(item.key()))
+            base[item.key()] = item.value();
+        else if (base[item.key()].is_object() && item.value().is_object())
+            addCarried(base[item.key()], item.value());
+    }
+}
+
+std::string describeOptions(const StrategyOptions& options)
+{
+    struct Visitor {
+        std::string operator()(const DdpOptions&) const { return "ddp"; }
+        std::string operator()(const Fsdp1Options& fsdp) const
+        {
+            return "fsdp1-" + shardingWord(fsdp.sharding) + (fsdp.offloadParams ? "-offload-cpu" : "");
+        }
+        std::string operator()(const Fsdp2Options& fsdp) const { return "fsdp2-" + describeFsdp2(fsdp); }
+        std::string operator()(const DeepSpeedOptions& zero) const { return describeDeepSpeed(zero); }
+        std::string operator()(const NativeOptions& native) const
+        {
+            return fmt::format("native-stage{}", native.stage);
+        }
+    };
+    return std::visit(Visitor{}, options);
+}
+
+RunConfig runConfigOf(const Scenario& scenario, const Strategy& strategy)
+{
+    RunConfig run;
+    run.strategy = strategy;
+    run.training = settingsOf(scenario.training);
+    run.launch.nodes = scenario.cluster.nodes;
+    run.launch.processes = scenario.cluster.gpus();
+    for (const LayerType& type : scenario.model.layerTypes) {
+        const bool known =
+            std::find(run.wrapClasses.begin(), run.wrapClasses.end(), type.className) != run.wrapClasses.end();
+        if (type.kind == LayerKind::Block && !type.className.empty() && !known)
+            run.wrapClasses.push_back(type.className);
+    }
+    return run;
+}
+
+} // namespace shardwright
