@@ -104,8 +104,8 @@ DeepSpeedOptions readDeepSpeed(FieldReader& fields, const JsonCursor& cursor)
     readDeepSpeedOptions(cursor, options, extras);
     for (const std::string& place : extras.automatic)
         cursor.findings().add(place, "is \"auto\"", "a value: nothing fills it in here");
-    for (const std::string& sentence : extras.rewritten)
-        cursor.complain(sentence, "the current form");
+    for (const Rewrite& rewrite : extras.rewritten)
+        cursor.findings().add(rewrite.place, rewrite.text, "the current form");
     for (const auto& [block, keys] : extras.carried.items())
         for (const auto& item : keys.items())
             cursor.findings().add(fmt::format("{}/{}/{}", cursor.pointer(), block, item.key()),

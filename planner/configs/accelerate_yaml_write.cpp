@@ -151,14 +151,15 @@ Json Writer::fsdp1()
 
 void Writer::writeParallelism(Json& json, const Fsdp2Options& fsdp)
 {
-    if (fsdp.replicate <= 1)
+    const std::int64_t replicas = fsdp.replicate == 0 ? m_run.launch.nodes : fsdp.replicate;
+    if (replicas == 1)
         return;
     const std::int64_t processes = m_run.launch.processes;
-    if (processes % fsdp.replicate != 0 || processes / fsdp.replicate < 2)
-        cannotSay(m_run, m_format, fmt::format("{} replicas of {} processes", fsdp.replicate, processes),
+    if (processes % replicas != 0 || processes / replicas < 2)
+        cannotSay(m_run, m_format, fmt::format("{} replicas of {} processes", replicas, processes),
                   "a number of processes that gives each replica at least two");
-    json["parallelism_config"] = {{"parallelism_config_dp_replicate_size", fsdp.replicate},
-                                  {"parallelism_config_dp_shard_size", processes / fsdp.replicate},
+    json["parallelism_config"] = {{"parallelism_config_dp_replicate_size", replicas},
+                                  {"parallelism_config_dp_shard_size", processes / replicas},
                                   {"parallelism_config_tp_size", 1},
                                   {"parallelism_config_cp_size", 1}};
 }

@@ -23,8 +23,10 @@ std::string shardingWord(ShardingStrategy sharding)
 std::string describeDeepSpeed(const DeepSpeedOptions& options)
 {
     std::string name = fmt::format("deepspeed-zero{}", options.stage);
-    if (options.micsShardSize > 0)
-        name += "-mics";
+    if (options.stage == 3 && options.quantizedWeights && options.quantizedGradients && options.hpzPartitionSize > 1)
+        return "deepspeed-zeropp";
+    if (options.stage == 3 && options.micsShardSize > 0)
+        return "deepspeed-mics";
     if (options.quantizedWeights)
         name += "-qwz";
     if (options.hpzPartitionSize > 1)
@@ -45,10 +47,11 @@ std::string describeFsdp2(const Fsdp2Options& options)
 {
     if (options.noShard)
         return "no-shard";
-    std::string name = options.replicate > 1 ? "hybrid-shard" : "full-shard";
+    const bool hybrid = options.replicate != 1;
+    std::string name = hybrid ? "hybrid-shard" : "full-shard";
     if (!options.reshardAfterForward)
-        name = options.replicate > 1 ? "hybrid-shard-zero2" : "shard-grad-op";
-    return name + (options.offloadParams ? "-offload-cpu" : "");
+        name = hybrid ? "hybrid-shard-zero2" : "shard-grad-op";
+    return name + (options.offloadParams ? "-offload" : "");
 }
 
 } // namespace
@@ -111,7 +114,7 @@ std::string describeOptions(const StrategyOptions& options)
         std::string operator()(const DdpOptions&) const { return "ddp"; }
         std::string operator()(const Fsdp1Options& fsdp) const
         {
-            return "fsdp1-" + shardingWord(fsdp.sharding) + (fsdp.offloadParams ? "-offload-cpu" : "");
+            return "fsdp1-" + shardingWord(fsdp.sharding) + (fsdp.offloadParams ? "-offload" : "");
         }
         std::string operator()(const Fsdp2Options& fsdp) const { return "fsdp2-" + describeFsdp2(fsdp); }
         std::string operator()(const DeepSpeedOptions& zero) const { return describeDeepSpeed(zero); }
