@@ -202,6 +202,9 @@ Json Writer::fsdp2()
              "FullyShardedDataParallelPlugin(cpu_offload=CPUOffloadPolicy(pin_memory=False))");
     if (fsdp.forwardPrefetch)
         note(NoteKind::InScript, "forward_prefetch", "set_modules_to_forward_prefetch of each FSDP module");
+    if (fsdp.keepLastBlock)
+        note(NoteKind::InScript, "reshard_after_forward",
+             "fully_shard of the last block with reshard_after_forward=False: the YAML has one value for all blocks");
     if (!fsdp.separateHeadUnit)
         note(NoteKind::NotSayable, "head unit",
              "Accelerate 1.15 shards the embedding, and the final norm with the head, as units of their own; the plan "

@@ -52,4 +52,21 @@ ConfigExport exportConfig(const Scenario& scenario, const Strategy& strategy, Co
 /// The same for what was imported or converted.
 ConfigExport writeConfig(const RunConfig& run, ConfigFormat format, const ExportOptions& options = {});
 
+struct ConversionItem {
+    std::string setting; // as the source spells it
+    std::string text;    // what became of it
+};
+
+struct Conversion {
+    ConfigExport result;
+    std::vector<ConversionItem> kept;         // the same in both
+    std::vector<ConversionItem> translated;   // said in other words, with what is not equal about them
+    std::vector<ConversionItem> noEquivalent; // lost
+};
+
+/// Rewrites a configuration for another framework or launcher. `model` names the blocks to wrap; without it the
+/// report says what then stays open.
+Conversion convertConfig(const ImportedConfig& config, ConfigFormat target, const std::optional<Model>& model = {},
+                         const ExportOptions& options = {});
+
 } // namespace shardwright

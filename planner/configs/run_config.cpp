@@ -126,6 +126,17 @@ std::string describeOptions(const StrategyOptions& options)
     return std::visit(Visitor{}, options);
 }
 
+std::vector<std::string> wrapClassesOf(const Model& model)
+{
+    std::vector<std::string> classes;
+    for (const LayerType& type : model.layerTypes) {
+        const bool known = std::find(classes.begin(), classes.end(), type.className) != classes.end();
+        if (type.kind == LayerKind::Block && !type.className.empty() && !known)
+            classes.push_back(type.className);
+    }
+    return classes;
+}
+
 RunConfig runConfigOf(const Scenario& scenario, const Strategy& strategy)
 {
     RunConfig run;
@@ -133,12 +144,7 @@ RunConfig runConfigOf(const Scenario& scenario, const Strategy& strategy)
     run.training = settingsOf(scenario.training);
     run.launch.nodes = scenario.cluster.nodes;
     run.launch.processes = scenario.cluster.gpus();
-    for (const LayerType& type : scenario.model.layerTypes) {
-        const bool known =
-            std::find(run.wrapClasses.begin(), run.wrapClasses.end(), type.className) != run.wrapClasses.end();
-        if (type.kind == LayerKind::Block && !type.className.empty() && !known)
-            run.wrapClasses.push_back(type.className);
-    }
+    run.wrapClasses = wrapClassesOf(scenario.model);
     return run;
 }
 

@@ -114,6 +114,9 @@ void addCarried(Json& base, const Json& carried);
 /// A name that tells the options: "deepspeed-zero3-offload-optimizer-cpu", "fsdp2-hybrid-shard".
 std::string describeOptions(const StrategyOptions& options);
 
+/// The classes that FSDP wraps for this model: its blocks'.
+std::vector<std::string> wrapClassesOf(const Model& model);
+
 /// What a scenario's strategy comes to as a configuration; the classes to wrap are those of the model's blocks.
 RunConfig runConfigOf(const Scenario& scenario, const Strategy& strategy);
 
