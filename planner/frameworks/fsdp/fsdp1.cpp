@@ -140,7 +140,8 @@ public:
             m_gradientOfModule.push_back(std::move(classes));
         }
         const bool temporaries = foreachTemporaries(m_training) && !m_options.offloadParams;
-        m_foreach = m_sizes.addBuffer(kForeach, temporaries ? bytesOf(shardTotal(true), m_storage) : Bytes(0));
+        m_foreach = m_sizes.addBuffer(kForeach, temporaries ? bytesOf(overUnits(&UnitSizes::steppedElements), m_storage)
+                                                            : Bytes(0));
     }
 
     std::string structureKey() const override
@@ -158,9 +159,9 @@ public:
         ModelStates states;
         if (m_options.offloadParams)
             return states;
-        states.parameters = bytesOf(shardTotal(false), m_storage);
-        states.gradients = bytesOf(shardTotal(true), m_storage);
-        states.optimizerStates = stateBytes(shardTotal(true));
+        states.parameters = storedShards();
+        states.gradients = bytesOf(overUnits(&UnitSizes::gradientElements), m_storage);
+        states.optimizerStates = stateBytes(overUnits(&UnitSizes::steppedElements));
         return states;
     }
 
@@ -193,7 +194,7 @@ public:
         CheckpointSize size;
         size.full16Bit = bytesOf(m_model.parameters(), DType::Bf16);
         size.fullFp32 = bytesOf(m_model.parameters(), DType::Fp32);
-        size.shardedPerRank = bytesOf(shardTotal(false), m_storage) + stateBytes(shardTotal(true));
+        size.shardedPerRank = storedShards() + stateBytes(overUnits(&UnitSizes::steppedElements));
         size.shardedTotal = size.shardedPerRank * m_shardRanks;
         size.filesPerRank = 2;
         size.layout = "SHARDED_STATE_DICT: torch.distributed.checkpoint folders pytorch_model_fsdp_0 and optimizer_0, "
@@ -207,15 +208,30 @@ public:
     std::vector<Note> assumptions() const override
     {
         std::vector<Note> notes;
-        if (m_model.trainableParameters() < m_model.parameters())
-            notes.push_back(
-                {"a flat parameter that mixes frozen and trainable tensors has a gradient of its whole size",
-                 Provenance::Vendor, "PyTorch FSDP documentation, use_orig_params"});
+        if (m_model.trainableParameters() < m_model.parameters()) {
+            if (m_options.useOrigParams)
+                notes.push_back(
+                    {"a flat parameter that mixes frozen and trainable tensors has a gradient of its whole size",
+                     Provenance::Vendor, "PyTorch FSDP documentation, use_orig_params"});
+            else
+                notes.push_back({"trainable tensors have flat parameters of their own, as PEFT's fsdp_auto_wrap_policy "
+                                 "makes them; they are gathered here together with their block",
+                                 Provenance::Vendor, "peft/utils/other.py fsdp_auto_wrap_policy"});
+        }
         if (!m_options.limitAllGathers)
             notes.push_back({"without limit_all_gathers the host runs a whole pass ahead: no unsharded parameter is "
                              "reused before its end",
                              Provenance::Assumed, "PyTorch issue 98354"});
         return notes;
+    }
+
+    std::vector<Note> excluded() const override
+    {
+        if (!m_training.lora || !m_training.lora->baseDtype)
+            return {};
+        return {{"block constants of the quantised base, which every rank holds whole, and the dequantised copy of the "
+                 "matrix in use",
+                 Provenance::Assumed, "bitsandbytes functional.py QuantState"}};
     }
 
     const ActivationModel* activations() const override { return &m_activations; }
@@ -224,7 +240,10 @@ public:
 
 private:
     struct UnitSizes {
-        std::int64_t shard = 0; // elements per rank
+        std::int64_t shard = 0;            // elements per rank
+        std::int64_t gradientElements = 0; // of those, the ones that have a gradient
+        std::int64_t steppedElements = 0;  // of those, the ones that the optimizer steps
+        Bytes storedShard;
         bool trains = false;
         bool padded = false; // E is not a multiple of N: the gradient is copied to be padded
         BufferClassId persistent = -1, moments = -1, hostGradient = -1, upload = -1, lowPrecision = -1, unsharded = -1;
@@ -243,34 +262,64 @@ private:
         return input.ranks(); // a world of one rank falls back to NO_SHARD by itself
     }
 
-    /// Elements of a unit's flat parameter before padding to N.
-    std::int64_t flatNumel(const UnitType& type) const
+    /// bitsandbytes replaces the linear layers of blocks; what stays is in the load dtype.
+    bool quantised(const UnitType& type, const ParameterSpec& parameter) const
+    {
+        return m_training.lora && m_training.lora->baseDtype && !parameter.trainable && !type.root &&
+               parameter.shape.size() == 2;
+    }
+
+    /// Elements of a unit's flat parameter before padding to N: of all its tensors, or of the trainable ones only.
+    /// Packed weights count in elements of the dtype that they are stored in (bnb_4bit_quant_storage).
+    std::int64_t flatNumel(const UnitType& type, bool trainableOnly) const
     {
         const std::int64_t alignment = m_options.useOrigParams ? kAlignment / (bitsOf(m_storage) / 8) : 1;
+        const DType packedIn = m_options.useOrigParams ? m_storage : m_training.precision.load;
         std::int64_t total = 0;
-        for (const ParameterSpec* parameter : type.parameters)
-            total = checkedAdd(total, checkedMultiply(roundUp(parameter->numel, alignment), parameter->repeat));
+        for (const ParameterSpec* parameter : type.parameters) {
+            if (trainableOnly && !parameter->trainable)
+                continue;
+            std::int64_t numel = parameter->numel;
+            if (quantised(type, *parameter))
+                numel = ceilDivide(checkedMultiply(numel, bitsOf(*m_training.lora->baseDtype)), bitsOf(packedIn));
+            total = checkedAdd(total, checkedMultiply(roundUp(numel, alignment), parameter->repeat));
+        }
         return total;
     }
 
     void defineUnit(const UnitType& type, UnitSizes& unit)
     {
-        const std::int64_t flat = flatNumel(type);
+        const std::int64_t flat = flatNumel(type, false);
         unit.shard = ceilDivide(flat, m_shardRanks);
         unit.trains = type.trainable > 0;
+        // With use_orig_params one flat parameter may mix frozen and trainable tensors: its gradient then has its whole
+        // size, while the optimizer sees views of the trainable ones. Without it FSDP refuses the mix (flat_param
+        // "requires uniform requires_grad"), and PEFT's fsdp_auto_wrap_policy gives the trainable ones flat parameters
+        // of their own, which are counted here within the unit.
+        const std::int64_t trainableFlat = flatNumel(type, true);
+        const bool mixed = unit.trains && type.trainable < type.numel;
+        const std::int64_t gradientFlat = !unit.trains ? 0 : m_options.useOrigParams ? flat : trainableFlat;
+        unit.gradientElements = ceilDivide(gradientFlat, m_shardRanks);
+        unit.steppedElements = ceilDivide(mixed ? trainableFlat : gradientFlat, m_shardRanks);
         unit.padded = flat % m_shardRanks != 0;
         const std::int64_t whole = checkedMultiply(unit.shard, m_shardRanks);
-        const std::int64_t trainableShard = unit.trains ? unit.shard : 0;
-        const std::int64_t trainableWhole = unit.trains ? whole : 0;
+        const std::int64_t trainableShard = unit.gradientElements;
+        const std::int64_t trainableWhole = checkedMultiply(unit.gradientElements, m_shardRanks);
+        // Accelerate upcasts flat parameters that require a gradient.
+        const std::int64_t upcastShard = !unit.trains              ? 0
+                                         : m_options.useOrigParams ? unit.shard
+                                                                   : unit.gradientElements;
+        unit.storedShard = bytesOf(upcastShard, m_storage) +
+                           bytesOf(std::max<std::int64_t>(unit.shard - upcastShard, 0), m_training.precision.load);
         const int layer = type.layerType;
         const auto pinned = [](Bytes bytes) {
             return bytes == Bytes(0) ? bytes : Bytes(nextPowerOfTwo(bytes.count()));
         };
         const bool offload = m_options.offloadParams;
         const auto add = [&](const BufferSpec& spec, Bytes bytes) { return m_sizes.addBuffer(spec, bytes, layer); };
-        const Bytes storedShard = bytesOf(unit.shard, m_storage);
+        const Bytes storedShard = unit.storedShard;
         unit.persistent = add(offload ? kHostShard : kShard, offload ? pinned(storedShard) : storedShard);
-        unit.moments = add(offload ? kHostMoments : kMoments, stateBytes(trainableShard));
+        unit.moments = add(offload ? kHostMoments : kMoments, stateBytes(unit.steppedElements));
         unit.hostGradient = add(kHostGradient, pinned(bytesOf(trainableShard, m_storage)));
         unit.upload = add(kUpload, storedShard);
         unit.lowPrecision = add(kLowPrecisionShard, bytesOf(unit.shard, m_compute));
@@ -304,14 +353,19 @@ private:
         return shardStateBytes(m_training, m_model, elements, m_model.trainableParameters(), m_storage);
     }
 
-    std::int64_t shardTotal(bool trainableOnly) const
+    std::int64_t overUnits(std::int64_t UnitSizes::*size) const
     {
         std::int64_t total = 0;
-        for (const Unit& unit : m_units.units) {
-            const UnitSizes& sizes = m_unitSizes[static_cast<std::size_t>(unit.type)];
-            if (sizes.trains || !trainableOnly)
-                total = checkedAdd(total, sizes.shard);
-        }
+        for (const Unit& unit : m_units.units)
+            total = checkedAdd(total, m_unitSizes[static_cast<std::size_t>(unit.type)].*size);
+        return total;
+    }
+
+    Bytes storedShards() const
+    {
+        Bytes total;
+        for (const Unit& unit : m_units.units)
+            total += m_unitSizes[static_cast<std::size_t>(unit.type)].storedShard;
         return total;
     }
 
