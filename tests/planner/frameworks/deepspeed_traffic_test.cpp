@@ -1,0 +1,173 @@
+// What travels, in units of Psi and in bytes.
+
+#include <gtest/gtest.h>
+
+#include "tests/planner/frameworks/deepspeed_support.hpp"
+
+namespace shardwright::deepspeed_test {
+namespace {
+
+double sentOf(const Traffic& traffic, OpKind op, std::string_view group)
+{
+    double bytes = 0;
+    for (const CollectiveTraffic& collective : traffic.collectives)
+        if (collective.op == op && collective.group == group)
+            bytes += collective.payloadBytes.asDouble();
+    return bytes;
+}
+
+// All-reduce (2) of the gradients and all-gather (1) of the parameters; the paper counts a reduce-scatter (1).
+TEST(DeepSpeedTraffic, Zero1And2AllReduceByDefault)
+{
+    Question question;
+    for (const std::int64_t steps : {1, 2, 5}) {
+        question.training.gradientAccumulation = steps;
+        question.options().stage = 1;
+        EXPECT_DOUBLE_EQ(question.traffic().psi, 3);
+        EXPECT_DOUBLE_EQ(question.rules()->textbookPsi(), 2);
+        question.options().stage = 2;
+        EXPECT_DOUBLE_EQ(question.traffic().psi, 2.0 * static_cast<double>(steps) + 1);
+        EXPECT_DOUBLE_EQ(question.rules()->textbookPsi(), static_cast<double>(steps) + 1);
+        EXPECT_FALSE(question.rules()->psiDifference().empty());
+    }
+}
+
+TEST(DeepSpeedTraffic, Zero2WithoutMultiRankBucketsReducesToOwners)
+{
+    Question question;
+    question.options().stage = 2;
+    question.options().useMultiRankBucketAllreduce = false;
+    EXPECT_DOUBLE_EQ(question.traffic().psi, 2);
+    EXPECT_DOUBLE_EQ(sentOf(question.traffic(), OpKind::Reduce, "world"), 2.0 * kTinyParameters);
+}
+
+// Communication in fp32 doubles the bytes, not the elements.
+TEST(DeepSpeedTraffic, CommunicationDtypeChangesBytesOnly)
+{
+    Question question;
+    question.options().stage = 2;
+    const double narrow = sentOf(question.traffic(), OpKind::AllReduce, "world");
+    question.options().communicationDtype = DType::Fp32;
+    EXPECT_DOUBLE_EQ(sentOf(question.traffic(), OpKind::AllReduce, "world"), 2 * narrow);
+    EXPECT_DOUBLE_EQ(question.traffic().psi, 3);
+}
+
+// Nothing is reused and nothing prefetched: two gathers and one scatter of every parameter.
+TEST(DeepSpeedTraffic, Zero3SendsThreePerMicroStep)
+{
+    Question question;
+    question.options().maxReuseDistance = 0;
+    question.options().prefetchBucketSize = 0;
+    EXPECT_DOUBLE_EQ(question.traffic().psi, 3);
+    EXPECT_DOUBLE_EQ(question.rules()->textbookPsi(), 3);
+    question.training.gradientAccumulation = 4;
+    EXPECT_DOUBLE_EQ(question.traffic().psi, 12);
+    question.training.checkpointing = Checkpointing::Full;
+    question.training.gradientAccumulation = 1;
+    // recomputation gathers the blocks' 2 x 2,592 elements a third time
+    EXPECT_DOUBLE_EQ(question.traffic().psi, 3 + 5184.0 / kTinyParameters);
+}
+
+// A model smaller than the reuse distance is gathered once.
+TEST(DeepSpeedTraffic, SmallModelsAreGatheredOnce)
+{
+    Question question;
+    EXPECT_DOUBLE_EQ(question.traffic().psi, 2);
+}
+
+// ZeRO++ (arXiv 2306.10209): int8 gathers and int4 scatters, 2 x 0.5 + 0.25 of 16-bit volume, plus their scales.
+TEST(DeepSpeedTraffic, ZeroPlusPlusIsAQuarterAboveOne)
+{
+    Question question;
+    question.model = readModel("llama-2-7b");
+    question.cluster.nodes = 2;
+    question.options() = DeepSpeedOptions{};
+    question.options().maxReuseDistance = 0;
+    question.options().prefetchBucketSize = 0;
+    question.options().quantizedWeights = true;
+    EXPECT_NEAR(question.traffic().psi, 2, 0.01);
+    question.options().quantizedGradients = true;
+    EXPECT_DOUBLE_EQ(question.rules()->textbookPsi(), 1.25);
+    // the second hop carries an eighth of the first: 0.25 (1 + 1/8) as implemented
+    EXPECT_NEAR(question.traffic().psi, 1 + 0.25 * (1 + 1.0 / 8), 0.01);
+    // between nodes: the gathers, and the second hop only
+    EXPECT_NEAR(question.traffic().psiInterNode, 1 + 0.25 / 8, 0.01);
+    // hpZ: backward gathers stay inside the node: half of the gathers are left between nodes
+    question.options().hpzPartitionSize = 8;
+    EXPECT_NEAR(question.traffic().psiInterNode, 0.5 + 0.25 / 8, 0.01);
+    EXPECT_GT(sentOf(question.traffic(), OpKind::AllGather, "secondary"), 0);
+}
+
+// hpZ: the secondary shard serves backward and all later micro-steps; one gather of the model between nodes per step.
+TEST(DeepSpeedTraffic, HpzGathersBetweenNodesOncePerStep)
+{
+    Question question;
+    question.cluster.nodes = 2;
+    question.options().maxReuseDistance = 0;
+    question.options().prefetchBucketSize = 0;
+    question.options().hpzPartitionSize = 8;
+    question.training.gradientAccumulation = 4;
+    EXPECT_DOUBLE_EQ(sentOf(question.traffic(), OpKind::AllGather, "world"), 2.0 * kTinyParameters);
+    EXPECT_DOUBLE_EQ(sentOf(question.traffic(), OpKind::AllGather, "secondary"), 7 * 2.0 * kTinyParameters);
+}
+
+TEST(DeepSpeedTraffic, MicsAllReducesShardsAtTheBoundaryOnly)
+{
+    Question question;
+    question.cluster.nodes = 2;
+    question.options().micsShardSize = 8;
+    question.options().maxReuseDistance = 0;
+    question.options().prefetchBucketSize = 0;
+    question.training.gradientAccumulation = 3;
+    const Traffic traffic = question.traffic();
+    EXPECT_DOUBLE_EQ(sentOf(traffic, OpKind::AllReduce, "replicate"), 2.0 * kTinyParameters / 8);
+    EXPECT_DOUBLE_EQ(sentOf(traffic, OpKind::ReduceScatter, "shard"), 3 * 2.0 * kTinyParameters);
+    EXPECT_DOUBLE_EQ(traffic.psiInterNode, 2.0 / 8);
+    EXPECT_EQ(question.rules()->modelStates().total(), Bytes(16 * kTinyParameters / 8));
+}
+
+// After its warm-up 1-bit Adam sends one bit an element twice, instead of 16 bits twice.
+TEST(DeepSpeedTraffic, OneBitAdamSendsSigns)
+{
+    Question question;
+    question.options().stage = 0;
+    question.training.precision.mixed = DType::Fp16;
+    EXPECT_DOUBLE_EQ(question.traffic().psi, 2);
+    question.training.optimizer = Optimizer::OneBitAdam;
+    const double oneHop = kTinyParameters / 8.0 + 4 * 8; // signs and a scale for each of 8 ranks
+    EXPECT_DOUBLE_EQ(question.traffic().psi, 2 * oneHop / 2 / kTinyParameters);
+}
+
+TEST(DeepSpeedTraffic, OneRankSendsNothing)
+{
+    Question question;
+    question.cluster.gpusPerNode = 1;
+    for (const int stage : {0, 1, 2, 3}) {
+        question.options().stage = stage;
+        EXPECT_DOUBLE_EQ(question.traffic().psi, 0);
+        EXPECT_EQ(question.traffic().sentBytesPerGpu, Bytes(0));
+    }
+}
+
+// S3 partition_grads: 2 bytes down and up in every micro-step, 4 down at the boundary; 2 up after the step.
+TEST(DeepSpeedTraffic, Zero3OffloadOverPcie)
+{
+    Question question;
+    question.training.gradientAccumulation = 3;
+    question.options().offloadOptimizer = OffloadDevice::Cpu;
+    const Traffic traffic = question.traffic();
+    EXPECT_EQ(traffic.deviceToHostBytes, Bytes(3 * 2 * 906 + 4 * 906));
+    EXPECT_EQ(traffic.hostToDeviceBytes, Bytes(3 * 2 * 906 + 2 * 906));
+}
+
+// Each gather of an offloaded parameter copies its shard up first: here the model once in a step.
+TEST(DeepSpeedTraffic, OffloadedParametersAreCopiedUpForEveryGather)
+{
+    Question question;
+    question.options().offloadParam = OffloadDevice::Cpu;
+    EXPECT_EQ(question.traffic().hostToDeviceBytes, Bytes(2 * 906));
+    EXPECT_EQ(question.traffic().deviceToHostBytes, Bytes(2 * 906)); // updated shards
+}
+
+} // namespace
+} // namespace shardwright::deepspeed_test
