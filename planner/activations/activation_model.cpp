@@ -29,6 +29,7 @@ constexpr BufferSpec kHostInput{"checkpointed input in host memory",
 
 void StageObserver::beforeStage(Pass, int, int) {}
 void StageObserver::afterStage(Pass, int, int) {}
+void StageObserver::betweenLossPasses() {}
 
 ActivationModel::ActivationModel(const Model& model, const Training& training, DType compute, ActivationVariant variant)
     : m_model(&model), m_compute(compute), m_checkpointing(training.checkpointing),
@@ -183,6 +184,12 @@ void ActivationWalk::forward(ScheduleBuilder& builder, int layer, StageObserver&
 
 void ActivationWalk::loss(ScheduleBuilder& builder)
 {
+    StageObserver nobody;
+    loss(builder, nobody);
+}
+
+void ActivationWalk::loss(ScheduleBuilder& builder, StageObserver& observer)
+{
     const LayerProgram& lossProgram = m_activations->m_loss;
     m_lossState.slots.assign(lossProgram.slots(), -1);
     m_lossState.slots[kInput] = m_carried;
@@ -205,6 +212,7 @@ void ActivationWalk::loss(ScheduleBuilder& builder)
     m_heldLogits = -1;
     if (lossProgram.heldSlot() >= 0)
         m_heldLogits = m_lossState.slots[static_cast<std::size_t>(lossProgram.heldSlot())];
+    observer.betweenLossPasses();
     builder.op(OpKind::LossBackward, Stream::Compute, Phase::Backward);
     play(lossProgram.backwardPass());
     m_gradCarried = m_lossState.slots[kGradInput];

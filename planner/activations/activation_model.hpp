@@ -22,6 +22,8 @@ public:
     /// `layer`: position in Model::layers of the module's owner. A tied head names the embedding's module.
     virtual void beforeStage(Pass pass, int layer, int module);
     virtual void afterStage(Pass pass, int layer, int module);
+    /// After the loss is computed, before its gradients are: where a model that computes its own loss returns.
+    virtual void betweenLossPasses();
 };
 
 /// Programs of all layer types under one training setup. The structure is fixed; sizes follow the tokens.
@@ -66,7 +68,7 @@ private:
 ///   walk.carryOver(builder);                      // during initialisation: what the step before left alive
 ///   walk.beginMicroStep(builder);
 ///   for (layer = 0 .. n-1) walk.forward(builder, layer, observer);
-///   walk.loss(builder);
+///   walk.loss(builder, observer);
 ///   for (layer = n-1 .. 0) walk.backward(builder, layer, observer);
 ///   walk.endMicroStep(builder);
 class ActivationWalk {
@@ -77,6 +79,7 @@ public:
     void beginMicroStep(ScheduleBuilder& builder);
     void forward(ScheduleBuilder& builder, int layer, StageObserver& observer);
     void loss(ScheduleBuilder& builder);
+    void loss(ScheduleBuilder& builder, StageObserver& observer);
     /// Recomputes first where the layer is checkpointed.
     void backward(ScheduleBuilder& builder, int layer, StageObserver& observer);
     void endMicroStep(ScheduleBuilder& builder);

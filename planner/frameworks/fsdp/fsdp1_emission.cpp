@@ -1,0 +1,329 @@
+// The step under FSDP1: torch/distributed/fsdp/_runtime_utils.py and _flat_param.py of PyTorch 2.15.
+
+#include <deque>
+
+#include "planner/frameworks/fsdp/fsdp1_rules.hpp"
+#include "planner/frameworks/fsdp/fsdp_emission.hpp"
+
+namespace shardwright {
+
+namespace {
+
+constexpr std::size_t kMaximumAllGathersInFlight = 2; // _limiter_utils.py _max_num_inflight_all_gathers
+
+} // namespace
+
+class Fsdp1Emission final : public FsdpEmission {
+public:
+    explicit Fsdp1Emission(const Fsdp1Rules& rules)
+        : FsdpEmission(rules.m_sizes, rules.m_shape), m_rules(rules), m_states(rules.m_shape.units.units.size())
+    {
+    }
+
+protected:
+    void initialise() override
+    {
+        for (int unit = unitCount() - 1; unit >= 0; --unit) { // children are wrapped before the root
+            if (empty(unit))
+                continue;
+            const Fsdp1Unit& sizes = sizesOf(unit);
+            op(OpKind::Allocate, Stream::Compute, Phase::Init);
+            const BufferId whole = builder().allocate(sizes.initModule);
+            const BufferId flat = builder().allocate(sizes.initFlat);
+            builder().free(whole);
+            builder().allocate(sizes.persistent);
+            builder().free(flat);
+            if (offload())
+                builder().allocate(sizes.hostGradient);
+        }
+        op(OpKind::Allocate, Stream::Compute, Phase::Init);
+        for (int unit = 0; unit < unitCount(); ++unit)
+            if (sizesOf(unit).trains)
+                builder().allocate(sizesOf(unit).moments);
+    }
+
+    void preForward(int unit) override
+    {
+        unshard(unit, Phase::Forward);
+        if (!options().forwardPrefetch)
+            return;
+        const int next = afterInForward(unit);
+        if (next >= 0 && stateOf(next).unsharded < 0)
+            unshard(next, Phase::Forward);
+    }
+
+    void postForward(int unit) override
+    {
+        if (m_rules.reshardsAfterForward() || !shape().sharded()) // NO_SHARD frees its low-precision copy
+            reshard(unit, Phase::Forward);
+    }
+
+    void leaveForward() override
+    {
+        if (!shape().sharded())
+            reshard(kRootUnit, Phase::Forward);
+    }
+
+    void preBackward(int unit) override
+    {
+        if (!stateOf(unit).prefetched)
+            unshard(unit, Phase::Backward);
+        if (options().backwardPrefetch == BackwardPrefetch::Pre)
+            prefetchBefore(unit);
+    }
+
+    void postBackward(int unit, const MicroStep& step) override
+    {
+        UnitState& state = stateOf(unit);
+        const bool sync = step.last || !options().noSync;
+        flattenGradients(unit);
+        // A heuristic of runtime _should_free_in_backward: strategies that keep parameters after forward keep them
+        // between the micro-steps of no_sync too.
+        if (sync || m_rules.reshardsAfterForward() || !shape().sharded())
+            reshard(unit, Phase::Backward);
+        if (options().backwardPrefetch == BackwardPrefetch::Post)
+            prefetchBefore(unit);
+        if (sync && sizesOf(unit).trains)
+            reduce(state, sizesOf(unit));
+    }
+
+    /// The host waits for all streams: what they still used is free now.
+    void leaveBackward() override
+    {
+        op(OpKind::Release, Stream::Compute, Phase::Backward);
+        reclaimUsed();
+        reclaimFlat();
+        while (!m_freed.empty())
+            reclaimOldest();
+        for (UnitState& state : m_states)
+            state.prefetched = false;
+    }
+
+    void dropGradients() override
+    {
+        for (UnitState& state : m_states)
+            if (state.gradientShard >= 0)
+                builder().free(state.gradientShard);
+    }
+
+private:
+    struct UnitState {
+        BufferId unsharded = -1;
+        BufferId flatGradient = -1;
+        BufferId gradientShard = -1;
+        bool prefetched = false; // for this backward
+    };
+
+    const Fsdp1Unit& sizesOf(int unit) const { return m_rules.m_units[unitType(unit)]; }
+    UnitState& stateOf(int unit) { return m_states[static_cast<std::size_t>(unit)]; }
+    const Fsdp1Options& options() const { return m_rules.m_options; }
+    bool offload() const { return options().offloadParams; }
+
+    /// runtime _FreeEventQueue: the host waits until the oldest freed unit is really free before it issues a third
+    /// all-gather.
+    void limitAllGathers()
+    {
+        if (options().limitAllGathers && m_freed.size() >= kMaximumAllGathersInFlight)
+            reclaimOldest();
+    }
+    void reclaimOldest()
+    {
+        builder().reclaim(m_freed.front());
+        m_freed.pop_front();
+    }
+    void reclaimUsed()
+    {
+        for (const BufferId buffer : m_usedByGather)
+            builder().reclaim(buffer);
+        m_usedByGather.clear();
+    }
+    void reclaimFlat()
+    {
+        if (m_usedByReduce >= 0)
+            builder().reclaim(m_usedByReduce);
+        m_usedByReduce = -1;
+    }
+
+    /// Made in the pre-unshard stream and read in the unshard stream (record_stream).
+    void freeAfterGather(BufferId buffer)
+    {
+        builder().freeDeferred(buffer);
+        m_usedByGather.push_back(buffer);
+    }
+
+    /// flat_param pre_unshard under CPUOffload: the shard in the dtype it is gathered in, on the GPU.
+    BufferId upload(const Fsdp1Unit& sizes, Phase phase)
+    {
+        op(OpKind::CopyToDevice, Stream::HostToDevice, phase);
+        reclaimUsed();
+        builder().move(sizes.uploadCopy);
+        const BufferId low = sizes.casts ? builder().allocate(sizes.lowPrecision) : -1;
+        const BufferId copy = builder().allocate(sizes.upload);
+        if (low < 0)
+            return copy;
+        builder().free(copy);
+        return low;
+    }
+
+    void unshard(int unit, Phase phase)
+    {
+        UnitState& state = stateOf(unit);
+        const Fsdp1Unit& sizes = sizesOf(unit);
+        if (state.unsharded >= 0) {
+            if (offload() && phase == Phase::Backward)
+                freeAfterGather(upload(sizes, phase)); // in vain: pre_unshard does not ask whether it is needed
+            return;
+        }
+        if (!shape().sharded()) {
+            useWholeShard(unit, phase);
+            return;
+        }
+        BufferId source = offload() ? upload(sizes, phase) : -1;
+        op(OpKind::AllGather, Stream::AllGather, phase);
+        if (!offload()) {
+            reclaimUsed();
+            if (sizes.casts)
+                source = builder().allocate(sizes.lowPrecision);
+        }
+        limitAllGathers();
+        state.unsharded = builder().allocate(sizes.unsharded);
+        builder().send(sizes.gather, shape().shardGroup);
+        if (source >= 0)
+            freeAfterGather(source);
+    }
+
+    /// NO_SHARD: layers use the flat parameter itself, or its copy in the compute dtype or on the GPU.
+    void useWholeShard(int unit, Phase phase)
+    {
+        const Fsdp1Unit& sizes = sizesOf(unit);
+        if (!sizes.casts && !offload())
+            return;
+        if (offload()) {
+            stateOf(unit).unsharded = upload(sizes, phase);
+            return;
+        }
+        op(OpKind::Copy, Stream::HostToDevice, phase);
+        stateOf(unit).unsharded = builder().allocate(sizes.lowPrecision);
+    }
+
+    void reshard(int unit, Phase phase)
+    {
+        UnitState& state = stateOf(unit);
+        if (state.unsharded < 0)
+            return;
+        op(OpKind::Release, Stream::Compute, phase);
+        builder().freeDeferred(state.unsharded);
+        m_freed.push_back(state.unsharded);
+        state.unsharded = -1;
+    }
+
+    void prefetchBefore(int unit)
+    {
+        const int next = beforeInForward(unit);
+        if (next < 0 || inBackward(next) || stateOf(next).prefetched)
+            return;
+        unshard(next, Phase::Backward);
+        stateOf(next).prefetched = true;
+    }
+
+    /// Autograd's split backward concatenates the modules' gradients once all of them are there.
+    void flattenGradients(int unit)
+    {
+        UnitState& state = stateOf(unit);
+        const Fsdp1Unit& sizes = sizesOf(unit);
+        if (!sizes.trains)
+            return;
+        op(OpKind::Copy, Stream::Compute, Phase::Backward);
+        const BufferId zeros = builder().allocate(sizes.zeroGradient);
+        const BufferId flat = builder().allocate(sizes.flatGradient);
+        builder().free(zeros);
+        freeGradients(unit);
+        if (state.flatGradient >= 0)
+            builder().free(flat); // added to what no_sync left
+        else
+            state.flatGradient = flat;
+    }
+
+    /// Casts and pads the flat gradient in the post-backward stream; what autograd made is free once that has run.
+    BufferId reduceInput(UnitState& state, const Fsdp1Unit& sizes, bool staysAsGradient)
+    {
+        BufferId input = state.flatGradient;
+        state.flatGradient = -1;
+        const BufferId autograd = input;
+        const auto replaceBy = [&](BufferClassId with) {
+            const BufferId next = builder().allocate(with);
+            if (input != autograd)
+                builder().free(input);
+            input = next;
+        };
+        if (shape().reduce != shape().compute)
+            replaceBy(staysAsGradient ? sizes.gradientShard : sizes.reduceCast);
+        if (sizes.padded)
+            replaceBy(sizes.reducePadded);
+        if (input != autograd)
+            freeAutogradGradient(autograd);
+        return input;
+    }
+    void freeAutogradGradient(BufferId autograd)
+    {
+        builder().freeDeferred(autograd);
+        m_usedByReduce = autograd;
+    }
+
+    void reduce(UnitState& state, const Fsdp1Unit& sizes)
+    {
+        const bool sharded = shape().sharded();
+        const bool casts = shape().reduce != shape().trained;
+        const bool addsUp = state.gradientShard >= 0;
+        const bool becomesGradient = !casts && !addsUp && !offload();
+        op(sharded ? OpKind::ReduceScatter : OpKind::AllReduce, Stream::Reduce, Phase::Backward);
+        reclaimFlat();
+        const BufferId flat = state.flatGradient;
+        const BufferId input = reduceInput(state, sizes, becomesGradient && !sharded);
+        BufferId output = input;
+        if (sharded) {
+            output = builder().allocate(becomesGradient ? sizes.gradientShard : sizes.reduceOutput);
+            builder().send(sizes.scatter, shape().shardGroup);
+            if (input == flat)
+                freeAutogradGradient(flat);
+            else
+                builder().free(input);
+            if (shape().replicas.ranks > 1) {
+                op(OpKind::AllReduce, Stream::Replicate, Phase::Backward);
+                builder().send(sizes.replicate, shape().replicaGroup);
+            }
+        } else {
+            builder().send(sizes.scatter, shape().replicaGroup);
+        }
+        if (becomesGradient) {
+            state.gradientShard = output;
+            return;
+        }
+        op(offload() ? OpKind::CopyToHost : OpKind::Copy, offload() ? Stream::DeviceToHost : Stream::Reduce,
+           Phase::Backward);
+        if (offload())
+            builder().move(sizes.downloadCopy);
+        if (casts) {
+            const BufferId converted = builder().allocate(sizes.gradientShard);
+            builder().free(output);
+            output = converted;
+        }
+        if (offload() || addsUp)
+            builder().free(output);
+        else
+            state.gradientShard = output;
+    }
+
+    const Fsdp1Rules& m_rules;
+    std::vector<UnitState> m_states;
+    std::deque<BufferId> m_freed;         // unsharded parameters let go of, oldest first
+    std::vector<BufferId> m_usedByGather; // shards that the last all-gather reads
+    BufferId m_usedByReduce = -1;         // the flat gradient that the last reduction reads
+};
+
+Schedule Fsdp1Rules::emit() const
+{
+    return Fsdp1Emission(*this).run();
+}
+
+} // namespace shardwright

@@ -1,0 +1,184 @@
+#include "planner/frameworks/fsdp/fsdp_emission.hpp"
+
+#include <algorithm>
+
+namespace shardwright {
+
+FsdpEmission::FsdpEmission(const SizeTable& sizes, const FsdpShape& shape)
+    : m_shape(shape), m_builder(sizes), m_walk(shape.activations), m_gradients(shape.units.units.size())
+{
+    for (int unit = 0; unit < unitCount(); ++unit)
+        if (!empty(unit))
+            m_forwardOrder.push_back(unit);
+}
+
+Schedule FsdpEmission::run()
+{
+    m_builder.beginSegment("initialisation");
+    initialise();
+    m_walk.carryOver(m_builder);
+    for (const MicroStep& step : microSteps(m_shape.training.gradientAccumulation)) {
+        m_builder.beginSegment(step.name, step.repeat);
+        microStep(step);
+    }
+    m_builder.beginSegment("optimizer step");
+    optimizerStep();
+    return m_builder.finish();
+}
+
+int FsdpEmission::unitOf(int layer, int module) const
+{
+    return m_shape.units.unitOf[static_cast<std::size_t>(layer)][static_cast<std::size_t>(module)];
+}
+
+bool FsdpEmission::rootReturnsLoss() const
+{
+    return lossInModel();
+}
+
+int FsdpEmission::beforeInForward(int unit) const
+{
+    if (isRoot(unit))
+        return m_forwardOrder.back() == kRootUnit ? -1 : m_forwardOrder.back();
+    const auto at = std::find(m_forwardOrder.begin(), m_forwardOrder.end(), unit);
+    return at == m_forwardOrder.begin() || isRoot(*(at - 1)) ? -1 : *(at - 1);
+}
+
+int FsdpEmission::afterInForward(int unit) const
+{
+    const auto at = std::find(m_forwardOrder.begin(), m_forwardOrder.end(), unit);
+    return at == m_forwardOrder.end() || at + 1 == m_forwardOrder.end() ? -1 : *(at + 1);
+}
+
+/// Hooks after a module's backward hang on its inputs; token ids have no gradient, so those units wait for the root's
+/// final callback.
+bool FsdpEmission::fedByTokens(int unit) const
+{
+    const Unit& where = m_shape.units.units[static_cast<std::size_t>(unit)];
+    return m_shape.model.layer(static_cast<std::size_t>(where.firstLayer)).kind == LayerKind::Embedding;
+}
+
+void FsdpEmission::beforeStage(Pass pass, int layer, int module)
+{
+    const int unit = unitOf(layer, module);
+    if (empty(unit))
+        return;
+    if (pass == Pass::Forward)
+        enterForward(unit);
+    else
+        enterBackward(unit);
+}
+
+void FsdpEmission::afterStage(Pass pass, int layer, int module)
+{
+    if (pass != Pass::Backward)
+        return;
+    const int type = m_shape.model.layers[static_cast<std::size_t>(layer)];
+    const BufferClassId gradientClass =
+        m_shape.gradientOfModule[static_cast<std::size_t>(type)][static_cast<std::size_t>(module)];
+    if (gradientClass < 0)
+        return;
+    std::vector<ModuleGradient>& gradients = gradientsOf(unitOf(layer, module));
+    const BufferId fresh = m_builder.allocate(gradientClass);
+    const bool known = std::any_of(gradients.begin(), gradients.end(), [&](const ModuleGradient& gradient) {
+        return gradient.layer == layer && gradient.module == module;
+    });
+    if (known)
+        m_builder.free(fresh); // added in place: a tied weight's second gradient, or what no_sync left
+    else
+        gradients.push_back({layer, module, fresh});
+}
+
+void FsdpEmission::freeGradients(int unit)
+{
+    for (const ModuleGradient& gradient : gradientsOf(unit))
+        m_builder.free(gradient.buffer);
+    gradientsOf(unit).clear();
+}
+
+void FsdpEmission::enterForward(int unit)
+{
+    if (m_open != unit)
+        closeOpenUnit();
+    if (!isRoot(unit))
+        m_open = unit;
+    if (m_inForward[static_cast<std::size_t>(unit)])
+        return;
+    m_inForward[static_cast<std::size_t>(unit)] = true;
+    preForward(unit);
+}
+
+void FsdpEmission::closeOpenUnit()
+{
+    if (m_open < 0)
+        return;
+    const int unit = m_open;
+    m_open = -1;
+    m_inForward[static_cast<std::size_t>(unit)] = false; // a later stage of it would gather again
+    postForward(unit);
+}
+
+void FsdpEmission::enterBackward(int unit)
+{
+    if (inBackward(unit))
+        return;
+    m_inBackward[static_cast<std::size_t>(unit)] = true;
+    preBackward(unit);
+}
+
+void FsdpEmission::betweenLossPasses()
+{
+    if (!lossInModel())
+        return;
+    leaveForward();
+    if (rootReturnsLoss() && !empty(kRootUnit))
+        enterBackward(kRootUnit);
+}
+
+void FsdpEmission::microStep(const MicroStep& step)
+{
+    const int layers = static_cast<int>(m_shape.model.layers.size());
+    m_inForward.assign(m_gradients.size(), false);
+    m_inBackward.assign(m_gradients.size(), false);
+    m_walk.beginMicroStep(m_builder);
+    if (!empty(kRootUnit))
+        enterForward(kRootUnit);
+    for (m_layer = 0; m_layer < layers; ++m_layer) {
+        m_walk.forward(m_builder, m_layer, *this);
+        if (m_open >= 0 && m_shape.units.units[static_cast<std::size_t>(m_open)].lastLayer == m_layer)
+            closeOpenUnit();
+    }
+    m_layer = -1;
+    if (!lossInModel())
+        leaveForward();
+    m_walk.loss(m_builder, *this);
+    if (!empty(kRootUnit))
+        enterBackward(kRootUnit);
+    for (m_layer = layers - 1; m_layer >= 0; --m_layer) {
+        m_walk.backward(m_builder, m_layer, *this);
+        for (int unit = unitCount() - 1; unit > kRootUnit; --unit)
+            if (m_shape.units.units[static_cast<std::size_t>(unit)].firstLayer == m_layer && !empty(unit) &&
+                !fedByTokens(unit))
+                postBackward(unit, step);
+    }
+    m_layer = -1;
+    for (int unit = kRootUnit; unit < unitCount(); ++unit)
+        if (!empty(unit) && (isRoot(unit) || fedByTokens(unit)))
+            postBackward(unit, step);
+    leaveBackward();
+    m_walk.endMicroStep(m_builder);
+}
+
+void FsdpEmission::optimizerStep()
+{
+    if (m_shape.options.offloadParams) {
+        m_builder.op(OpKind::HostOptimizerStep, Stream::Host, Phase::Optimizer);
+    } else {
+        m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
+        m_builder.free(m_builder.allocate(m_shape.foreach));
+    }
+    m_builder.op(OpKind::Release, Stream::Compute, Phase::AfterStep);
+    dropGradients();
+}
+
+} // namespace shardwright

@@ -1,0 +1,86 @@
+#pragma once
+
+// The order in which both FSDPs' hooks fire over a step. What each hook does is the framework's own.
+
+#include "planner/frameworks/fsdp/fsdp_rules.hpp"
+#include "planner/frameworks/sharding.hpp"
+
+namespace shardwright {
+
+class FsdpEmission : public StageObserver {
+public:
+    FsdpEmission(const SizeTable& sizes, const FsdpShape& shape);
+
+    Schedule run();
+
+    void beforeStage(Pass pass, int layer, int module) final;
+    void afterStage(Pass pass, int layer, int module) final;
+    void betweenLossPasses() final;
+
+protected:
+    static constexpr int kRootUnit = 0;
+
+    virtual void initialise() = 0;
+    virtual void preForward(int unit) = 0;
+    virtual void postForward(int unit) = 0;
+    /// The root module's forward has returned.
+    virtual void leaveForward() = 0;
+    /// Once a unit and micro-step, before its first gradient.
+    virtual void preBackward(int unit) = 0;
+    /// Its gradients are complete.
+    virtual void postBackward(int unit, const MicroStep& step) = 0;
+    /// The root's final callback.
+    virtual void leaveBackward() = 0;
+    /// zero_grad(set_to_none=True).
+    virtual void dropGradients() = 0;
+    /// Whether the hooks before the root's backward sit on the model's own loss or on its logits.
+    virtual bool rootReturnsLoss() const;
+
+    /// The unit that a backward prefetch from `unit` aims at: the one that ended its forward before. -1: none.
+    int beforeInForward(int unit) const;
+    int afterInForward(int unit) const;
+
+    /// Gradients of a unit's modules, as autograd leaves them.
+    struct ModuleGradient {
+        int layer = 0;
+        int module = 0;
+        BufferId buffer = -1;
+    };
+    std::vector<ModuleGradient>& gradientsOf(int unit) { return m_gradients[static_cast<std::size_t>(unit)]; }
+    void freeGradients(int unit);
+
+    bool empty(int unit) const { return m_shape.typeOf(unit).numel == 0; }
+    bool isRoot(int unit) const { return unit == kRootUnit; }
+    bool inBackward(int unit) const { return m_inBackward[static_cast<std::size_t>(unit)]; }
+    std::size_t unitType(int unit) const
+    {
+        return static_cast<std::size_t>(m_shape.units.units[static_cast<std::size_t>(unit)].type);
+    }
+    int unitCount() const { return static_cast<int>(m_shape.units.units.size()); }
+    const FsdpShape& shape() const { return m_shape; }
+    ScheduleBuilder& builder() { return m_builder; }
+    void op(OpKind kind, Stream stream, Phase phase) { m_builder.op(kind, stream, phase, m_layer); }
+    ActivationWalk& walk() { return m_walk; }
+
+private:
+    int unitOf(int layer, int module) const;
+    bool lossInModel() const { return m_shape.training.implementation == Implementation::HuggingFace; }
+    bool fedByTokens(int unit) const;
+    void enterForward(int unit);
+    void closeOpenUnit();
+    void enterBackward(int unit);
+    void microStep(const MicroStep& step);
+    void optimizerStep();
+
+    const FsdpShape& m_shape;
+    ScheduleBuilder m_builder;
+    ActivationWalk m_walk;
+    std::vector<std::vector<ModuleGradient>> m_gradients; // by unit
+    std::vector<bool> m_inForward;                        // units whose forward has begun in this micro-step
+    std::vector<bool> m_inBackward;
+    std::vector<int> m_forwardOrder; // units with parameters; the root begins first and ends last
+    int m_open = -1;
+    int m_layer = -1;
+};
+
+} // namespace shardwright

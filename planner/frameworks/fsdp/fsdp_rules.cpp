@@ -1,0 +1,107 @@
+#include "planner/frameworks/fsdp/fsdp_rules.hpp"
+
+#include "planner/frameworks/optimizer_rules.hpp"
+#include "planner/frameworks/sharding.hpp"
+
+namespace shardwright {
+
+namespace {
+
+constexpr BufferSpec kModuleGradient{"unsharded gradient of a module", "c x numel", "torch autograd",
+                                     Category::Gradients};
+constexpr BufferSpec kForeach{"temporaries of the foreach optimizer", "d x shards",
+                              "torch/optim/adamw.py _multi_tensor_adamw", Category::Temporaries};
+
+} // namespace
+
+FsdpShape::FsdpShape(const PlanInput& input, const FsdpOptions& fsdpOptions, const UnitPolicy& policy,
+                     ActivationVariant variant)
+    : model(input.model), options(fsdpOptions),
+      compute(options.paramDtype.value_or(computeDtype(input.training.precision))),
+      trained(input.training.precision.mixed && options.upcastTrainable ? DType::Fp32 : input.training.precision.load),
+      frozen(input.training.precision.load), reduce(options.reduceDtype.value_or(compute)),
+      activations(input.model, input.training, compute, variant), units(unitsOf(input.model, policy)),
+      training(input.training)
+{
+}
+
+void FsdpRules::resizeShape(const PlanInput& input, std::int64_t shardRanks)
+{
+    FsdpShape& shape = m_shape;
+    shape.training = input.training;
+    shape.cluster = &input.cluster;
+    shape.shardRanks = shardRanks;
+    shape.replicas = replicaGroup(input.cluster, shardRanks);
+    m_sizes.clear();
+    shape.activations.defineSizes(m_sizes, shape.training);
+    shape.shardGroup = m_sizes.addGroup(
+        {shape.replicas.ranks > 1 ? "shard" : "world", shardRanks, nodesOfConsecutive(input.cluster, shardRanks)});
+    shape.replicaGroup = m_sizes.addGroup(shape.replicas);
+    m_kept.clear();
+    for (std::size_t type = 0; type < shape.units.types.size(); ++type)
+        m_kept.push_back(defineUnit(type));
+    shape.gradientOfModule.clear();
+    for (std::size_t type = 0; type < shape.model.layerTypes.size(); ++type) {
+        std::vector<BufferClassId> classes;
+        for (const LeafModule& module : shape.activations.modules(static_cast<int>(type)))
+            classes.push_back(module.trainable == 0
+                                  ? -1
+                                  : m_sizes.addBuffer(kModuleGradient, bytesOf(module.trainable, shape.compute),
+                                                      static_cast<int>(type)));
+        shape.gradientOfModule.push_back(std::move(classes));
+    }
+    const bool temporaries = foreachTemporaries(shape.training) && !shape.options.offloadParams;
+    shape.foreach = m_sizes.addBuffer(kForeach, temporaries ? bytesOf(keptByRank().stepped, shape.trained) : Bytes(0));
+}
+
+FsdpRules::Kept FsdpRules::keptByRank() const
+{
+    Kept all;
+    for (const Unit& unit : m_shape.units.units) {
+        const Kept& kept = m_kept[static_cast<std::size_t>(unit.type)];
+        all.parameters += kept.parameters;
+        all.gradients = checkedAdd(all.gradients, kept.gradients);
+        all.stepped = checkedAdd(all.stepped, kept.stepped);
+    }
+    return all;
+}
+
+Bytes FsdpRules::stateBytes(std::int64_t elements) const
+{
+    return shardStateBytes(m_shape.training, m_shape.model, elements, m_shape.model.trainableParameters(),
+                           m_shape.trained);
+}
+
+ModelStates FsdpRules::modelStates() const
+{
+    ModelStates states;
+    if (m_shape.options.offloadParams)
+        return states;
+    const Kept kept = keptByRank();
+    states.parameters = kept.parameters;
+    states.gradients = bytesOf(kept.gradients, m_shape.trained);
+    states.optimizerStates = stateBytes(kept.stepped);
+    return states;
+}
+
+Bytes FsdpRules::hostInitPeakPerNode() const
+{
+    const Bytes whole = bytesOf(m_shape.model.parameters(), m_shape.training.precision.load);
+    return m_shape.options.cpuRamEfficientLoading ? whole : whole * m_shape.cluster->gpusPerNode;
+}
+
+CheckpointSize FsdpRules::checkpoint() const
+{
+    const Kept kept = keptByRank();
+    CheckpointSize size;
+    size.full16Bit = bytesOf(m_shape.model.parameters(), DType::Bf16);
+    size.fullFp32 = bytesOf(m_shape.model.parameters(), DType::Fp32);
+    size.shardedPerRank = kept.parameters + stateBytes(kept.stepped);
+    size.shardedTotal = size.shardedPerRank * m_shape.shardRanks;
+    size.filesPerRank = 2;
+    size.layout = "SHARDED_STATE_DICT: torch.distributed.checkpoint folders pytorch_model_fsdp_0 and optimizer_0, one "
+                  ".distcp file per rank in each, and .metadata; FULL_STATE_DICT gathers everything on rank 0";
+    return size;
+}
+
+} // namespace shardwright

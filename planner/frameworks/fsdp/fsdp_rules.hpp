@@ -1,0 +1,81 @@
+#pragma once
+
+// What FSDP1 and FSDP2 have in common: dtypes, units, groups, the states a rank keeps.
+
+#include "planner/activations/activation_model.hpp"
+#include "planner/frameworks/fsdp/units.hpp"
+#include "planner/frameworks/rules.hpp"
+
+namespace shardwright {
+
+/// Options that mean the same in both.
+struct FsdpOptions {
+    std::optional<DType> paramDtype;
+    std::optional<DType> reduceDtype;
+    bool upcastTrainable = true;
+    bool offloadParams = false;
+    bool cpuRamEfficientLoading = true;
+};
+
+/// Everything about a sharded model but the sizes of its units' buffers.
+struct FsdpShape {
+    FsdpShape(const PlanInput& input, const FsdpOptions& fsdpOptions, const UnitPolicy& policy,
+              ActivationVariant variant);
+
+    const Model& model;
+    FsdpOptions options;
+    DType compute; // of unsharded parameters and of the gradients that autograd makes
+    DType trained; // of the shards that the optimizer steps, their gradients and moments
+    DType frozen;  // of parameters without a gradient: they are not upcast
+    DType reduce;  // of gradients on the wire
+    ActivationModel activations;
+    UnitMap units;
+
+    // Of the candidate at hand.
+    Training training;
+    const Cluster* cluster = nullptr;
+    std::int64_t shardRanks = 1;
+    Group replicas;
+    GroupId shardGroup = -1;
+    GroupId replicaGroup = -1;
+    std::vector<std::vector<BufferClassId>> gradientOfModule; // [layer type][module], -1 without a gradient
+    BufferClassId foreach = -1;
+
+    bool sharded() const { return shardRanks > 1; }
+    const UnitType& typeOf(int unit) const { return units.typeOf(unit); }
+};
+
+class FsdpRules : public FrameworkRules {
+public:
+    ModelStates modelStates() const override;
+    Bytes hostInitPeakPerNode() const override;
+    CheckpointSize checkpoint() const override;
+    int communicators() const override { return m_shape.replicas.ranks > 1 && m_shape.sharded() ? 2 : 1; }
+    const ActivationModel* activations() const override { return &m_shape.activations; }
+
+protected:
+    /// What a rank keeps of one unit.
+    struct Kept {
+        Bytes parameters;
+        std::int64_t gradients = 0; // elements that have a gradient
+        std::int64_t stepped = 0;   // of those, what the optimizer steps
+    };
+
+    explicit FsdpRules(FsdpShape shape) : m_shape(std::move(shape)) {}
+
+    /// Takes over a candidate's numbers: activations, groups; then `defineUnit` for every unit type, in order; then
+    /// the modules' gradients.
+    void resizeShape(const PlanInput& input, std::int64_t shardRanks);
+    virtual Kept defineUnit(std::size_t type) = 0;
+
+    Bytes stateBytes(std::int64_t elements) const;
+
+    FsdpShape m_shape;
+
+private:
+    Kept keptByRank() const;
+
+    std::vector<Kept> m_kept; // by unit type
+};
+
+} // namespace shardwright
