@@ -198,23 +198,6 @@ std::vector<Note> Fsdp1Rules::assumptions() const
     return notes;
 }
 
-std::vector<Note> Fsdp1Rules::excluded() const
-{
-    const std::optional<Lora>& lora = m_shape.training.lora;
-    if (!lora || !lora->baseDtype)
-        return {};
-    return {{"block constants of the quantised base, which every rank holds whole, and the dequantised copy of the "
-             "matrix in use",
-             Provenance::Assumed, "bitsandbytes functional.py QuantState"}};
-}
-
-/// bitsandbytes replaces the linear layers of blocks; what stays is in the load dtype.
-bool Fsdp1Rules::quantised(const UnitType& type, const ParameterSpec& parameter) const
-{
-    const std::optional<Lora>& lora = m_shape.training.lora;
-    return lora && lora->baseDtype && !parameter.trainable && !type.root && parameter.shape.size() == 2;
-}
-
 /// Elements of a unit's flat parameter, or of its trainable tensors only. With use_orig_params every tensor begins on a
 /// multiple of 16 bytes in the compute dtype and the whole is padded to a multiple of the process group. Packed weights
 /// count in elements of the dtype that they are stored in (bnb_4bit_quant_storage).
@@ -228,8 +211,8 @@ std::int64_t Fsdp1Rules::flatNumel(const UnitType& type, bool trainableOnly) con
         if (trainableOnly && !parameter->trainable)
             continue;
         std::int64_t numel = parameter->numel;
-        if (quantised(type, *parameter))
-            numel = ceilDivide(checkedMultiply(numel, bitsOf(*m_shape.training.lora->baseDtype)), bitsOf(packedIn));
+        if (const auto packed = packedDtype(type, *parameter))
+            numel = ceilDivide(checkedMultiply(numel, bitsOf(*packed)), bitsOf(packedIn));
         const std::int64_t others = checkedMultiply(roundUp(numel, alignment), parameter->repeat - 1);
         total = checkedAdd(checkedAdd(roundUp(total, alignment), others), numel);
     }

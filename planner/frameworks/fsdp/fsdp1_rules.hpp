@@ -24,14 +24,12 @@ public:
     double textbookPsi() const override;
     std::string psiDifference() const override;
     std::vector<Note> assumptions() const override;
-    std::vector<Note> excluded() const override;
     Schedule emit() const override; // fsdp1_emission.cpp
 
 private:
     friend class Fsdp1Emission;
 
     Kept defineUnit(std::size_t type) override;
-    bool quantised(const UnitType& type, const ParameterSpec& parameter) const;
     std::int64_t flatNumel(const UnitType& type, bool trainableOnly) const;
     bool reshardsAfterForward() const;
     std::string paddingKey() const;

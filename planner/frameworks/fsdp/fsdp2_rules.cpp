@@ -183,9 +183,15 @@ std::int64_t Fsdp2Rules::shardOf(const ParameterSpec& parameter) const
     return checkedMultiply(ceilDivide(rows, m_shape.shardRanks), rest);
 }
 
-DType Fsdp2Rules::storedIn(const ParameterSpec& parameter) const
+DType Fsdp2Rules::storedIn(const UnitType& type, const ParameterSpec& parameter) const
 {
-    return parameter.trainable ? m_shape.trained : m_shape.frozen;
+    return parameter.trainable ? m_shape.trained : packedDtype(type, parameter).value_or(m_shape.frozen);
+}
+
+/// Packed weights travel packed: to torch they are tensors of bnb_4bit_quant_storage.
+DType Fsdp2Rules::gatheredIn(const UnitType& type, const ParameterSpec& parameter) const
+{
+    return packedDtype(type, parameter).value_or(m_shape.compute);
 }
 
 FsdpRules::Kept Fsdp2Rules::defineUnit(std::size_t index)
@@ -197,15 +203,13 @@ FsdpRules::Kept Fsdp2Rules::defineUnit(std::size_t index)
     Bytes hostGradients;
     Bytes whole;
     Bytes largestWhole;
-    std::int64_t shard = 0;
     const auto pinned = [this](Bytes exact) {
         return m_options.pinMemory ? Bytes(nextPowerOfTwo(exact.count())) : exact;
     };
     for (const ParameterSpec* parameter : type.parameters) {
         const std::int64_t one = shardOf(*parameter);
         const std::int64_t all = checkedMultiply(one, parameter->repeat);
-        const DType stored = storedIn(*parameter);
-        shard = checkedAdd(shard, all);
+        const DType stored = storedIn(type, *parameter);
         kept.parameters += bytesOf(all, stored);
         whole += bytesOf(checkedMultiply(parameter->numel, parameter->repeat), stored);
         largestWhole = std::max(largestWhole, bytesOf(parameter->numel, stored));
@@ -227,25 +231,28 @@ FsdpRules::Kept Fsdp2Rules::defineUnit(std::size_t index)
     unit.init = m_sizes.addBuffer(kInitModule, m_options.cpuRamEfficientLoading ? largestWhole : whole, layer);
     unit.uploadCopy = m_sizes.addPayload(
         {"shard to the GPU", "d x shard", "param all_gather_inputs", kept.parameters, m_shape.trained});
-    defineUnitCommunication(type, unit, shard);
+    defineUnitCommunication(type, unit);
     m_units.push_back(unit);
     return kept;
 }
 
-void Fsdp2Rules::defineUnitCommunication(const UnitType& type, Fsdp2Unit& unit, std::int64_t shard)
+void Fsdp2Rules::defineUnitCommunication(const UnitType& type, Fsdp2Unit& unit)
 {
     const DType compute = m_shape.compute;
     const int layer = type.layerType;
+    Bytes whole;
     Bytes stored;
     Bytes cast; // a frozen shard that is stored in the compute dtype is gathered as it is
     Bytes largestStored;
     Bytes largestCast;
     for (const ParameterSpec* parameter : type.parameters) {
         const std::int64_t one = shardOf(*parameter);
-        const DType dtype = storedIn(*parameter);
+        const DType dtype = storedIn(type, *parameter);
         stored += bytesOf(one, dtype) * parameter->repeat;
         largestStored = std::max(largestStored, bytesOf(one, dtype));
-        if (dtype == compute)
+        const DType gathered = gatheredIn(type, *parameter);
+        whole += bytesOf(checkedMultiply(one, m_shape.shardRanks), gathered) * parameter->repeat;
+        if (dtype == gathered)
             continue;
         cast += bytesOf(one, compute) * parameter->repeat;
         largestCast = std::max(largestCast, bytesOf(one, compute));
@@ -255,21 +262,18 @@ void Fsdp2Rules::defineUnitCommunication(const UnitType& type, Fsdp2Unit& unit, 
     const bool single = !m_shape.sharded();
     unit.upload = m_sizes.addBuffer(kShardUpload, single || casts() ? largestStored : stored, layer);
     unit.cast = m_sizes.addBuffer(kShardCast, single ? largestCast : cast, layer);
-    const std::int64_t whole = checkedMultiply(shard, m_shape.shardRanks);
     const std::int64_t fewer = std::max<std::int64_t>(1, m_options.reshardGroup);
-    unit.gathered = m_sizes.addBuffer(kGathered, bytesOf(whole, compute), layer);
-    unit.unsharded = m_sizes.addBuffer(kUnsharded, bytesOf(whole, compute), layer);
-    unit.postForward = m_sizes.addBuffer(kPostForward, bytesOf(ceilDivide(whole, fewer), compute), layer);
+    unit.gathered = m_sizes.addBuffer(kGathered, whole, layer);
+    unit.unsharded = m_sizes.addBuffer(kUnsharded, whole, layer);
+    unit.postForward = m_sizes.addBuffer(kPostForward, share(whole, 1, fewer), layer);
     const bool foreachCopy = casts() && !m_options.offloadParams; // collectives use_foreach_copy
-    unit.postForwardCast =
-        m_sizes.addBuffer(kShardCast, foreachCopy ? bytesOf(ceilDivide(whole, fewer), compute) : Bytes(0), layer);
+    unit.postForwardCast = m_sizes.addBuffer(kShardCast, foreachCopy ? share(whole, 1, fewer) : Bytes(0), layer);
     const Bytes reduced = bytesOf(unit.trainable, m_shape.reduce);
     const Bytes reducedWhole = bytesOf(checkedMultiply(unit.trainable, m_shape.shardRanks), m_shape.reduce);
     unit.reduceInput = m_sizes.addBuffer(kReduceInput, reducedWhole, layer);
     unit.reduceOutput = m_sizes.addBuffer(kReduceOutput, reduced, layer);
     unit.gradientShard = m_sizes.addBuffer(kGradientShard, bytesOf(unit.trainable, m_shape.trained), layer);
-    unit.gather = m_sizes.addPayload(
-        {"parameters", "c x shard x N", "collectives foreach_all_gather", bytesOf(whole, compute), compute});
+    unit.gather = m_sizes.addPayload({"parameters", "c x shard x N", "collectives foreach_all_gather", whole, compute});
     unit.scatter =
         m_sizes.addPayload({"gradients", "r x shard x N", "collectives foreach_reduce", reducedWhole, m_shape.reduce});
     unit.replicate =

@@ -32,9 +32,10 @@ private:
     friend class Fsdp2Emission;
 
     Kept defineUnit(std::size_t type) override;
-    void defineUnitCommunication(const UnitType& type, Fsdp2Unit& unit, std::int64_t shard);
+    void defineUnitCommunication(const UnitType& type, Fsdp2Unit& unit);
     std::int64_t shardOf(const ParameterSpec& parameter) const;
-    DType storedIn(const ParameterSpec& parameter) const;
+    DType storedIn(const UnitType& type, const ParameterSpec& parameter) const;
+    DType gatheredIn(const UnitType& type, const ParameterSpec& parameter) const;
     Reshard reshard() const;
     bool casts() const { return m_shape.compute != m_shape.trained || m_shape.compute != m_shape.frozen; }
     /// The tied tensor of Accelerate's group [final norm, embedding, head] lies in the root's place.

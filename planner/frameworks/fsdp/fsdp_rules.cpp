@@ -72,6 +72,24 @@ Bytes FsdpRules::stateBytes(std::int64_t elements) const
                            m_shape.trained);
 }
 
+std::optional<DType> FsdpRules::packedDtype(const UnitType& type, const ParameterSpec& parameter) const
+{
+    const std::optional<Lora>& lora = m_shape.training.lora;
+    const bool packed = lora && !parameter.trainable && !type.root && parameter.shape.size() == 2 &&
+                        parameter.role != ParameterRole::Embedding && parameter.role != ParameterRole::Head;
+    return packed ? lora->baseDtype : std::nullopt;
+}
+
+std::vector<Note> FsdpRules::excluded() const
+{
+    const std::optional<Lora>& lora = m_shape.training.lora;
+    if (!lora || !lora->baseDtype)
+        return {};
+    return {{"block constants of the quantised base, which every rank holds whole, and the dequantised copy of the "
+             "matrix in use",
+             Provenance::Assumed, "bitsandbytes functional.py QuantState"}};
+}
+
 ModelStates FsdpRules::modelStates() const
 {
     ModelStates states;

@@ -50,6 +50,7 @@ public:
     ModelStates modelStates() const override;
     Bytes hostInitPeakPerNode() const override;
     CheckpointSize checkpoint() const override;
+    std::vector<Note> excluded() const override;
     int communicators() const override { return m_shape.replicas.ranks > 1 && m_shape.sharded() ? 2 : 1; }
     const ActivationModel* activations() const override { return &m_shape.activations; }
 
@@ -69,6 +70,9 @@ protected:
     virtual Kept defineUnit(std::size_t type) = 0;
 
     Bytes stateBytes(std::int64_t elements) const;
+    /// bitsandbytes packs the frozen linear layers of blocks into this dtype (QLoRA); nothing: `parameter` is not
+    /// packed.
+    std::optional<DType> packedDtype(const UnitType& type, const ParameterSpec& parameter) const;
 
     FsdpShape m_shape;
 
