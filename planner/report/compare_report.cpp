@@ -47,25 +47,25 @@ std::vector<Field> compareFields(const std::vector<Plan>& plans, const std::opti
         return recommendation && recommendation->strategy == plan.strategy;
     };
     return {
-        {{"strategy", "", Align::Left, 20, 0},
+        {{"strategy", "", Align::Left, 0, 0}, // never cut: long names differ in their ends
          [isRecommended](const Plan& plan) {
              return isRecommended(plan) ? Cell("* " + plan.strategy, Ink::Strong) : Cell("  " + plan.strategy);
          }},
         {{"verdict", "", Align::Left, 0, 0}, [](const Plan& plan) { return verdictCell(plan.verdict); }},
         {{"GPU used", "GiB", Align::Right, 0, 0}, usedCell},
-        {{"of GPU", "", Align::Right, 0, 4},
+        {{"of GPU", "", Align::Right, 0, 6},
          [](const Plan& plan) { return Cell(percentOf(plan.gpu.peakUsed, plan.gpu.capacity)); }},
-        {{"memory at the peak", "capacity at the mark", Align::Left, 0, 5},
+        {{"memory at the peak", "capacity at the mark", Align::Left, 0, 3},
          [&style](const Plan& plan) { return barCell(plan, style); }},
-        {{"states", "GiB", Align::Right, 0, 6}, [](const Plan& plan) { return Cell(gibibytes(plan.gpu.modelStates)); }},
-        {{"allocated", "GiB", Align::Right, 0, 7},
+        {{"states", "GiB", Align::Right, 0, 7}, [](const Plan& plan) { return Cell(gibibytes(plan.gpu.modelStates)); }},
+        {{"allocated", "GiB", Align::Right, 0, 8},
          [](const Plan& plan) { return Cell(gibibytes(plan.gpu.peakAllocated)); }},
-        {{"reserved", "GiB", Align::Right, 0, 8},
+        {{"reserved", "GiB", Align::Right, 0, 9},
          [](const Plan& plan) { return Cell(gibibytes(plan.gpu.peakReserved)); }},
         {{"host/node", "GiB", Align::Right, 0, 2},
          [](const Plan& plan) { return Cell(gibibytes(plan.host.bytesPerNode)); },
          any(plans, [](const Plan& plan) { return plan.host.bytesPerNode > 0_B; })},
-        {{"NVMe/node", "GB", Align::Right, 0, 3},
+        {{"NVMe/node", "GB", Align::Right, 0, 4},
          [](const Plan& plan) { return Cell(gigabytes(plan.nvme.bytesPerNode)); },
          any(plans, [](const Plan& plan) { return plan.nvme.bytesPerNode > 0_B; })},
         {{"sent/GPU", "GB/step", Align::Right, 0, 1},

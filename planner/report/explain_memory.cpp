@@ -25,13 +25,38 @@ Table itemTable()
                   {"source", "", Align::Left, 14, 1, true}});
 }
 
-std::string itemsText(std::vector<LiveItem> items, Bytes whole, const OutputStyle& style)
+/// Items that differ only in the layer they belong to as one, largest total first.
+std::vector<LiveItem> merged(const std::vector<LiveItem>& items)
 {
-    std::stable_sort(items.begin(), items.end(),
-                     [](const LiveItem& left, const LiveItem& right) { return left.bytes() > right.bytes(); });
-    Table table = itemTable();
+    std::vector<LiveItem> result;
     for (const LiveItem& item : items) {
-        const auto part = static_cast<std::size_t>(item.category);
+        const auto same = std::find_if(result.begin(), result.end(), [&](const LiveItem& other) {
+            return other.name == item.name && other.formula == item.formula && other.bytesEach == item.bytesEach &&
+                   other.category == item.category && other.place == item.place;
+        });
+        if (same == result.end())
+            result.push_back(item);
+        else
+            same->count = checkedAdd(same->count, item.count);
+    }
+    std::stable_sort(result.begin(), result.end(),
+                     [](const LiveItem& left, const LiveItem& right) { return left.bytes() > right.bytes(); });
+    return result;
+}
+
+std::string itemsText(const std::vector<LiveItem>& items, Bytes whole, const OutputStyle& style)
+{
+    Table table = itemTable();
+    Bytes rest;
+    std::int64_t restCount = 0;
+    constexpr double kWorthARow = 0.001; // of the whole; the JSON form lists every item
+    for (const LiveItem& item : merged(items)) {
+        if (item.bytes().asDouble() < kWorthARow * whole.asDouble()) {
+            rest += item.bytes();
+            restCount = checkedAdd(restCount, item.count);
+            continue;
+        }
+        const std::size_t part = partOf(item.category);
         std::string kind(memoryPartName(part));
         if (item.place == Place::HostPinned)
             kind += ", pinned";
@@ -39,6 +64,9 @@ std::string itemsText(std::vector<LiveItem> items, Bytes whole, const OutputStyl
                       percentOf(item.bytes(), whole), grouped(item.count), formatBinary(item.bytesEach), item.formula,
                       item.source});
     }
+    if (restCount > 0)
+        table.addRow({"buffers below 0.1 % each", "", gibibytes(rest), percentOf(rest, whole), grouped(restCount), "",
+                      "", "--format json lists them"});
     return table.text(style);
 }
 
@@ -126,7 +154,7 @@ std::string explainHostAndNvme(const Scenario& scenario, const Plan& plan, const
                      {"GiB", "", Align::Right, 0, 0},
                      {"how it comes about", "", Align::Left, 30, 0, true}});
         table.addRow({"pinned per rank", gibibytes(host.pinnedPerRank), "page-locked buffers"});
-        table.addRow({"pageable per rank", gibibytes(host.pageablePerRank), ""});
+        table.addRow({"pageable per rank", gibibytes(host.pageablePerRank), "ordinary memory"});
         table.addRow({Cell("per node", Ink::Strong), Cell(gibibytes(host.bytesPerNode), Ink::Strong),
                       fmt::format("of {} ranks", scenario.cluster.gpusPerNode)});
         table.addRow({"while loading, per node", gibibytes(host.initPeakPerNode), "when checkpoints are read"});

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "core/catalogue.hpp"
 #include "planner/report/compare_report.hpp"
 #include "planner/report/number_format.hpp"
 #include "planner/report/scenario_summary.hpp"
@@ -50,6 +51,13 @@ std::string noteText(const Note& note)
     return note.text + " (" + provenanceText(note.tag, note.source) + ")";
 }
 
+/// Files that ship are named from the home folder, as a user would.
+std::string shownFile(const std::string& path)
+{
+    const std::string home = homeFolder() + "/";
+    return path.rfind(home, 0) == 0 ? path.substr(home.size()) : path;
+}
+
 } // namespace
 
 std::string explainInputs(const Scenario& scenario, const OutputStyle& style)
@@ -60,7 +68,7 @@ std::string explainInputs(const Scenario& scenario, const OutputStyle& style)
     Table table = inputTable();
     const auto addCount = [&](const char* symbol, const char* meaning, std::int64_t value, const std::string& source) {
         if (value > 0)
-            table.addRow({symbol, meaning, grouped(value), source});
+            table.addRow({symbol, meaning, grouped(value), shownFile(source)});
     };
     addCount("P", "parameters", scenario.model.parameters(), scenario.model.source);
     if (scenario.model.trainableParameters() != scenario.model.parameters())

@@ -17,8 +17,8 @@ struct PartText {
 // Letters avoid clashes: W for the working precision's master weights, U for unsharded, C for communication.
 constexpr std::array<PartText, kMemoryPartCount> kParts{{{{'P', Ink::Blue}, "parameters"},
                                                          {{'W', Ink::LightBlue}, "master weights"},
-                                                         {{'G', Ink::Green}, "gradients"},
                                                          {{'O', Ink::Cyan}, "optimizer states"},
+                                                         {{'G', Ink::Green}, "gradients"},
                                                          {{'U', Ink::Magenta}, "unsharded parameters"},
                                                          {{'C', Ink::LightMagenta}, "communication buffers"},
                                                          {{'A', Ink::Yellow}, "activations"},
@@ -48,7 +48,8 @@ std::string_view memoryPartName(std::size_t part)
 std::vector<double> allocatedStack(const CategoryBytes& byCategory)
 {
     std::vector<double> values(kMemoryPartCount, 0.0);
-    std::transform(byCategory.begin(), byCategory.end(), values.begin(), [](Bytes bytes) { return bytes.asDouble(); });
+    for (std::size_t category = 0; category < kCategoryCount; ++category)
+        values[partOf(static_cast<Category>(category))] = byCategory[category].asDouble();
     return values;
 }
 

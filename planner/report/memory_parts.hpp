@@ -11,7 +11,16 @@
 
 namespace shardwright {
 
-/// Index of a part: those of Category first, then these two.
+/// Index of the part that draws a category: that of Category, but what stays over a step (optimizer states) stands
+/// below what comes and goes (gradients), so that stacks side by side can be compared. Two more parts follow.
+constexpr std::size_t partOf(Category category)
+{
+    switch (category) {
+    case Category::OptimizerStates: return static_cast<std::size_t>(Category::Gradients);
+    case Category::Gradients: return static_cast<std::size_t>(Category::OptimizerStates);
+    default: return static_cast<std::size_t>(category);
+    }
+}
 constexpr std::size_t kCachedPart = kCategoryCount;
 constexpr std::size_t kOverheadPart = kCategoryCount + 1;
 constexpr std::size_t kMemoryPartCount = kCategoryCount + 2;
