@@ -104,6 +104,7 @@ struct Training {
     // The caller's own loop keeps outputs.logits alive until the next forward. transformers' Trainer does not.
     bool holdsLogits = false;
     bool fusedOptimizer = true; // torch.optim with fused=True; otherwise foreach, with a temporary of one moment's size
+    bool expandableSegments = false; // PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
     std::optional<double> gradientClipping = 1.0;
     std::optional<Lora> lora;
 

@@ -35,6 +35,7 @@ template <typename Fields, typename T> void visitTraining(Fields& fields, T& tra
     fields.field("fused_norm", training.fusedNorm);
     fields.field("holds_logits", training.holdsLogits);
     fields.field("fused_optimizer", training.fusedOptimizer);
+    fields.field("expandable_segments", training.expandableSegments);
     fields.zeroIsOff("gradient_clipping", training.gradientClipping, 1e30);
     fields.optionalObject("lora", training.lora, [](auto& members, auto& lora) {
         members.field("rank", lora.rank, 1, kLargestRank);

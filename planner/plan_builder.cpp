@@ -102,6 +102,8 @@ private:
         m_plan.excluded = rules.excluded();
     }
 
+    AllocatorOptions allocatorOptions() const { return {m_input.training.expandableSegments}; }
+
     void fillGpu(const Schedule& schedule, const MemoryReplay& replay, int communicators)
     {
         GpuMemory& gpu = m_plan.gpu;
@@ -121,7 +123,7 @@ private:
             m_overhead += overhead.bytes;
         gpu.peakReserved = gpu.peakAllocated;
         if (m_detail.allocator)
-            gpu.peakReserved = replayAllocator(schedule, kUnlimited).peakReserved;
+            gpu.peakReserved = replayAllocator(schedule, kUnlimited, allocatorOptions()).peakReserved;
         gpu.peakUsed = gpu.peakReserved + m_overhead;
     }
 
@@ -183,7 +185,8 @@ private:
         GpuMemory& gpu = m_plan.gpu;
         const Bytes left = gpu.capacity > m_overhead ? gpu.capacity - m_overhead : Bytes(0);
         const bool hopeless = gpu.peakAllocated > left || !m_detail.allocator;
-        const AllocatorReplay limited = hopeless ? AllocatorReplay{} : replayAllocator(schedule, left);
+        const AllocatorReplay limited =
+            hopeless ? AllocatorReplay{} : replayAllocator(schedule, left, allocatorOptions());
         if (!hopeless && !limited.outOfMemory) {
             m_plan.verdict = Verdict::Tight;
             gpu.allocatorFlushes = true;
@@ -191,8 +194,10 @@ private:
             gpu.peakUsed = limited.peakReserved + m_overhead;
             m_plan.headroom = (gpu.capacity.asDouble() - gpu.peakUsed.asDouble()) / gpu.capacity.asDouble();
             m_plan.reasons.push_back(
-                "the allocator has to give cached blocks back to the driver within a step (cudaMalloc retries), "
-                "which is slow; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True helps");
+                std::string("the allocator has to give cached blocks back to the driver within a step (cudaMalloc "
+                            "retries), which is slow") +
+                (m_input.training.expandableSegments ? ""
+                                                     : "; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True helps"));
             return;
         }
         if (gpu.modelStates + m_overhead > gpu.capacity)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <tuple>
 #include <vector>
@@ -23,7 +24,7 @@ using FreeKey = std::tuple<std::int64_t, std::int64_t, std::int64_t>; // size, s
 
 class Allocator {
 public:
-    explicit Allocator(std::int64_t limit) : m_limit(limit) {}
+    Allocator(std::int64_t limit, const AllocatorOptions& options) : m_limit(limit), m_options(options) {}
 
     /// The handle of a block for `bytes`, or -1 when the device is full.
     int allocate(std::int64_t bytes, int stream)
@@ -33,29 +34,20 @@ public:
         const int pool = stream * 2 + (small ? 1 : 0);
         std::set<FreeKey>& free = m_free[pool];
         auto found = free.lower_bound({size, 0, 0});
+        if (m_options.expandableSegments)
+            found = avoidTail(free, found);
         if (found == free.end()) {
-            const std::int64_t segmentSize = small                   ? kSmallBuffer
-                                             : size < kMinLargeAlloc ? kLargeBuffer
-                                                                     : roundUp(size, kRoundLarge);
-            if (m_reserved + segmentSize > m_limit) {
-                giveBackCached();
-                ++m_flushes;
-                if (m_reserved + segmentSize > m_limit)
-                    return -1;
-            }
-            m_reserved += segmentSize;
-            m_peak = std::max(m_peak, m_reserved);
-            const std::int64_t segment = static_cast<std::int64_t>(m_segments.size());
-            m_segments.push_back({segmentSize, pool, {}});
-            m_segments.back().blocks[0] = {segmentSize, false};
-            found = free.insert({segmentSize, segment, 0}).first;
+            const auto added = m_options.expandableSegments ? grow(pool, size) : addSegment(pool, size);
+            if (!added)
+                return -1;
+            found = free.insert(*added).first;
         }
         const auto [blockSize, segment, offset] = *found;
         free.erase(found);
         Segment& home = m_segments[static_cast<std::size_t>(segment)];
         std::int64_t taken = blockSize;
         const std::int64_t rest = blockSize - size;
-        if (small ? rest >= kMinBlockSize : rest > kSmallSize) {
+        if (small || m_options.expandableSegments ? rest >= kMinBlockSize : rest > kSmallSize) {
             taken = size;
             home.blocks[offset + size] = {rest, false};
             free.insert({rest, segment, offset + size});
@@ -106,6 +98,119 @@ private:
         std::map<std::int64_t, Part> blocks; // by offset
     };
 
+    static bool isSmall(int pool) { return pool % 2 == 1; }
+
+    /// Whether the driver has `bytes` more, after giving back what is cached if it must be.
+    bool makeRoom(std::int64_t bytes)
+    {
+        if (m_reserved + bytes <= m_limit)
+            return true;
+        if (m_options.expandableSegments)
+            giveBackPages();
+        else
+            giveBackCached();
+        ++m_flushes;
+        return m_reserved + bytes <= m_limit;
+    }
+
+    void take(std::int64_t bytes)
+    {
+        m_reserved += bytes;
+        m_peak = std::max(m_peak, m_reserved);
+    }
+
+    std::optional<FreeKey> addSegment(int pool, std::int64_t size)
+    {
+        const std::int64_t segmentSize = isSmall(pool)           ? kSmallBuffer
+                                         : size < kMinLargeAlloc ? kLargeBuffer
+                                                                 : roundUp(size, kRoundLarge);
+        if (!makeRoom(segmentSize))
+            return std::nullopt;
+        take(segmentSize);
+        const std::int64_t segment = static_cast<std::int64_t>(m_segments.size());
+        m_segments.push_back({segmentSize, pool, {}});
+        m_segments.back().blocks[0] = {segmentSize, false};
+        return FreeKey{segmentSize, segment, 0};
+    }
+
+    /// Best fit counts what a block could grow to, so the free block at the growing end is taken last (get_free_block).
+    std::set<FreeKey>::iterator avoidTail(const std::set<FreeKey>& free, std::set<FreeKey>::iterator found) const
+    {
+        if (found == free.end())
+            return found;
+        const auto [size, segment, offset] = *found;
+        const auto next = std::next(found);
+        return offset + size == m_segments[static_cast<std::size_t>(segment)].size && next != free.end() ? next : found;
+    }
+
+    /// Maps pages at the end of the pool's segment until the free block there holds `size`
+    /// (try_allocate_expandable_block).
+    std::optional<FreeKey> grow(int pool, std::int64_t size)
+    {
+        const std::int64_t page = isSmall(pool) ? kSmallBuffer : kLargeBuffer;
+        const auto tail = [&](std::int64_t segment) -> std::optional<FreeKey> {
+            const Segment& home = m_segments[static_cast<std::size_t>(segment)];
+            if (home.blocks.empty() || home.blocks.rbegin()->second.live)
+                return std::nullopt;
+            return FreeKey{home.blocks.rbegin()->second.size, segment, home.blocks.rbegin()->first};
+        };
+        if (m_expandable.count(pool) == 0) {
+            m_expandable[pool] = static_cast<std::int64_t>(m_segments.size());
+            m_segments.push_back({0, pool, {}});
+        }
+        const std::int64_t segment = m_expandable[pool];
+        const auto missing = [&] {
+            const auto last = tail(segment);
+            return roundUp(size - (last ? std::get<0>(*last) : 0), page);
+        };
+        if (!makeRoom(missing()))
+            return std::nullopt;
+        const std::int64_t added = missing(); // anew: pages of the tail may have been given back
+        if (m_reserved + added > m_limit)
+            return std::nullopt;
+        take(added);
+        Segment& home = m_segments[static_cast<std::size_t>(segment)];
+        std::int64_t offset = home.size;
+        std::int64_t blockSize = added;
+        if (const auto last = tail(segment)) {
+            m_free[pool].erase(*last);
+            offset = std::get<2>(*last);
+            blockSize += std::get<0>(*last);
+        }
+        home.size += added;
+        home.blocks[offset] = {blockSize, false};
+        return FreeKey{blockSize, segment, offset};
+    }
+
+    /// Unmaps every page that lies within a free block. Its addresses stay behind as a block that is never freed.
+    void giveBackPages()
+    {
+        for (const auto& [pool, segment] : m_expandable) {
+            const std::int64_t page = isSmall(pool) ? kSmallBuffer : kLargeBuffer;
+            std::set<FreeKey>& free = m_free[pool];
+            std::map<std::int64_t, Part>& blocks = m_segments[static_cast<std::size_t>(segment)].blocks;
+            const std::set<FreeKey> before = free;
+            for (const auto& [size, home, offset] : before) {
+                const std::int64_t begin = roundUp(offset, page);
+                const std::int64_t end = (offset + size) / page * page;
+                if (end <= begin)
+                    continue;
+                free.erase({size, home, offset});
+                blocks.erase(offset);
+                const auto keep = [&](std::int64_t from, std::int64_t to) {
+                    if (to <= from)
+                        return;
+                    blocks[from] = {to - from, false};
+                    free.insert({to - from, home, from});
+                };
+                keep(offset, begin);
+                blocks[begin] = {end - begin, true};
+                keep(end, offset + size);
+                m_reserved -= end - begin;
+            }
+        }
+    }
+
     /// cudaFree of every segment that is one free block (release_cached_blocks).
     void giveBackCached()
     {
@@ -121,6 +226,8 @@ private:
     }
 
     std::int64_t m_limit;
+    AllocatorOptions m_options;
+    std::map<int, std::int64_t> m_expandable; // by pool: its one growing segment
     std::int64_t m_reserved = 0;
     std::int64_t m_peak = 0;
     std::int64_t m_flushes = 0;
@@ -131,8 +238,8 @@ private:
 
 class Replay {
 public:
-    Replay(const Schedule& schedule, Bytes limit)
-        : m_schedule(schedule), m_allocator(limit.count()), m_handles(schedule.buffers.size(), -1)
+    Replay(const Schedule& schedule, Bytes limit, const AllocatorOptions& options)
+        : m_schedule(schedule), m_allocator(limit.count(), options), m_handles(schedule.buffers.size(), -1)
     {
     }
 
@@ -250,9 +357,9 @@ private:
 
 } // namespace
 
-AllocatorReplay replayAllocator(const Schedule& schedule, Bytes limit)
+AllocatorReplay replayAllocator(const Schedule& schedule, Bytes limit, const AllocatorOptions& options)
 {
-    return Replay(schedule, limit).run();
+    return Replay(schedule, limit, options).run();
 }
 
 } // namespace shardwright

@@ -5,13 +5,20 @@
 // What it models: sizes rounded to 512 B; blocks of at most 1 MiB cut from 2 MiB segments, up to 10 MiB from 20 MiB
 // segments, larger ones from segments of their own rounded to 2 MiB; a pool for each stream; best fit, splitting and
 // coalescing; a block of the large pool is split only when more than 1 MiB remains; when the device is full, cached
-// segments without live blocks are given back and the allocation is tried again.
-// Not modelled: expandable segments, garbage_collection_threshold, CUDA graphs' private pools.
+// segments without live blocks are given back and the allocation is tried again. With expandable segments each pool is
+// one segment that grows by pages of 2 or 20 MiB at its end and gives back whole free pages.
+// Not modelled: garbage_collection_threshold, CUDA graphs' private pools; addresses whose pages were given back are not
+// used again, which costs no memory.
 
 #include "core/plan.hpp"
 #include "core/schedule.hpp"
 
 namespace shardwright {
+
+/// PYTORCH_CUDA_ALLOC_CONF.
+struct AllocatorOptions {
+    bool expandableSegments = false;
+};
 
 struct AllocatorReplay {
     Bytes peakReserved; // most that was held from the driver (torch max_memory_reserved)
@@ -23,6 +30,6 @@ struct AllocatorReplay {
 
 /// Replays initialisation and two steps (the second sees the fragmentation that the first left). `limit`: bytes that
 /// the allocator may hold, the device's memory less what lies outside it.
-AllocatorReplay replayAllocator(const Schedule& schedule, Bytes limit);
+AllocatorReplay replayAllocator(const Schedule& schedule, Bytes limit, const AllocatorOptions& options = {});
 
 } // namespace shardwright

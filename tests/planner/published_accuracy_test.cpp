@@ -1,0 +1,74 @@
+// How well published memory figures are met: guards against getting worse, at what is reached. The whole table:
+// `shardplan compare --published`.
+
+#include <algorithm>
+#include <filesystem>
+
+#include <gtest/gtest.h>
+
+#include "planner/published/comparison.hpp"
+#include "planner/published/published_files.hpp"
+#include "planner/published/published_report.hpp"
+
+namespace shardwright {
+namespace {
+
+std::vector<FigureComparison> comparisonOf(const std::string& stem)
+{
+    std::vector<FigureComparison> figures;
+    for (const std::string& file : publishedFiles()) {
+        if (std::filesystem::path(file).filename().string().rfind(stem, 0) != 0)
+            continue;
+        for (const Scenario& scenario : readPublishedFile(file)) {
+            const auto rows = comparePublished(scenario);
+            figures.insert(figures.end(), rows.begin(), rows.end());
+        }
+    }
+    return figures;
+}
+
+struct Limit {
+    const char* file;
+    double median;
+    double worst;
+};
+
+class PublishedAccuracy : public testing::TestWithParam<Limit> {};
+
+TEST_P(PublishedAccuracy, staysWhereItIs)
+{
+    const auto figures = comparisonOf(GetParam().file);
+    const SourceSummary summary = summariseAll(figures);
+    ASSERT_GT(summary.compared, 0);
+    EXPECT_LE(summary.medianError.value_or(1), GetParam().median) << publishedText(figures, {}, true);
+    EXPECT_LE(summary.worstError.value_or(1), GetParam().worst) << publishedText(figures, {}, true);
+}
+
+INSTANTIATE_TEST_SUITE_P(Sources, PublishedAccuracy,
+                         testing::Values(Limit{"torchtitan-2024-12", 0.01, 0.05}, Limit{"torchtitan-h200", 0.03, 0.03},
+                                         Limit{"torchao-training", 0.04, 0.07}, Limit{"chenyaofo-gist", 0.045, 0.125},
+                                         Limit{"deepspeed-4527", 0.06, 0.06}, Limit{"peft-docs", 0.36, 0.6}));
+
+TEST(PublishedRuns, everyMosaicRunIsToldToFit)
+{
+    const SourceSummary summary = summariseAll(comparisonOf("mosaic-"));
+    EXPECT_EQ(summary.verdicts, 223);
+    EXPECT_EQ(summary.verdictsRight, summary.verdicts);
+    EXPECT_EQ(summary.objected, 0); // no printed throughput is beyond the GPUs or the links
+}
+
+TEST(PublishedRuns, figuresThatContradictThemselvesAreSaidTo)
+{
+    const auto figures = comparisonOf("chenyaofo-gist");
+    EXPECT_EQ(std::count_if(figures.begin(), figures.end(),
+                            [](const FigureComparison& figure) { return !figure.objections.empty(); }),
+              6);
+    const auto guide = comparisonOf("llama-2-13b-8xa100-cpu-offload");
+    for (const FigureComparison& figure : guide)
+        if (figure.kind == MeasuredKind::HostUsed) {
+            EXPECT_FALSE(figure.objections.empty()) << figure.strategy;
+        }
+}
+
+} // namespace
+} // namespace shardwright
