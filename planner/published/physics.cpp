@@ -111,8 +111,8 @@ void checkHostBytes(const PublishedFigure& figure, const Plan& plan, const Clust
 {
     const double least = hostStates(plan) * cluster.gpusPerNode;
     if (figure.value < least * (1 - kRounding))
-        reasons.push_back(fmt::format("{:.0f} GB of host memory are less than the {:.0f} GB of model states that are "
-                                      "offloaded to a node",
+        reasons.push_back(fmt::format("{:.0f} GB of host memory are less than the {:.0f} GB of model states that "
+                                      "the framework keeps there on a node",
                                       figure.value / kGB, least / kGB));
 }
 

@@ -45,6 +45,22 @@ bool isVerdict(const FigureComparison& figure)
     return figure.kind == MeasuredKind::Fits || figure.kind == MeasuredKind::OutOfMemory;
 }
 
+/// A source as tables name it: of GitHub addresses the repository and the path.
+std::string shortSource(const std::string& source)
+{
+    const std::string host = "github.com/";
+    std::string text = withoutControls(source);
+    if (text.rfind(host, 0) != 0)
+        return text;
+    text.erase(0, host.size());
+    const std::string blob = "/blob/";
+    const std::size_t at = text.find(blob);
+    const std::size_t path = at == std::string::npos ? at : text.find('/', at + blob.size());
+    if (path != std::string::npos)
+        text.replace(at, path - at + 1, " ");
+    return text;
+}
+
 std::string signedPercent(double share)
 {
     return fmt::format("{:+.1f} %", share * 100);
@@ -158,15 +174,15 @@ void addSummary(Table& table, const SourceSummary& summary, Ink ink)
 
 Table publishedTable(const std::vector<FigureComparison>& figures)
 {
-    Table table({{"scenario", "", Align::Left, 24, 0},
-                 {"strategy", "", Align::Left, 16, 1},
+    Table table({{"scenario", "", Align::Left, 0, 0},
+                 {"strategy", "", Align::Left, 0, 1},
                  {"what", "", Align::Left, 0, 0},
                  {"published", "", Align::Right, 0, 0},
                  {"predicted", "", Align::Right, 0, 0},
                  {"", "unit", Align::Left, 0, 0},
                  {"error", "", Align::Right, 0, 0},
                  {"outcome", "", Align::Left, 0, 0},
-                 {"source", "", Align::Left, 24, 2}});
+                 {"source", "", Align::Left, 0, 2}});
     for (const FigureComparison& figure : figures) {
         const Measure measure = measureOf(figure.kind);
         const bool number = !isVerdict(figure);
@@ -174,14 +190,14 @@ Table publishedTable(const std::vector<FigureComparison>& figures)
         table.addRow({Cell(withoutControls(figure.scenario)), Cell(withoutControls(figure.strategy)),
                       Cell(kindText(figure)), Cell(number ? hundredths(figure.published / measure.divisor) : "-"),
                       Cell(predicted ? hundredths(*figure.predicted / measure.divisor) : "-"), Cell(measure.unit),
-                      errorCell(figure), outcomeCell(figure), Cell(withoutControls(figure.source))});
+                      errorCell(figure), outcomeCell(figure), Cell(shortSource(figure.source))});
     }
     return table;
 }
 
 Table publishedSummaryTable(const std::vector<FigureComparison>& figures)
 {
-    Table table({{"source", "", Align::Left, 24, 0},
+    Table table({{"source", "", Align::Left, 0, 0},
                  {"figures", "", Align::Right, 0, 3},
                  {"compared", "", Align::Right, 0, 0},
                  {"median error", "", Align::Right, 0, 0},
@@ -191,7 +207,7 @@ Table publishedSummaryTable(const std::vector<FigureComparison>& figures)
                  {"not predicted", "", Align::Right, 0, 4},
                  {"cannot be right", "", Align::Right, 0, 2}});
     for (SourceSummary summary : summarise(figures)) {
-        summary.source = withoutControls(summary.source);
+        summary.source = shortSource(summary.source);
         addSummary(table, summary, Ink::Plain);
     }
     addSummary(table, summariseAll(figures), Ink::Strong);

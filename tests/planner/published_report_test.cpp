@@ -62,6 +62,15 @@ TEST(PublishedReport, jsonKeepsBaseUnitsAndSources)
     EXPECT_EQ(json["all"]["cannot_be_right"], 1);
 }
 
+TEST(PublishedReport, tablesNameRepositoryAndPath)
+{
+    auto figures = someFigures();
+    figures[0].source = "github.com/pytorch/ao/blob/main/docs/training.md (table 1)";
+    const std::string text = publishedText(figures, {}, false);
+    EXPECT_NE(text.find("pytorch/ao docs/training.md (table 1)"), std::string::npos) << text;
+    EXPECT_EQ(publishedToJson(figures)["figures"][0]["source"], figures[0].source);
+}
+
 TEST(PublishedReport, csvHasOneLinePerFigure)
 {
     const std::string csv = publishedTable(someFigures()).csv();
