@@ -71,6 +71,16 @@ TEST(PublishedReport, tablesNameRepositoryAndPath)
     EXPECT_EQ(publishedToJson(figures)["figures"][0]["source"], figures[0].source);
 }
 
+TEST(PublishedReport, everyFieldOfTheJsonIsDocumented)
+{
+    const std::string readme = readTextFile(SHARDWRIGHT_SOURCE_DIR "/planner/README.md");
+    const std::string section = readme.substr(readme.find("`shardwright-published/1`"));
+    const Json json = publishedToJson(someFigures());
+    for (const Json& object : {json, json["figures"][0], json["all"]})
+        for (const auto& item : object.items())
+            EXPECT_NE(section.find(item.key()), std::string::npos) << item.key();
+}
+
 TEST(PublishedReport, csvHasOneLinePerFigure)
 {
     const std::string csv = publishedTable(someFigures()).csv();
