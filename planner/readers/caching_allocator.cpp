@@ -82,6 +82,16 @@ public:
         free.insert({block->second.size, segment, block->first});
     }
 
+    /// Gives what is cached back to the driver.
+    void giveBack()
+    {
+        if (m_options.expandableSegments)
+            giveBackPages();
+        else
+            giveBackCached();
+        ++m_flushes;
+    }
+
     std::int64_t reserved() const { return m_reserved; }
     std::int64_t peak() const { return m_peak; }
     void forgetPeak() { m_peak = m_reserved; }
@@ -100,18 +110,7 @@ private:
 
     static bool isSmall(int pool) { return pool % 2 == 1; }
 
-    /// Whether the driver has `bytes` more, after giving back what is cached if it must be.
-    bool makeRoom(std::int64_t bytes)
-    {
-        if (m_reserved + bytes <= m_limit)
-            return true;
-        if (m_options.expandableSegments)
-            giveBackPages();
-        else
-            giveBackCached();
-        ++m_flushes;
-        return m_reserved + bytes <= m_limit;
-    }
+    bool hasRoom(std::int64_t bytes) const { return bytes <= m_limit - m_reserved; }
 
     void take(std::int64_t bytes)
     {
@@ -124,7 +123,7 @@ private:
         const std::int64_t segmentSize = isSmall(pool)           ? kSmallBuffer
                                          : size < kMinLargeAlloc ? kLargeBuffer
                                                                  : roundUp(size, kRoundLarge);
-        if (!makeRoom(segmentSize))
+        if (!hasRoom(segmentSize))
             return std::nullopt;
         take(segmentSize);
         const std::int64_t segment = static_cast<std::int64_t>(m_segments.size());
@@ -159,20 +158,15 @@ private:
             m_segments.push_back({0, pool, {}});
         }
         const std::int64_t segment = m_expandable[pool];
-        const auto missing = [&] {
-            const auto last = tail(segment);
-            return roundUp(size - (last ? std::get<0>(*last) : 0), page);
-        };
-        if (!makeRoom(missing()))
-            return std::nullopt;
-        const std::int64_t added = missing(); // anew: pages of the tail may have been given back
-        if (m_reserved + added > m_limit)
+        const auto last = tail(segment);
+        const std::int64_t added = roundUp(size - (last ? std::get<0>(*last) : 0), page);
+        if (!hasRoom(added))
             return std::nullopt;
         take(added);
         Segment& home = m_segments[static_cast<std::size_t>(segment)];
         std::int64_t offset = home.size;
         std::int64_t blockSize = added;
-        if (const auto last = tail(segment)) {
+        if (last) {
             m_free[pool].erase(*last);
             offset = std::get<2>(*last);
             blockSize += std::get<0>(*last);
@@ -301,7 +295,16 @@ private:
         const BufferClass& bufferClass = classOf(buffer);
         if (bufferClass.spec->place != Place::Gpu || bufferClass.bytes == Bytes(0))
             return true;
-        const int handle = m_allocator.allocate(bufferClass.bytes.count(), static_cast<int>(bufferClass.spec->pool));
+        const auto pool = static_cast<int>(bufferClass.spec->pool);
+        int handle = m_allocator.allocate(bufferClass.bytes.count(), pool);
+        if (handle < 0) {
+            // The device is waited for before cached memory is given back: no stream uses anything any more.
+            for (const BufferId deferred : m_deferred)
+                release(deferred);
+            m_deferred.clear();
+            m_allocator.giveBack();
+            handle = m_allocator.allocate(bufferClass.bytes.count(), pool);
+        }
         if (handle < 0) {
             m_result.outOfMemory = true;
             m_result.failedOp = op;
@@ -340,8 +343,13 @@ private:
                     }
                     release(event.buffer);
                     break;
-                case BufferChange::FreeDeferred: break; // still in use on another stream
-                case BufferChange::Reclaim: release(event.buffer); break;
+                case BufferChange::FreeDeferred: // still in use on another stream
+                    m_deferred.insert(event.buffer);
+                    break;
+                case BufferChange::Reclaim:
+                    m_deferred.erase(event.buffer);
+                    release(event.buffer);
+                    break;
                 }
             }
         return true;
@@ -351,6 +359,7 @@ private:
     Allocator m_allocator;
     std::vector<int> m_handles;
     std::map<BufferId, bool> m_gone; // carried-over buffers that the first step freed
+    std::set<BufferId> m_deferred;   // let go of, not reclaimed yet
     std::vector<int> m_carried;      // handles of what the first step left alive
     AllocatorReplay m_result;
 };

@@ -2,7 +2,7 @@
 // csrc/distributed/c10d/reducer.cpp
 // ("reducer"), aten/src/ATen/autocast_mode.cpp ("autocast").
 
-#include <algorithm>
+#include <map>
 
 #include <fmt/format.h>
 
@@ -38,6 +38,10 @@ constexpr BufferSpec kBuckets{"reduction buckets of a layer",
 constexpr BufferSpec kGradient{"gradient of a module", "l x numel", "torch autograd", C::Gradients};
 constexpr BufferSpec kAutocastWeight{"weights of a module cast by autocast", "c x numel",
                                      "autocast caches casts of leaf weights", C::GatheredParameters};
+/// dist._DEFAULT_FIRST_BUCKET_BYTES: where bucket_cap_mb is left at its default, the first bucket is small so that its
+/// reduction begins early.
+constexpr Bytes kFirstBucket = 1_MiB;
+
 constexpr BufferSpec kForeach{"temporaries of the foreach optimizer", "l x P",
                               "torch/optim/adamw.py _multi_tensor_adamw", C::Temporaries};
 
@@ -61,17 +65,15 @@ public:
         m_types.assign(m_model.layerTypes.size(), {});
         for (std::size_t type = 0; type < m_types.size(); ++type)
             defineType(static_cast<int>(type), m_types[type]);
+        assignBuckets();
         m_foreach = m_sizes.addBuffer(
             kForeach, foreachTemporaries(m_training) ? bytesOf(m_model.trainableParameters(), m_storage) : Bytes(0));
     }
 
     std::string structureKey() const override
     {
-        std::string buckets;
-        for (const TypeSizes& type : m_types)
-            buckets += fmt::format("{},", type.fullBuckets);
-        return fmt::format("ddp {} view{} buckets{} d{} {}", m_model.id, m_options.gradientAsBucketView, buckets,
-                           nameOf(m_storage), activationStructureKey(m_training));
+        return fmt::format("ddp {} view{} buckets{} d{} {}", m_model.id, m_options.gradientAsBucketView,
+                           m_options.bucketCap.count(), nameOf(m_storage), activationStructureKey(m_training));
     }
 
     ModelStates modelStates() const override
@@ -106,9 +108,7 @@ public:
 
     std::vector<Note> assumptions() const override
     {
-        return {{"buckets are cut layer by layer; the reducer cuts the whole model's gradients in reverse order",
-                 Provenance::Assumed, "torch reducer compute_bucket_assignment_by_size"},
-                {"gradients are reduced in the last micro-step only (no_sync, as Accelerate does)", Provenance::Vendor,
+        return {{"gradients are reduced in the last micro-step only (no_sync, as Accelerate does)", Provenance::Vendor,
                  "Accelerate accumulate()"}};
     }
 
@@ -119,8 +119,6 @@ public:
 private:
     struct TypeSizes {
         BufferClassId parameters = -1, moments = -1, buckets = -1;
-        PayloadId bucket = -1, rest = -1;
-        std::int64_t fullBuckets = 0;
         std::vector<BufferClassId> gradients; // by module
         std::vector<BufferClassId> casts;     // by module
     };
@@ -142,11 +140,37 @@ private:
                                       ? -1
                                       : m_sizes.addBuffer(kAutocastWeight, bytesOf(module.numel, m_compute), index));
         }
-        const std::int64_t cap = std::max<std::int64_t>(1, m_options.bucketCap.count());
-        sizes.fullBuckets = gradients.count() / cap;
-        sizes.bucket = m_sizes.addPayload({"gradients", "bucket_cap_mb", "reducer", Bytes(cap), m_storage});
-        sizes.rest =
-            m_sizes.addPayload({"gradients", "rest of a layer", "reducer", Bytes(gradients.count() % cap), m_storage});
+    }
+
+    /// reducer compute_bucket_assignment_by_size, as rebuilt after the first backward: gradients join a bucket in the
+    /// order in which they arrive until it has reached its limit.
+    void assignBuckets()
+    {
+        m_buckets.assign(m_model.layers.size(), {});
+        std::map<Bytes, PayloadId> payloads; // equal buckets share a payload
+        const Bytes cap = m_options.bucketCap;
+        Bytes limit = cap == DdpOptions{}.bucketCap ? kFirstBucket : cap;
+        Bytes filled;
+        const auto close = [&](std::size_t layer) {
+            const auto [known, fresh] = payloads.emplace(filled, -1);
+            if (fresh)
+                known->second = m_sizes.addPayload(
+                    {"gradients", "bucket", "reducer compute_bucket_assignment_by_size", filled, m_storage});
+            m_buckets[layer].push_back(known->second);
+            filled = Bytes(0);
+            limit = cap;
+        };
+        for (std::size_t layer = m_model.layers.size(); layer-- > 0;) {
+            const std::vector<ParameterSpec>& parameters = m_model.layer(layer).parameters;
+            for (auto parameter = parameters.rbegin(); parameter != parameters.rend(); ++parameter)
+                for (std::int64_t i = 0; parameter->trainable && i < parameter->repeat; ++i) {
+                    filled += bytesOf(parameter->numel, m_storage);
+                    if (filled >= limit)
+                        close(layer);
+                }
+            if (layer == 0 && filled > Bytes(0))
+                close(layer);
+        }
     }
 
     class Emission final : public StageObserver {
@@ -249,13 +273,10 @@ private:
 
         void allReduce(int layer)
         {
-            const TypeSizes& sizes = at(layer);
-            if (sizes.fullBuckets > 0) {
+            for (const PayloadId bucket : m_rules.m_buckets[static_cast<std::size_t>(layer)]) {
                 m_builder.op(OpKind::AllReduce, Stream::Reduce, Phase::Backward, layer);
-                m_builder.send(sizes.bucket, m_rules.m_world, static_cast<std::int32_t>(sizes.fullBuckets));
+                m_builder.send(bucket, m_rules.m_world);
             }
-            m_builder.op(OpKind::AllReduce, Stream::Reduce, Phase::Backward, layer);
-            m_builder.send(sizes.rest, m_rules.m_world);
         }
 
         const DdpRules& m_rules;
@@ -273,7 +294,8 @@ private:
     Training m_training;
     const Cluster* m_cluster = nullptr;
     GroupId m_world = -1;
-    std::vector<TypeSizes> m_types; // by layer type
+    std::vector<TypeSizes> m_types;                // by layer type
+    std::vector<std::vector<PayloadId>> m_buckets; // by layer in whose backward they fill up
     BufferClassId m_foreach = -1;
 };
 

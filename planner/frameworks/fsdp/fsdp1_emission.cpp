@@ -21,6 +21,10 @@ public:
     }
 
 protected:
+    /// A prefetched unit makes its views of the flat parameter before the forward of the unit that prefetches it, and
+    /// autograd runs backward in the opposite order: their gradients are put together after that unit's backward.
+    bool postponesPostBackward() const override { return options().forwardPrefetch; }
+
     void initialise() override
     {
         for (int unit = unitCount() - 1; unit >= 0; --unit) { // children are wrapped before the root

@@ -135,6 +135,17 @@ void FsdpEmission::betweenLossPasses()
         enterBackward(kRootUnit);
 }
 
+void FsdpEmission::finishBackward(int unit, const MicroStep& step)
+{
+    if (!postponesPostBackward()) {
+        postBackward(unit, step);
+        return;
+    }
+    if (m_postponed >= 0)
+        postBackward(m_postponed, step);
+    m_postponed = unit;
+}
+
 void FsdpEmission::microStep(const MicroStep& step)
 {
     const int layers = static_cast<int>(m_shape.model.layers.size());
@@ -159,9 +170,12 @@ void FsdpEmission::microStep(const MicroStep& step)
         for (int unit = unitCount() - 1; unit > kRootUnit; --unit)
             if (m_shape.units.units[static_cast<std::size_t>(unit)].firstLayer == m_layer && !empty(unit) &&
                 !fedByTokens(unit))
-                postBackward(unit, step);
+                finishBackward(unit, step);
     }
     m_layer = -1;
+    if (m_postponed >= 0)
+        postBackward(m_postponed, step);
+    m_postponed = -1;
     for (int unit = kRootUnit; unit < unitCount(); ++unit)
         if (!empty(unit) && (isRoot(unit) || fedByTokens(unit)))
             postBackward(unit, step);

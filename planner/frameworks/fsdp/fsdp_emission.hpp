@@ -35,6 +35,8 @@ protected:
     virtual void dropGradients() = 0;
     /// Whether the hooks before the root's backward sit on the model's own loss or on its logits.
     virtual bool rootReturnsLoss() const;
+    /// Whether a unit's post-backward hook waits for the backward of the unit before it.
+    virtual bool postponesPostBackward() const { return false; }
 
     /// The unit that a backward prefetch from `unit` aims at: the one that ended its forward before. -1: none.
     int beforeInForward(int unit) const;
@@ -69,6 +71,7 @@ private:
     void enterForward(int unit);
     void closeOpenUnit();
     void enterBackward(int unit);
+    void finishBackward(int unit, const MicroStep& step);
     void microStep(const MicroStep& step);
     void optimizerStep();
 
@@ -80,6 +83,7 @@ private:
     std::vector<bool> m_inBackward;
     std::vector<int> m_forwardOrder; // units with parameters; the root begins first and ends last
     int m_open = -1;
+    int m_postponed = -1; // unit whose post-backward hook is still to come
     int m_layer = -1;
 };
 
