@@ -1,9 +1,6 @@
-#include <fmt/core.h>
+#include "planner/cli/program.hpp"
 
-#include "planner/version.hpp"
-
-int main()
+int main(int argc, char** argv)
 {
-    fmt::print("shardplan {}\n", shardwright::version());
-    return 0;
+    return shardwright::cli::runShardplan(argc, argv);
 }

@@ -1,0 +1,89 @@
+#include <algorithm>
+#include <memory>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "planner/cli/commands.hpp"
+#include "planner/cli/output.hpp"
+#include "planner/cli/planning.hpp"
+#include "planner/cli/published.hpp"
+#include "planner/cli/scenario_options.hpp"
+#include "planner/recommendation.hpp"
+#include "planner/report/compare_report.hpp"
+#include "planner/report/result_json.hpp"
+
+namespace shardwright::cli {
+
+namespace {
+
+constexpr const char* kHelp = R"(Examples:
+  shardplan compare scenarios/llama-2-7b-8xa100.json
+  shardplan compare scenarios/llama-2-7b-8xa100.json --micro-batch 8 --activation-checkpointing full
+  shardplan compare --model llama-3-8b --cluster dgx-h100 --nodes 2 --sequence-length 8192 --only-fitting
+  shardplan compare --model llama-2-7b --cluster 1xrtx4090 --lora-rank 16 --load-dtype bf16 --recommend
+  shardplan compare scenarios/llama-2-7b-8xa100.json --strategies ddp,fsdp2-full-shard --format csv
+  shardplan compare scenarios/llama-2-7b-8xa100.json --published
+
+Exits with 1 when nothing fits. --format json follows the contract in planner/README.md; --format csv has one line per
+strategy, bytes as integers.)";
+
+struct Options {
+    ScenarioOptions question;
+    OutputOptions output;
+    std::vector<std::string> files;
+    bool published = false;
+    bool recommend = false;
+    bool onlyFitting = false;
+};
+
+ExitCode compare(Options& options)
+{
+    if (options.published)
+        return comparePublishedFigures(options.files, options.question.given(), options.output);
+    if (options.files.size() > 1)
+        throw InputError("command line", options.files[1], "is a second scenario",
+                         "one scenario; `shardplan batch` takes many");
+    if (!options.files.empty())
+        options.question.setFile(options.files.front());
+    const Scenario scenario = options.question.read();
+    PlanDetail detail;
+    detail.curve = false;
+    detail.suggest = !options.onlyFitting && !options.recommend;
+    std::vector<Plan> plans = plansOf(scenario, detail);
+    const auto best = recommendation(scenario, plans);
+    if (options.onlyFitting || options.recommend)
+        plans.erase(std::remove_if(plans.begin(), plans.end(),
+                                   [&](const Plan& plan) {
+                                       return !plan.fits() || (options.recommend && plan.strategy != best->strategy);
+                                   }),
+                    plans.end());
+    switch (options.output.format()) {
+    case Format::Text: options.output.write(compareText(scenario, plans, best, options.output.style())); break;
+    case Format::Json: options.output.write(jsonText(resultToJson(scenario, plans, best)) + '\n'); break;
+    case Format::Csv: options.output.write(plansToCsv(plans)); break;
+    }
+    return best ? ExitCode::Done : ExitCode::No;
+}
+
+} // namespace
+
+Command addCompare(CLI::App& root, Findings& findings)
+{
+    auto options = std::make_shared<Options>();
+    CLI::App* app =
+        root.add_subcommand("compare", "Every option side by side: does it fit, what it holds, what it sends");
+    app->footer(kHelp);
+    app->add_option("scenario", options->files, "scenario file; flags replace single values of it")
+        ->type_name("SCENARIO");
+    app->add_flag("--recommend", options->recommend, "only the strategy to take")->group("Answer");
+    app->add_flag("--only-fitting", options->onlyFitting, "leave out what does not fit")->group("Answer");
+    app->add_flag("--published", options->published,
+                  "predictions beside published figures: of these scenarios, or of all that ship")
+        ->group("Answer");
+    options->question.add(*app, ScenarioOptions::Strategies::Many, ScenarioOptions::Source::Elsewhere);
+    options->output.add(*app, findings, Formats::TextJsonCsv);
+    return {app, [options] { return compare(*options); }};
+}
+
+} // namespace shardwright::cli

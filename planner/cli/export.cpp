@@ -1,0 +1,102 @@
+#include <algorithm>
+#include <memory>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "planner/cli/commands.hpp"
+#include "planner/cli/config_output.hpp"
+#include "planner/cli/planning.hpp"
+#include "planner/cli/scenario_options.hpp"
+#include "planner/recommendation.hpp"
+
+namespace shardwright::cli {
+
+namespace {
+
+constexpr const char* kHelp = R"(Examples:
+  shardplan export scenarios/llama-2-7b-8xa100.json --strategy deepspeed-zero3 --to deepspeed
+  shardplan export scenarios/llama-2-7b-8xa100.json --strategy recommended --to accelerate -o run
+  shardplan export --model llama-3-8b --cluster dgx-h100 --strategy fsdp2-full-shard --to accelerate-fsdp
+
+Without -o the files go to standard output, the launch command and what the files cannot say to standard error. With -o
+they are written whole; a file that exists is replaced only with --force. `--strategy recommended` exits with 1 when
+nothing fits.)";
+
+struct Options {
+    ScenarioOptions question;
+    OutputOptions output;
+    std::string strategy;
+    std::string to;
+    std::string script = "train.py";
+};
+
+constexpr const char* kRecommended = "recommended";
+
+/// The plan to export; nothing when the recommended one is asked for and none fits.
+std::optional<Plan> choose(const Options& options, const Scenario& scenario)
+{
+    PlanDetail detail;
+    detail.curve = false;
+    detail.suggest = false;
+    std::vector<Plan> plans = plansOf(scenario, detail);
+    if (options.strategy != kRecommended)
+        return std::move(plans.front());
+    const auto index = recommend(scenario, plans);
+    if (!index)
+        return std::nullopt;
+    return std::move(plans[*index]);
+}
+
+std::string verdictLine(const Plan& plan)
+{
+    if (plan.verdict == Verdict::Fits)
+        return {};
+    return fmt::format("{}: {}: {}\n", plan.strategy, plan.verdict == Verdict::Tight ? "tight" : "does not fit",
+                       fmt::join(plan.reasons, "; "));
+}
+
+ExitCode exportConfigs(const Options& options)
+{
+    const bool recommended = options.strategy == kRecommended;
+    const Scenario scenario = options.question.read(recommended ? std::nullopt : std::optional(options.strategy));
+    const auto plan = choose(options, scenario);
+    if (!plan) {
+        printErr(fmt::format("scenario {}: nothing fits, so there is nothing to export; `shardplan compare` says what "
+                             "would\n",
+                             scenario.name));
+        return ExitCode::No;
+    }
+    if (plan->verdict == Verdict::NotPossible)
+        throw InputError("strategy " + plan->strategy, "",
+                         fmt::format("is not possible: {}", fmt::join(plan->reasons, "; ")),
+                         "another strategy or other settings");
+    const auto strategy = std::find_if(scenario.strategies.begin(), scenario.strategies.end(),
+                                       [&](const Strategy& each) { return each.name == plan->strategy; });
+    const ConfigExport config = exportConfig(scenario, *strategy, configFormat(options.to, strategy->options),
+                                             {options.output.path(), options.script});
+    const std::string beside = fmt::format("strategy: {}\nlaunch:   {}\n", plan->strategy, config.launchCommand) +
+                               verdictLine(*plan) + noteLines(config.notes);
+    deliver(config, beside, {{"strategy", plan->strategy}, {"fits", plan->fits()}, {"reasons", plan->reasons}},
+            options.output);
+    return ExitCode::Done;
+}
+
+} // namespace
+
+Command addExport(CLI::App& root, Findings& findings)
+{
+    auto options = std::make_shared<Options>();
+    CLI::App* app = root.add_subcommand("export", "The config files and the command that launch an option");
+    app->footer(kHelp);
+    app->add_option("--strategy", options->strategy, "a strategy, or \"recommended\"")->type_name("NAME")->required();
+    app->add_option("--to", options->to, fmt::format("format: {}", fmt::join(configFormatWords(), ", ")))
+        ->type_name("FORMAT")
+        ->required();
+    app->add_option("--script", options->script, "your training script, for the launch command")->type_name("FILE");
+    options->question.add(*app, ScenarioOptions::Strategies::One);
+    options->output.add(*app, findings, Formats::TextJson, OutputOptions::Target::Folder);
+    return {app, [options] { return exportConfigs(*options); }};
+}
+
+} // namespace shardwright::cli

@@ -1,0 +1,26 @@
+#include "planner/cli/planning.hpp"
+
+#include <fmt/format.h>
+
+#include "core/diagnostics.hpp"
+
+namespace shardwright::cli {
+
+std::vector<Plan> plansOf(const Scenario& scenario, const PlanDetail& detail)
+{
+    std::vector<Plan> plans;
+    plans.reserve(scenario.strategies.size());
+    for (const Strategy& strategy : scenario.strategies) {
+        try {
+            plans.push_back(buildPlan(scenario, strategy, detail));
+        } catch (const NumberTooLarge& error) {
+            throw InputError(scenario.file, "",
+                             fmt::format("scenario \"{}\", strategy {}: its numbers leave 64 bits ({})", scenario.name,
+                                         strategy.name, error.what()),
+                             "a smaller model, sequence, batch or cluster");
+        }
+    }
+    return plans;
+}
+
+} // namespace shardwright::cli
