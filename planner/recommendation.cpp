@@ -29,17 +29,20 @@ std::string whereItLives(SlowMemory memory)
     return {};
 }
 
-std::string whatItMoves(const Plan& plan, const Cluster& cluster)
+/// "23.58 GB within the node per GPU"; empty when it moves nothing.
+std::string whatItMoves(const Plan& plan)
 {
     std::vector<std::string> parts;
+    const auto add = [&parts](Bytes bytes, const char* where) {
+        if (bytes > 0_B)
+            parts.push_back(fmt::format("{} {}", formatDecimal(bytes), where));
+    };
     const Traffic& traffic = plan.traffic;
-    if (cluster.nodes > 1)
-        parts.push_back(fmt::format("{} between nodes per node", formatDecimal(traffic.interNodeBytesPerNode)));
-    if (cluster.gpusPerNode > 1)
-        parts.push_back(fmt::format("{} within the node per GPU", formatDecimal(traffic.intraNodeBytesPerGpu)));
-    if (const Bytes pcie = traffic.hostToDeviceBytes + traffic.deviceToHostBytes; pcie > 0_B)
-        parts.push_back(fmt::format("{} over PCIe per GPU", formatDecimal(pcie)));
-    return parts.empty() ? "nothing" : fmt::format("{}", fmt::join(parts, " and "));
+    add(traffic.interNodeBytesPerNode, "between nodes per node");
+    add(traffic.intraNodeBytesPerGpu, "within the node per GPU");
+    add(traffic.hostToDeviceBytes + traffic.deviceToHostBytes, "over PCIe per GPU");
+    add(plan.nvme.readBytesPerStep + plan.nvme.writeBytesPerStep, "to and from NVMe per node");
+    return fmt::format("{}", fmt::join(parts, " and "));
 }
 
 } // namespace
@@ -52,18 +55,23 @@ std::optional<Recommendation> recommendation(const Scenario& scenario, const std
     const Plan& chosen = plans[*index];
     const SlowMemory memory = slowMemoryOf(chosen);
     const auto fitting = std::count_if(plans.begin(), plans.end(), [](const Plan& plan) { return plan.fits(); });
-    const auto alike = std::count_if(
-        plans.begin(), plans.end(), [memory](const Plan& plan) { return plan.fits() && slowMemoryOf(plan) == memory; });
+    const std::string moves = whatItMoves(chosen);
+    const auto alike = std::count_if(plans.begin(), plans.end(), [&](const Plan& plan) {
+        return plan.fits() && slowMemoryOf(plan) == memory && (!moves.empty() || whatItMoves(plan).empty());
+    });
+    const std::string perStep = moves.empty() ? "moves nothing" : "moves " + moves + " per step";
     std::string reason;
     if (fitting == 1)
-        reason = fmt::format("the only one of {} that fits, ", plans.size());
+        reason = fmt::format("the only one of {} that fits: it {}", plans.size(), perStep);
     else if (alike == 1)
-        reason = fmt::format("of the {} that fit, the only one to {}, ", fitting, whereItLives(memory));
+        reason = fmt::format("of the {} that fit, the only one to {}: it {}", fitting, whereItLives(memory), perStep);
+    else if (moves.empty())
+        reason = fmt::format("of the {} that fit, {} {} and move nothing; of these it leaves the most memory free",
+                             fitting, alike, whereItLives(memory));
     else
-        reason = fmt::format("of the {} that fit, {} {}; of these it spends the least time on links: ", fitting, alike,
-                             whereItLives(memory));
-    reason += fmt::format("{}moves {} per step; {:.0f} % of the GPU stay free", alike > 1 ? "it " : "",
-                          whatItMoves(chosen, scenario.cluster), chosen.headroom * 100);
+        reason = fmt::format("of the {} that fit, {} {}; of these it spends the least time on links: it {}", fitting,
+                             alike, whereItLives(memory), perStep);
+    reason += fmt::format("; {:.0f} % of the GPU stay free", chosen.headroom * 100);
     if (chosen.verdict == Verdict::Tight)
         reason += ", which is tight";
     return Recommendation{chosen.strategy, reason + "."};

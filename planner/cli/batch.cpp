@@ -27,7 +27,8 @@ constexpr const char* kHelp = R"(Examples:
 
 Reads JSON Lines: one scenario a line, in the format of scenarios/*.json. Writes one result a line as soon as it is
 known, with "line", the number of the line it answers. A line that is wrong gives
-{"line": n, "error": {"findings": [{"file", "place", "what", "expected"}]}} and the run goes on; the exit code is then 1.
+  {"line": n, "error": {"findings": [{"file", "place", "what", "expected"}]}}
+and the run goes on; the exit code is then 1.
 Ctrl-C ends after the current line, with exit code 130. Empty lines are skipped.)";
 
 struct Options {

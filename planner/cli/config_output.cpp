@@ -2,9 +2,11 @@
 
 #include <filesystem>
 
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
 #include "planner/report/result_json.hpp"
+#include "planner/report/text_width.hpp"
 
 namespace shardwright::cli {
 
@@ -101,6 +103,19 @@ Json toJson(const std::vector<ConfigNote>& notes)
     for (const ConfigNote& note : notes)
         json.push_back({{"kind", nameOf(note.kind)}, {"setting", note.setting}, {"text", note.text}});
     return json;
+}
+
+void addFormatOption(CLI::App& app, std::string& word)
+{
+    app.add_option("--to", word, "format of the files, see below")->type_name("FORMAT")->required();
+}
+
+std::string formatHelp()
+{
+    constexpr int kWidth = 120;
+    const std::string words = fmt::format("Formats: {}. `accelerate` and `accelerate-fsdp` follow the strategy.",
+                                          fmt::join(configFormatWords(), ", "));
+    return fmt::format("\n\n{}", fmt::join(wrapWords(words, kWidth), "\n"));
 }
 
 } // namespace shardwright::cli

@@ -21,4 +21,8 @@ std::string noteLines(const std::vector<ConfigNote>& notes);
 
 Json toJson(const std::vector<ConfigNote>& notes);
 
+/// Adds --to, whose words stand in `formatHelp()`.
+void addFormatOption(CLI::App& app, std::string& word);
+std::string formatHelp();
+
 } // namespace shardwright::cli

@@ -79,11 +79,9 @@ Command addConvert(CLI::App& root, Findings& findings)
 {
     auto options = std::make_shared<Options>();
     CLI::App* app = root.add_subcommand("convert", "A config file rewritten for another framework or launcher");
-    app->footer(kHelp);
+    app->footer(kHelp + formatHelp());
     app->add_option("file", options->file, "ds_config.json, or an Accelerate YAML")->type_name("FILE")->required();
-    app->add_option("--to", options->to, fmt::format("format: {}", fmt::join(configFormatWords(), ", ")))
-        ->type_name("FORMAT")
-        ->required();
+    addFormatOption(*app, options->to);
     app->add_option("--model", options->model, "model that ships, or a Hugging Face config.json or its folder")
         ->type_name("ID|PATH");
     app->add_option("--gpus", options->gpus, "GPUs of the run, where the file does not say and needs them")

@@ -20,8 +20,8 @@ constexpr const char* kHelp = R"(Examples:
   shardplan export --model llama-3-8b --cluster dgx-h100 --strategy fsdp2-full-shard --to accelerate-fsdp
 
 Without -o the files go to standard output, the launch command and what the files cannot say to standard error. With -o
-they are written whole; a file that exists is replaced only with --force. `--strategy recommended` exits with 1 when
-nothing fits.)";
+they are written whole; a file that exists is replaced only with --force. `--strategy recommended` takes the best of
+what the format can tell, and exits with 1 when none of that fits.)";
 
 struct Options {
     ScenarioOptions question;
@@ -32,6 +32,34 @@ struct Options {
 };
 
 constexpr const char* kRecommended = "recommended";
+
+/// Whether files of the format can tell a framework with these options.
+bool canTell(ConfigFormat format, const StrategyOptions& options)
+{
+    switch (format) {
+    case ConfigFormat::AccelerateFsdp1: return std::holds_alternative<Fsdp1Options>(options);
+    case ConfigFormat::AccelerateFsdp2: return std::holds_alternative<Fsdp2Options>(options);
+    case ConfigFormat::AccelerateDdp: return std::holds_alternative<DdpOptions>(options);
+    case ConfigFormat::DeepSpeed:
+    case ConfigFormat::AccelerateDeepSpeed:
+    case ConfigFormat::AccelerateDeepSpeedPlugin: return std::holds_alternative<DeepSpeedOptions>(options);
+    }
+    return false;
+}
+
+/// Leaves the strategies that the format can tell; InputError when there are none.
+void keepExportable(Scenario& scenario, const std::string& to)
+{
+    std::vector<Strategy>& list = scenario.strategies;
+    list.erase(std::remove_if(list.begin(), list.end(),
+                              [&](const Strategy& strategy) {
+                                  return !canTell(configFormat(to, strategy.options), strategy.options);
+                              }),
+               list.end());
+    if (list.empty())
+        throw InputError("command line", "--to", fmt::format("\"{}\" tells none of the scenario's strategies", to),
+                         "another format, or --strategy with a name");
+}
 
 /// The plan to export; nothing when the recommended one is asked for and none fits.
 std::optional<Plan> choose(const Options& options, const Scenario& scenario)
@@ -59,12 +87,13 @@ std::string verdictLine(const Plan& plan)
 ExitCode exportConfigs(const Options& options)
 {
     const bool recommended = options.strategy == kRecommended;
-    const Scenario scenario = options.question.read(recommended ? std::nullopt : std::optional(options.strategy));
+    Scenario scenario = options.question.read(recommended ? std::nullopt : std::optional(options.strategy));
+    if (recommended)
+        keepExportable(scenario, options.to);
     const auto plan = choose(options, scenario);
     if (!plan) {
-        printErr(fmt::format("scenario {}: nothing fits, so there is nothing to export; `shardplan compare` says what "
-                             "would\n",
-                             scenario.name));
+        printErr(fmt::format("scenario {}: nothing that {} can tell fits; `shardplan compare` says what would\n",
+                             scenario.name, options.to));
         return ExitCode::No;
     }
     if (plan->verdict == Verdict::NotPossible)
@@ -88,11 +117,9 @@ Command addExport(CLI::App& root, Findings& findings)
 {
     auto options = std::make_shared<Options>();
     CLI::App* app = root.add_subcommand("export", "The config files and the command that launch an option");
-    app->footer(kHelp);
+    app->footer(kHelp + formatHelp());
     app->add_option("--strategy", options->strategy, "a strategy, or \"recommended\"")->type_name("NAME")->required();
-    app->add_option("--to", options->to, fmt::format("format: {}", fmt::join(configFormatWords(), ", ")))
-        ->type_name("FORMAT")
-        ->required();
+    addFormatOption(*app, options->to);
     app->add_option("--script", options->script, "your training script, for the launch command")->type_name("FILE");
     options->question.add(*app, ScenarioOptions::Strategies::One);
     options->output.add(*app, findings, Formats::TextJson, OutputOptions::Target::Folder);

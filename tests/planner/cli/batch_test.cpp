@@ -59,7 +59,7 @@ TEST(CliBatch, ABadLineIsALineAndTheRunGoesOn)
     }
     const Json syntax = Json::parse(results[0])["error"]["findings"][0];
     EXPECT_EQ(syntax["file"], "standard input:1");
-    EXPECT_EQ(syntax["place"], "line 1, column 2");
+    EXPECT_EQ(syntax["place"], "line 1, column 3"); // "no" cannot become "null"
     const Json findings = Json::parse(results[1])["error"]["findings"];
     ASSERT_EQ(findings.size(), 2u);
     EXPECT_EQ(findings[0]["place"], "/training/micro_batch");

@@ -115,7 +115,7 @@ TEST(CliCompletion, KnowsCommandsOptionsAndNames)
         const Ran ran = shardplan({"completion", shell});
         EXPECT_EQ(ran.exitCode, 0);
         for (const char* word : {"compare", "completion", "sequence-length", "llama-2-7b", "dgx-a100-80gb",
-                                        "fsdp2-full-shard", "recommended", "accelerate-fsdp"})
+                                 "fsdp2-full-shard", "recommended", "accelerate-fsdp"})
             EXPECT_NE(ran.out.find(word), std::string::npos) << shell << ": " << word;
     }
 }

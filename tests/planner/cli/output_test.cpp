@@ -109,6 +109,22 @@ TEST(CliOutput, ImportReadsWhatExportWrote)
     }
 }
 
+TEST(CliOutput, TheRecommendedIsTheBestOfWhatTheFormatCanTell)
+{
+    for (const auto& [format, framework] : {std::pair{"deepspeed", "deepspeed"}, std::pair{"accelerate-fsdp1", "fsdp1"},
+                                            std::pair{"accelerate-fsdp2", "fsdp2"}}) {
+        const Json exported =
+            shardplanJson({"export", kScenario7b, "--strategy", "recommended", "--to", format, "--format", "json"});
+        std::string names;
+        for (const Json& row : shardplanJson({"strategies", "--format", "json"}))
+            if (row["framework"] == framework)
+                names += (names.empty() ? "" : ",") + row["strategy"].get<std::string>();
+        const Json among = shardplanJson({"compare", kScenario7b, "--strategies", names, "--format", "json"});
+        EXPECT_EQ(exported["strategy"], among["recommended"]) << format;
+        EXPECT_EQ(exported["fits"], true);
+    }
+}
+
 TEST(CliOutput, ConvertSaysWhatBecameOfEachSetting)
 {
     const TemporaryFolder folder;
