@@ -59,18 +59,16 @@ std::optional<Recommendation> recommendation(const Scenario& scenario, const std
     const auto alike = std::count_if(plans.begin(), plans.end(), [&](const Plan& plan) {
         return plan.fits() && slowMemoryOf(plan) == memory && (!moves.empty() || whatItMoves(plan).empty());
     });
-    const std::string perStep = moves.empty() ? "moves nothing" : "moves " + moves + " per step";
+    const std::string what = whereItLives(memory) + (moves.empty() ? " and move nothing" : "");
+    const std::string perStep = moves.empty() ? std::string() : fmt::format(": it moves {} per step", moves);
     std::string reason;
     if (fitting == 1)
-        reason = fmt::format("the only one of {} that fits: it {}", plans.size(), perStep);
+        reason = fmt::format("the only one of {} that fits{}", plans.size(), perStep);
     else if (alike == 1)
-        reason = fmt::format("of the {} that fit, the only one to {}: it {}", fitting, whereItLives(memory), perStep);
-    else if (moves.empty())
-        reason = fmt::format("of the {} that fit, {} {} and move nothing; of these it leaves the most memory free",
-                             fitting, alike, whereItLives(memory));
+        reason = fmt::format("of the {} that fit, the only one to {}{}", fitting, what, perStep);
     else
-        reason = fmt::format("of the {} that fit, {} {}; of these it spends the least time on links: it {}", fitting,
-                             alike, whereItLives(memory), perStep);
+        reason = fmt::format("of the {} that fit, {} {}; of these it {}{}", fitting, alike, what,
+                             moves.empty() ? "leaves the most memory free" : "spends the least time on links", perStep);
     reason += fmt::format("; {:.0f} % of the GPU stay free", chosen.headroom * 100);
     if (chosen.verdict == Verdict::Tight)
         reason += ", which is tight";

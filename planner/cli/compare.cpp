@@ -21,7 +21,8 @@ constexpr const char* kHelp = R"(Examples:
   shardplan compare scenarios/llama-2-7b-8xa100.json
   shardplan compare scenarios/llama-2-7b-8xa100.json --micro-batch 8 --activation-checkpointing full
   shardplan compare --model llama-3-8b --cluster dgx-h100 --nodes 2 --sequence-length 8192 --only-fitting
-  shardplan compare --model llama-2-7b --cluster 1xrtx4090 --lora-rank 8 --load-dtype bf16 --loss fused --recommend
+  shardplan compare --model llama-2-7b --cluster 1xrtx4090 --lora-rank 8 --load-dtype bf16 --sequence-length 512
+  shardplan compare scenarios/llama-2-13b-8xa100-cpu-offload.json --recommend
   shardplan compare scenarios/llama-2-7b-8xa100.json --strategies ddp,fsdp2-full-shard --format csv
   shardplan compare scenarios/llama-2-7b-8xa100.json --published
 
