@@ -78,8 +78,7 @@ TEST(StrategyFile, TellsEveryMistakeOfDeepSpeedAtOnce)
     EXPECT_EQ(places, (std::set<std::string>{
                           "/zero_optimisation", "/zero_optimization/stage", "/zero_optimization/prefetch_bucket_size",
                           "/zero_optimization/offload_optimizer/device", "/zero_optimization/reduce_bucket_size",
-                          "/zero_optimization/elastic_checkpoint", "/bf16",
-                          "/zero_optimization/cpu_offload_param"}));
+                          "/zero_optimization/elastic_checkpoint", "/bf16", "/zero_optimization/cpu_offload_param"}));
 }
 
 TEST(StrategyFile, ReshardAfterForwardIsABoolOrANumberOfRanks)
