@@ -62,11 +62,12 @@ std::string joined(const Words& words)
     return fmt::format("{}", fmt::join(words, " "));
 }
 
-std::string bashScript(const Completed& all)
+/// `prelude` are lines at the head of the function.
+std::string bashScript(const Completed& all, const std::string& prelude = {})
 {
-    std::string text = R"(# shardplan completion for bash
-_shardplan() {
-    local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]} words=
+    std::string text = "_shardplan() {\n" + prelude;
+    text +=
+        R"(    local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]} words=
     COMPREPLY=()
     case $previous in
 )";
@@ -91,7 +92,7 @@ complete -o default -F _shardplan shardplan
 
 std::string fishScript(const Completed& all)
 {
-    std::string text = "# shardplan completion for fish\n";
+    std::string text;
     text += fmt::format("complete -c shardplan -n __fish_use_subcommand -a \"{}\"\n", joined(all.commands));
     for (const auto& [command, options] : all.options)
         for (const std::string& option : options) {
@@ -109,9 +110,8 @@ std::string fishScript(const Completed& all)
 /// zsh runs bash's script through its own compatibility layer (zshcompsys, bashcompinit).
 std::string zshScript(const Completed& all)
 {
-    return "# shardplan completion for zsh, through its bash compatibility\nautoload -U +X bashcompinit && "
-           "bashcompinit\n" +
-           bashScript(all);
+    return "autoload -U +X bashcompinit && bashcompinit\n" +
+           bashScript(all, "    setopt localoptions ksharrays shwordsplit\n");
 }
 
 } // namespace

@@ -17,7 +17,7 @@ std::vector<Plan> plansOf(const Scenario& scenario, const PlanDetail& detail)
             throw InputError(scenario.file, "",
                              fmt::format("scenario \"{}\", strategy {}: its numbers leave 64 bits ({})", scenario.name,
                                          strategy.name, error.what()),
-                             "a smaller model, sequence, batch or cluster");
+                             "a smaller model, sequence, batch or cluster, or other strategies");
         }
     }
     return plans;

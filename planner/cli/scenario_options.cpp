@@ -88,8 +88,8 @@ Json integerOrText(const std::string& text)
     return error == std::errc() && stop == end ? Json(number) : Json(text);
 }
 
-/// Sets document[pointer]; false when something on the way is no object, which the reader complains about.
-bool setMember(Json& document, const std::string& pointer, Json value)
+/// Sets document[pointer], unless something on the way is no object, which the scenario's reader complains about.
+void setMember(Json& document, const std::string& pointer, Json value)
 {
     Json* at = &document;
     std::size_t start = 1;
@@ -97,7 +97,7 @@ bool setMember(Json& document, const std::string& pointer, Json value)
         if (at->is_null())
             *at = Json::object();
         if (!at->is_object())
-            return false;
+            return;
         const std::size_t slash = pointer.find('/', start);
         at = &(*at)[pointer.substr(start, slash - start)];
         if (slash == std::string::npos)
@@ -105,7 +105,6 @@ bool setMember(Json& document, const std::string& pointer, Json value)
         start = slash + 1;
     }
     *at = std::move(value);
-    return true;
 }
 
 /// A path given on the command line counts from the working folder, one in a scenario from the scenario's.
@@ -125,7 +124,7 @@ void ScenarioOptions::add(CLI::App& app, Strategies strategies, Source source)
     if (source == Source::ScenarioFile)
         app.add_option("scenario", m_file, "scenario file; flags replace single values of it")->type_name("SCENARIO");
     for (const Flag& flag : flags()) {
-        if (strategies == Strategies::One && flag.option == kStrategies)
+        if (strategies == Strategies::One && std::string_view(flag.option) == kStrategies)
             continue;
         if (flag.kind == Kind::Switch) {
             app.add_flag_callback(

@@ -47,7 +47,8 @@ TEST(CliExtremes, APetaparameterModelIsAnsweredOrRefusedByName)
     EXPECT_GT(Json::parse(shown.out)["parameters"].get<std::int64_t>(), 1000000000000000);
     expectAnswerOrFinding(
         {"compare", "--model", model, "--cluster", "dgx-h100", "--nodes", "125000", "--format", "json"});
-    expectAnswerOrFinding({"compare", "--model", model, "--cluster", "1xt4", "--format", "json"});
+    expectAnswerOrFinding({"compare", "--model", model, "--cluster", "1xt4", "--strategies",
+                           "ddp,fsdp2-full-shard,deepspeed-zero3", "--format", "json"});
 }
 
 TEST(CliExtremes, LongSequencesAndLargeBatches)
