@@ -193,7 +193,7 @@ Model applyLora(const Model& model, const Lora& lora, const std::string& file, c
     }
     Findings findings(file);
     for (const std::string& target : lora.targetModules)
-        if (matched.count(target) == 0)
+        if (!matched.contains(target))
             findings.add(place, fmt::format("no linear module of the model is called \"{}\"", target),
                          fmt::format("one of {}", fmt::join(offered, ", ")));
     findings.throwIfAny();
