@@ -1,9 +1,11 @@
 // Prints what a strategy's schedule sends, for the comparison with the framework itself
-// (tests/conformance/fsdp_collectives_against_torch.py):
+// (tests/conformance/fsdp_collectives_against_torch.py), and what stands at its peak (fsdp_memory_against_torch.py):
 //     schedule_collectives CONFIG NODES GPUS_PER_NODE ACCUMULATION STRATEGY_JSON LOAD_DTYPE MIXED_DTYPE|no [LORA_RANK]
 // STRATEGY_JSON is a strategy as a scenario holds it. One JSON object a line: operation, elements of the whole tensor,
-// dtype, group size; the middle micro-steps are written out as often as they happen.
+// dtype, group size; the middle micro-steps are written out as often as they happen. With SHARDWRIGHT_PEAK set in the
+// environment one line instead: bytes live on the GPU at the peak, by category.
 
+#include <cstdlib>
 #include <exception>
 #include <string>
 
@@ -13,6 +15,7 @@
 #include "core/model_file.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/frameworks/rules.hpp"
+#include "planner/readers/memory_replay.hpp"
 
 namespace {
 
@@ -37,6 +40,15 @@ void print(const Schedule& schedule)
                                             {"ranks", group.ranks}}
                                            .dump());
             }
+}
+
+void printPeak(const Schedule& schedule)
+{
+    const MemoryReplay memory = replayMemory(schedule, false);
+    Json categories = Json::object();
+    for (std::size_t i = 0; i < kCategoryCount; ++i)
+        categories[std::string(nameOf(static_cast<Category>(i)))] = memory.gpuByCategory[i].count();
+    fmt::print("{}\n", Json{{"total", memory.gpu.bytes.count()}, {"categories", categories}}.dump());
 }
 
 DType dtypeNamed(const std::string& name)
@@ -81,7 +93,11 @@ int main(int argc, char** argv)
         const std::vector<std::string> reasons = refusals(input);
         if (!reasons.empty())
             throw InputError("command line", "strategy", reasons.front());
-        print(makeRules(input)->emit());
+        const Schedule schedule = makeRules(input)->emit();
+        if (std::getenv("SHARDWRIGHT_PEAK") != nullptr)
+            printPeak(schedule);
+        else
+            print(schedule);
     } catch (const std::exception& error) {
         fmt::print(stderr, "{}\n", error.what());
         return 2;

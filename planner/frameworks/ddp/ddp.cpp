@@ -42,6 +42,8 @@ constexpr BufferSpec kAutocastWeight{"weights of a module cast by autocast", "c 
 /// reduction begins early.
 constexpr Bytes kFirstBucket = 1_MiB;
 
+constexpr BufferSpec kUnpackedWeight{"dequantised weights of a module while it computes", "c x numel",
+                                     "bitsandbytes autograd/_functions.py MatMul4Bit", C::Temporaries};
 constexpr BufferSpec kForeach{"temporaries of the foreach optimizer", "l x P",
                               "torch/optim/adamw.py _multi_tensor_adamw", C::Temporaries};
 
@@ -49,7 +51,8 @@ class DdpRules final : public FrameworkRules {
 public:
     explicit DdpRules(const PlanInput& input)
         : m_model(input.model), m_compute(computeDtype(input.training.precision)),
-          m_storage(input.training.precision.load), m_activations(input.model, input.training, m_compute)
+          m_trained(input.training.lora ? input.training.lora->adapterDtype : input.training.precision.load),
+          m_activations(input.model, input.training, m_compute)
     {
         resize(input);
     }
@@ -67,22 +70,26 @@ public:
             defineType(static_cast<int>(type), m_types[type]);
         assignBuckets();
         m_foreach = m_sizes.addBuffer(
-            kForeach, foreachTemporaries(m_training) ? bytesOf(m_model.trainableParameters(), m_storage) : Bytes(0));
+            kForeach, foreachTemporaries(m_training) ? bytesOf(m_model.trainableParameters(), m_trained) : Bytes(0));
     }
 
     std::string structureKey() const override
     {
-        return fmt::format("ddp {} view{} buckets{} d{} {}", m_model.id, m_options.gradientAsBucketView,
-                           m_options.bucketCap.count(), nameOf(m_storage), activationStructureKey(m_training));
+        return fmt::format("ddp {} view{} buckets{} d{}/{} base{} {}", m_model.id, m_options.gradientAsBucketView,
+                           m_options.bucketCap.count(), nameOf(m_trained), nameOf(m_training.precision.load),
+                           packs() ? nameOf(*m_training.lora->baseDtype) : "", activationStructureKey(m_training));
     }
 
     ModelStates modelStates() const override
     {
         ModelStates states;
-        states.parameters = bytesOf(m_model.parameters(), m_storage);
-        states.gradients = bytesOf(m_model.trainableParameters(), m_storage);
+        for (const int type : m_model.layers) {
+            const LayerType& layer = m_model.layerTypes[static_cast<std::size_t>(type)];
+            states.parameters += storedBytes(layer, false);
+            states.gradients += storedBytes(layer, true);
+        }
         states.optimizerStates = shardStateBytes(m_training, m_model, m_model.trainableParameters(),
-                                                 m_model.trainableParameters(), m_storage);
+                                                 m_model.trainableParameters(), m_trained);
         return states;
     }
 
@@ -112,6 +119,14 @@ public:
                  "Accelerate accumulate()"}};
     }
 
+    std::vector<Note> excluded() const override
+    {
+        if (!packs())
+            return {};
+        return {
+            {"block constants of the quantised base", Provenance::Assumed, "bitsandbytes functional.py QuantState"}};
+    }
+
     const ActivationModel* activations() const override { return &m_activations; }
 
     Schedule emit() const override { return Emission(*this).run(); }
@@ -121,25 +136,68 @@ private:
         BufferClassId parameters = -1, moments = -1, buckets = -1;
         std::vector<BufferClassId> gradients; // by module
         std::vector<BufferClassId> casts;     // by module
+        std::vector<BufferClassId> unpacked;  // by module
     };
+
+    bool packs() const { return m_training.lora && m_training.lora->baseDtype; }
+
+    /// bitsandbytes packs the frozen matrices of blocks (QLoRA); adapters have a dtype of their own (peft).
+    bool packed(const LayerType& type, const ParameterSpec& parameter) const
+    {
+        return packs() && type.kind == LayerKind::Block && !parameter.trainable && parameter.shape.size() == 2;
+    }
+    DType storedIn(const LayerType& type, const ParameterSpec& parameter) const
+    {
+        if (packed(type, parameter))
+            return *m_training.lora->baseDtype;
+        return parameter.role == ParameterRole::Lora ? m_trained : m_training.precision.load;
+    }
+    Bytes storedBytes(const LayerType& type, bool trainableOnly) const
+    {
+        Bytes bytes;
+        for (const ParameterSpec& parameter : type.parameters)
+            if (parameter.trainable || !trainableOnly)
+                bytes += bytesOf(parameter.numel, storedIn(type, parameter)) * parameter.repeat;
+        return bytes;
+    }
+
+    /// What layers compute with where it is not the stored weight itself.
+    void defineCopies(const LayerType& type, const LeafModule& module, int index, TypeSizes& sizes)
+    {
+        Bytes gradient;
+        Bytes cast;
+        Bytes unpacked;
+        for (const int id : module.parameters) {
+            const ParameterSpec& parameter = type.parameters[static_cast<std::size_t>(id)];
+            const DType stored = storedIn(type, parameter);
+            const Bytes computed = bytesOf(parameter.numel, m_compute) * parameter.repeat;
+            if (parameter.trainable)
+                gradient += bytesOf(parameter.numel, stored) * parameter.repeat;
+            if (packed(type, parameter))
+                unpacked += computed;
+            else if (stored != m_compute)
+                cast += computed;
+        }
+        const auto add = [&](const BufferSpec& spec, Bytes bytes) {
+            return bytes == Bytes(0) ? -1 : m_sizes.addBuffer(spec, bytes, index);
+        };
+        sizes.gradients.push_back(add(kGradient, gradient));
+        sizes.casts.push_back(add(kAutocastWeight, cast));
+        sizes.unpacked.push_back(add(kUnpackedWeight, unpacked));
+    }
 
     void defineType(int index, TypeSizes& sizes)
     {
         const LayerType& type = m_model.layerTypes[static_cast<std::size_t>(index)];
-        const Bytes gradients = bytesOf(type.trainableNumel(), m_storage);
-        sizes.parameters = m_sizes.addBuffer(kParameters, bytesOf(type.numel(), m_storage), index);
+        const Bytes gradients = storedBytes(type, true);
+        sizes.parameters = m_sizes.addBuffer(kParameters, storedBytes(type, false), index);
         sizes.moments = m_sizes.addBuffer(
             kMoments,
-            shardStateBytes(m_training, m_model, type.trainableNumel(), m_model.trainableParameters(), m_storage),
+            shardStateBytes(m_training, m_model, type.trainableNumel(), m_model.trainableParameters(), m_trained),
             index);
         sizes.buckets = m_sizes.addBuffer(kBuckets, m_options.gradientAsBucketView ? Bytes(0) : gradients, index);
-        for (const LeafModule& module : m_activations.modules(index)) {
-            sizes.gradients.push_back(
-                module.trainable == 0 ? -1 : m_sizes.addBuffer(kGradient, bytesOf(module.trainable, m_storage), index));
-            sizes.casts.push_back(m_compute == m_storage
-                                      ? -1
-                                      : m_sizes.addBuffer(kAutocastWeight, bytesOf(module.numel, m_compute), index));
-        }
+        for (const LeafModule& module : m_activations.modules(index))
+            defineCopies(type, module, index, sizes);
     }
 
     /// reducer compute_bucket_assignment_by_size, as rebuilt after the first backward: gradients join a bucket in the
@@ -155,16 +213,17 @@ private:
             const auto [known, fresh] = payloads.emplace(filled, -1);
             if (fresh)
                 known->second = m_sizes.addPayload(
-                    {"gradients", "bucket", "reducer compute_bucket_assignment_by_size", filled, m_storage});
+                    {"gradients", "bucket", "reducer compute_bucket_assignment_by_size", filled, m_trained});
             m_buckets[layer].push_back(known->second);
             filled = Bytes(0);
             limit = cap;
         };
         for (std::size_t layer = m_model.layers.size(); layer-- > 0;) {
-            const std::vector<ParameterSpec>& parameters = m_model.layer(layer).parameters;
+            const LayerType& type = m_model.layer(layer);
+            const std::vector<ParameterSpec>& parameters = type.parameters;
             for (auto parameter = parameters.rbegin(); parameter != parameters.rend(); ++parameter)
                 for (std::int64_t i = 0; parameter->trainable && i < parameter->repeat; ++i) {
-                    filled += bytesOf(parameter->numel, m_storage);
+                    filled += bytesOf(parameter->numel, storedIn(type, *parameter));
                     if (filled >= limit)
                         close(layer);
                 }
@@ -211,6 +270,11 @@ private:
 
         void beforeStage(Pass pass, int layer, int module) override
         {
+            if (const BufferClassId unpacked = at(layer).unpacked[static_cast<std::size_t>(module)]; unpacked >= 0) {
+                m_builder.op(OpKind::Dequantize, Stream::Compute,
+                             pass == Pass::Forward ? Phase::Forward : Phase::Backward, layer);
+                m_unpacked = m_builder.allocate(unpacked);
+            }
             BufferId& cast = m_casts[static_cast<std::size_t>(layer)][static_cast<std::size_t>(module)];
             const BufferClassId castClass = at(layer).casts[static_cast<std::size_t>(module)];
             if (castClass < 0 || cast >= 0)
@@ -222,6 +286,9 @@ private:
 
         void afterStage(Pass pass, int layer, int module) override
         {
+            if (m_unpacked >= 0)
+                m_builder.free(m_unpacked);
+            m_unpacked = -1;
             if (pass != Pass::Backward)
                 return;
             const BufferClassId gradientClass = at(layer).gradients[static_cast<std::size_t>(module)];
@@ -284,12 +351,13 @@ private:
         ActivationWalk m_walk;
         std::vector<std::vector<BufferId>> m_gradients;
         std::vector<std::vector<BufferId>> m_casts;
+        BufferId m_unpacked = -1;
     };
 
     const Model& m_model;
     DdpOptions m_options;
     DType m_compute;
-    DType m_storage;
+    DType m_trained; // of adapters, or of everything
     ActivationModel m_activations;
     Training m_training;
     const Cluster* m_cluster = nullptr;

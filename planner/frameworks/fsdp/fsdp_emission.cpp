@@ -80,13 +80,22 @@ void FsdpEmission::afterStage(Pass pass, int layer, int module)
         return;
     std::vector<ModuleGradient>& gradients = gradientsOf(unitOf(layer, module));
     const BufferId fresh = m_builder.allocate(gradientClass);
-    const bool known = std::any_of(gradients.begin(), gradients.end(), [&](const ModuleGradient& gradient) {
+    const auto known = std::find_if(gradients.begin(), gradients.end(), [&](const ModuleGradient& gradient) {
         return gradient.layer == layer && gradient.module == module;
     });
-    if (known)
-        m_builder.free(fresh); // added in place: a tied weight's second gradient, or what no_sync left
-    else
-        gradients.push_back({layer, module, fresh});
+    if (known == gradients.end()) {
+        gradients.push_back({layer, module, fresh, m_microStep});
+        return;
+    }
+    if (known->microStep != m_microStep) {
+        m_builder.free(fresh); // added in place to what no_sync left (AccumulateGrad)
+        return;
+    }
+    // A tied weight's gradients meet in autograd's input buffer, which makes a new tensor of their sum.
+    const BufferId sum = m_builder.allocate(gradientClass);
+    m_builder.free(known->buffer);
+    m_builder.free(fresh);
+    known->buffer = sum;
 }
 
 void FsdpEmission::freeGradients(int unit)
@@ -149,6 +158,7 @@ void FsdpEmission::finishBackward(int unit, const MicroStep& step)
 void FsdpEmission::microStep(const MicroStep& step)
 {
     const int layers = static_cast<int>(m_shape.model.layers.size());
+    ++m_microStep;
     m_inForward.assign(m_gradients.size(), false);
     m_inBackward.assign(m_gradients.size(), false);
     m_walk.beginMicroStep(m_builder);

@@ -47,6 +47,7 @@ protected:
         int layer = 0;
         int module = 0;
         BufferId buffer = -1;
+        int microStep = 0; // in which it came to be
     };
     std::vector<ModuleGradient>& gradientsOf(int unit) { return m_gradients[static_cast<std::size_t>(unit)]; }
     void freeGradients(int unit);
@@ -85,6 +86,7 @@ private:
     int m_open = -1;
     int m_postponed = -1; // unit whose post-backward hook is still to come
     int m_layer = -1;
+    int m_microStep = 0; // of those that are written out
 };
 
 } // namespace shardwright

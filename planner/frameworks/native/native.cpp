@@ -365,6 +365,8 @@ std::vector<std::string> nativeRefusals(const PlanInput& input)
     const auto& options = std::get<NativeOptions>(input.strategy.options);
     if (options.stage < 0 || options.stage > 3)
         return {fmt::format("stage {} does not exist: native has stages 0 to 3", options.stage)};
+    if (input.training.lora && input.training.lora->baseDtype)
+        return {"shardrun does not train on a quantised base (lora base_dtype)"};
     return {};
 }
 

@@ -168,6 +168,24 @@ TEST(Adapters, FrozenParametersKeepTheirLoadDtype)
     EXPECT_EQ(states.optimizerStates, Bytes(8 * adapters));
 }
 
+// QLoRA: the 480 matrix elements of a block take half a byte, norms, embedding and head two, adapters and each of their
+// moments four.
+TEST(Adapters, DdpPacksTheFrozenMatricesOfBlocks)
+{
+    SmallInput small(DdpOptions{}, 1);
+    small.training.precision.load = DType::Bf16;
+    small.training.lora.emplace();
+    small.training.lora->rank = 2;
+    small.training.lora->baseDtype = DType::Nf4;
+    small.model = applyLora(small.model, *small.training.lora, "test", "");
+    const std::int64_t adapters = 2 * (32 + 2 * 24 + 32 + 2 * 40 + 40);
+    const ModelStates states = small.rules()->modelStates();
+    EXPECT_EQ(states.parameters, Bytes(2 * 480 / 2 + 2 * (2 * 16 + kOuter) + 4 * adapters));
+    EXPECT_EQ(states.gradients, Bytes(4 * adapters));
+    EXPECT_EQ(states.optimizerStates, Bytes(8 * adapters));
+    EXPECT_EQ(small.memory().gpuHeld, states.parameters + states.optimizerStates + states.gradients); // and buckets
+}
+
 // While a unit is wrapped, FSDP1 holds it whole next to the flat parameter it builds, both in the load dtype. Children
 // come first, last block first; the root's 168 elements come when both blocks are sharded (fp32, 166 elements each).
 TEST(Initialisation, Fsdp1HoldsAUnitTwice)
