@@ -191,11 +191,11 @@ private:
                     continue;
                 free.erase({size, home, offset});
                 blocks.erase(offset);
-                const auto keep = [&](std::int64_t from, std::int64_t to) {
+                const auto keep = [&, segmentOf = home](std::int64_t from, std::int64_t to) {
                     if (to <= from)
                         return;
                     blocks[from] = {to - from, false};
-                    free.insert({to - from, home, from});
+                    free.insert({to - from, segmentOf, from});
                 };
                 keep(offset, begin);
                 blocks[begin] = {end - begin, true};
