@@ -142,6 +142,7 @@ struct DeepSpeedOptions {
     std::int64_t maxLiveParameters = 1000000000;
     std::int64_t maxReuseDistance = 1000000000;
     bool gather16bitWeightsOnModelSave = true;
+    bool memoryEfficientLinear = true; // zero.Init replaces torch's linear, which would keep gathered weights
 
     bool quantizedWeights = false;     // qwZ
     bool quantizedGradients = false;   // qgZ

@@ -86,14 +86,14 @@ std::string DeepSpeedRules::commonKey() const
     const DeepSpeedOptions& o = m_options;
     return fmt::format(
         "deepspeed{} {} off{}/{}/{}/{}/{} nvme{}/{} b{} ov{} cg{} rs{} mr{} pf{} pt{}/{} ml{} mrd{} qw{} qg{} hpz{} "
-        "mics{} m{} f{} M{} a{} w{} s{} init{} {}",
+        "mics{} m{} f{} M{} a{} w{} s{} init{}/{} {}",
         o.stage, m_model.id, nameOf(o.offloadOptimizer), nameOf(o.offloadParam), o.offloadRatio, o.pinMemory,
         o.paramPinMemory, o.pipelineRead, o.pipelineWrite, o.reduceBucketSize, overlapsCommunication(o),
         o.contiguousGradients, o.reduceScatter, o.useMultiRankBucketAllreduce, o.prefetchBucketSize,
         o.paramPersistenceThreshold, o.modelPersistenceThreshold, o.maxLiveParameters, o.maxReuseDistance,
         o.quantizedWeights, o.quantizedGradients, o.hpzPartitionSize > 1, o.micsShardSize > 0, nameOf(m_dtypes.model),
         nameOf(m_dtypes.frozen), nameOf(m_dtypes.master), nameOf(m_dtypes.accumulate), nameOf(m_dtypes.wire),
-        nameOf(m_dtypes.states), o.zero3Init, activationStructureKey(m_training));
+        nameOf(m_dtypes.states), o.zero3Init, o.memoryEfficientLinear, activationStructureKey(m_training));
 }
 
 Bytes DeepSpeedRules::stateBytes(std::int64_t elements) const

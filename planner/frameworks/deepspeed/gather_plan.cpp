@@ -443,12 +443,14 @@ private:
         m_savedOf[index].clear();
     }
 
-    /// zero.Init replaces torch.nn.functional.linear by a version that does not keep the gathered weight for backward.
+    /// zero.Init replaces torch.nn.functional.linear (memory_efficient_linear) by one that does not keep the gathered
+    /// weight for backward.
     /// A model that was built outside zero.Init runs torch's own, whose saved weight keeps the memory alive although
     /// the parameter has been released.
     bool savesWeights(std::size_t step) const
     {
-        if (m_options.zero3Init || !typeOfUnit(m_steps[step].unit).linear)
+        const bool replaced = m_options.zero3Init && m_options.memoryEfficientLinear;
+        if (replaced || !typeOfUnit(m_steps[step].unit).linear)
             return false;
         const int layer = m_plan.units[static_cast<std::size_t>(m_steps[step].unit)].layer;
         return m_steps[step].pass == Pass::Recompute ||

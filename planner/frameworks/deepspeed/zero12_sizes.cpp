@@ -148,7 +148,12 @@ void Zero12Rules::resize(const PlanInput& input)
 void Zero12Rules::defineStates()
 {
     const Bytes frozen = bytesOf(frozenParameters(), m_dtypes.frozen);
-    m_module = m_sizes.addBuffer(kModule, bytesOf(m_order.elements(), m_dtypes.model) + frozen);
+    // The flat buffer is made beside the module where both fit (since DeepSpeed pull request 7828), otherwise in host
+    // memory after the module has left the GPU and the cache has been emptied.
+    const Bytes module = bytesOf(m_order.elements(), m_dtypes.model) + frozen;
+    const Bytes both = module + frozen + bytesOf(m_padded, m_dtypes.model);
+    const bool fits = both.asDouble() <= m_cluster->gpu.memory.value;
+    m_module = m_sizes.addBuffer(kModule, fits ? module : Bytes(0));
     m_frozen = m_sizes.addBuffer(kFrozen, frozen);
     m_flat = m_sizes.addBuffer(kFlat, bytesOf(m_padded, m_dtypes.model));
     const Bytes master = bytesOf(m_partition, m_dtypes.master);

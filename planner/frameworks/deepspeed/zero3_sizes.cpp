@@ -260,10 +260,13 @@ std::vector<Note> Zero3Rules::assumptions() const
 {
     std::vector<Note> notes = DeepSpeedRules::assumptions();
     if (!m_options.zero3Init)
-        notes.push_back(
-            {"the model is built outside zero.Init: torch's own linear keeps every gathered weight until its "
-             "backward",
-             Provenance::Vendor, "zero/partition_parameters.py Init patches linear on entering only"});
+        notes.push_back({"the model is built outside zero.Init: torch's own linear keeps every gathered weight until "
+                         "its backward",
+                         Provenance::Vendor, "zero/partition_parameters.py Init patches linear on entering only"});
+    else if (!m_options.memoryEfficientLinear)
+        notes.push_back({"memory_efficient_linear is off: torch's own linear keeps every gathered weight until its "
+                         "backward",
+                         Provenance::Vendor, "zero/partition_parameters.py Init patch_init_and_builtins"});
     if (m_model.architecture.experts > 0)
         notes.push_back({"mixture-of-experts blocks are z3 leaf modules: gathered whole", Provenance::Vendor,
                          "deepspeed/utils/z3_leaf_module.py"});
