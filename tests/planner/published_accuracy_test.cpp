@@ -6,6 +6,8 @@
 
 #include <gtest/gtest.h>
 
+#include <ostream>
+
 #include "planner/published/comparison.hpp"
 #include "planner/published/published_files.hpp"
 #include "planner/published/published_report.hpp"
@@ -33,6 +35,11 @@ struct Limit {
     double worst;
 };
 
+void PrintTo(const Limit& limit, std::ostream* out)
+{
+    *out << limit.file;
+}
+
 class PublishedAccuracy : public testing::TestWithParam<Limit> {};
 
 TEST_P(PublishedAccuracy, staysWhereItIs)
@@ -46,7 +53,7 @@ TEST_P(PublishedAccuracy, staysWhereItIs)
 
 INSTANTIATE_TEST_SUITE_P(Sources, PublishedAccuracy,
                          testing::Values(Limit{"torchtitan-2024-12", 0.01, 0.05}, Limit{"torchtitan-h200", 0.03, 0.03},
-                                         Limit{"torchao-training", 0.04, 0.07}, Limit{"chenyaofo-gist", 0.045, 0.125},
+                                         Limit{"torchao-training", 0.04, 0.07}, Limit{"chenyaofo-gist", 0.025, 0.125},
                                          Limit{"deepspeed-4527", 0.06, 0.06}, Limit{"peft-docs", 0.36, 0.6}));
 
 TEST(PublishedRuns, everyMosaicRunIsToldToFit)

@@ -1,6 +1,6 @@
 #pragma once
 
-// ZeRO stages 1 and 2: runtime/zero/stage_1_and_2.py ("S12").
+// ZeRO stages 1 and 2. Sources are named by file: stage_1_and_2.py is deepspeed/runtime/zero/stage_1_and_2.py.
 
 #include "core/deepspeed_options.hpp"
 #include "planner/frameworks/deepspeed/bucket_plan.hpp"

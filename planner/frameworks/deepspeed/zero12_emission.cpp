@@ -201,7 +201,8 @@ private:
         m_walk.endMicroStep(m_builder);
     }
 
-    /// S12 independent_gradient_partition_epilogue: the first micro-step's copy stays to be added to, later ones go.
+    /// stage_1_and_2.py independent_gradient_partition_epilogue: the first micro-step's copy stays to be added to,
+    /// later ones go.
     void epilogue(const MicroStep& step)
     {
         if (m_rules.offload())

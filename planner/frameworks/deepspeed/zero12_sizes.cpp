@@ -15,27 +15,27 @@ using C = Category;
 using S = Stream;
 using L = Lifetime;
 
-// S12 nccl_start_alignment_factor: partitions start at multiples of two elements.
+// stage_1_and_2.py nccl_start_alignment_factor: partitions start at multiples of two elements.
 constexpr std::int64_t kAlignment = 2;
 // has_inf_or_nan makes a fp32 copy, its comparison and two masks of the largest gradient fragment: 4 + 4 + 1 + 1 + 1.
 constexpr std::int64_t kOverflowBytes = 11;
 
-constexpr BufferSpec kModule{"module before it is flattened", "d P", "S12 __init__", C::Temporaries};
+constexpr BufferSpec kModule{"module before it is flattened", "d P", "stage_1_and_2.py __init__", C::Temporaries};
 constexpr BufferSpec kFrozen{"frozen parameters, outside the flat buffer",
                              "d P_frozen",
-                             "S12 __init__: only parameters that require gradients are flattened",
+                             "stage_1_and_2.py __init__: only parameters that require gradients are flattened",
                              C::Parameters,
                              Place::Gpu,
                              S::Compute,
                              L::Persistent};
 constexpr BufferSpec kFlat{"flat 16-bit parameters, whole",
                            "d P, padded to a multiple of 2 N",
-                           "S12 bit16_groups_flat",
+                           "stage_1_and_2.py bit16_groups_flat",
                            C::Parameters,
                            Place::Gpu,
                            S::Compute,
                            L::Persistent};
-constexpr BufferSpec kMaster{"master partition",  "4 B x P/N", "S12 single_partition_of_fp32_groups",
+constexpr BufferSpec kMaster{"master partition",  "4 B x P/N", "stage_1_and_2.py single_partition_of_fp32_groups",
                              C::MasterParameters, Place::Gpu,  S::Compute,
                              L::Persistent};
 constexpr BufferSpec kMoments{"optimizer states of the partition",
@@ -46,39 +46,39 @@ constexpr BufferSpec kMoments{"optimizer states of the partition",
                               S::Compute,
                               L::FromFirstStep};
 constexpr BufferSpec kFirstGradient{"zeros for the optimizer's first step", "4 B x P/N",
-                                    "S12 initialize_optimizer_states", C::Temporaries};
-constexpr BufferSpec kBucket{"reduction bucket", "d x reduce_bucket_size", "S12 setup_buckets",
+                                    "stage_1_and_2.py initialize_optimizer_states", C::Temporaries};
+constexpr BufferSpec kBucket{"reduction bucket", "d x reduce_bucket_size", "stage_1_and_2.py setup_buckets",
                              C::CommunicationBuffers};
 constexpr BufferSpec kTouched{"gradients of the tensors that touch the partition", "d x their elements",
-                              "S12 grads_in_partition", C::Gradients};
+                              "stage_1_and_2.py grads_in_partition", C::Gradients};
 constexpr BufferSpec kGradient{"gradient of a module", "d x numel", "torch autograd", C::Gradients};
-constexpr BufferSpec kLarge{"gradient larger than the bucket", "d x numel", "S12 extra_large_param_to_reduce",
-                            C::Gradients};
+constexpr BufferSpec kLarge{"gradient larger than the bucket", "d x numel",
+                            "stage_1_and_2.py extra_large_param_to_reduce", C::Gradients};
 constexpr BufferSpec kAccumulated{"gradient accumulated in grad_accum_dtype", "a x numel",
-                                  "S12 _fill_param_grad_accum_attribute", C::Gradients};
-constexpr BufferSpec kFlatten{"bucket flattened from several ranks' slices", "d x elements", "S12 allreduce_bucket",
-                              C::CommunicationBuffers};
-constexpr BufferSpec kCast{"bucket in the communication dtype", "w x elements", "S12 allreduce_bucket",
+                                  "stage_1_and_2.py _fill_param_grad_accum_attribute", C::Gradients};
+constexpr BufferSpec kFlatten{"bucket flattened from several ranks' slices", "d x elements",
+                              "stage_1_and_2.py allreduce_bucket", C::CommunicationBuffers};
+constexpr BufferSpec kCast{"bucket in the communication dtype", "w x elements", "stage_1_and_2.py allreduce_bucket",
                            C::CommunicationBuffers};
-constexpr BufferSpec kFlatGradient{"flattened gradient of the partition", "a x P/N", "S12 step: flatten",
+constexpr BufferSpec kFlatGradient{"flattened gradient of the partition", "a x P/N", "stage_1_and_2.py step: flatten",
                                    C::Temporaries};
-constexpr BufferSpec kCastGradient{"fp32 gradient of the partition", "4 B x P/N", "S12 step: .to(fp32)",
+constexpr BufferSpec kCastGradient{"fp32 gradient of the partition", "4 B x P/N", "stage_1_and_2.py step: .to(fp32)",
                                    C::Temporaries};
-constexpr BufferSpec kOverflow{"overflow check of one gradient", "11 B x largest fragment", "S12 _has_inf_or_nan",
-                               C::Temporaries};
-constexpr BufferSpec kNorm{"one gradient in double precision", "8 B x largest fragment", "S12 get_grad_norm_direct",
-                           C::Temporaries};
+constexpr BufferSpec kOverflow{"overflow check of one gradient", "11 B x largest fragment",
+                               "stage_1_and_2.py _has_inf_or_nan", C::Temporaries};
+constexpr BufferSpec kNorm{"one gradient in double precision", "8 B x largest fragment",
+                           "stage_1_and_2.py get_grad_norm_direct", C::Temporaries};
 constexpr BufferSpec kForeach{"temporaries of the foreach optimizer", "4 B x P/N",
                               "torch/optim/adamw.py _multi_tensor_adamw", C::Temporaries};
 constexpr BufferSpec kOffloadBuffer{"buffer of the largest gradient on its way to the host",
                                     "d x p",
-                                    "S12 temp_grad_buffer_for_gpu_offload",
+                                    "stage_1_and_2.py temp_grad_buffer_for_gpu_offload",
                                     C::CommunicationBuffers,
                                     Place::Gpu,
                                     S::Compute,
                                     L::Persistent};
 constexpr BufferSpec kOffloadCast{"fp32 gradient fragment on its way to the host", "4 B x largest fragment",
-                                  "S12 async_inplace_copy_grad_to_fp32_buffer_from_gpu", C::Temporaries};
+                                  "stage_1_and_2.py async_inplace_copy_grad_to_fp32_buffer_from_gpu", C::Temporaries};
 
 constexpr BufferSpec hostSpec(std::string_view name, std::string_view formula, std::string_view source, C category,
                               bool pinned, L lifetime)
@@ -100,15 +100,16 @@ constexpr HostSpec hostPair(std::string_view name, std::string_view formula, std
 }
 
 constexpr HostSpec kHostMaster = hostPair("master partition in host memory", "4 B x P/N",
-                                          "S12 single_partition_of_fp32_groups", C::MasterParameters);
+                                          "stage_1_and_2.py single_partition_of_fp32_groups", C::MasterParameters);
 constexpr HostSpec kHostGradient =
-    hostPair("fp32 gradient in host memory", "4 B x P/N", "S12 initialize_optimizer_states", C::Gradients);
-constexpr HostSpec kHostStaging = hostPair("16-bit staging of updated parameters", "d x P/N",
-                                           "S12 param_buffer_of_bit16_for_cpu_offload_groups", C::Parameters);
-constexpr HostSpec kHostLargest =
-    hostPair("buffer of the largest gradient", "d x p", "S12 temp_grad_buffer_for_cpu_offload", C::Gradients);
+    hostPair("fp32 gradient in host memory", "4 B x P/N", "stage_1_and_2.py initialize_optimizer_states", C::Gradients);
+constexpr HostSpec kHostStaging =
+    hostPair("16-bit staging of updated parameters", "d x P/N",
+             "stage_1_and_2.py param_buffer_of_bit16_for_cpu_offload_groups", C::Parameters);
+constexpr HostSpec kHostLargest = hostPair("buffer of the largest gradient", "d x p",
+                                           "stage_1_and_2.py temp_grad_buffer_for_cpu_offload", C::Gradients);
 constexpr HostSpec kHostAccumulators = hostPair("gradients accumulated in host memory", "d x tensors of the partition",
-                                                "S12 accumulated_grads_in_cpu", C::Gradients);
+                                                "stage_1_and_2.py accumulated_grads_in_cpu", C::Gradients);
 constexpr BufferSpec kHostMoments{"optimizer states in host memory",
                                   "moments x 4 B x P/N",
                                   "ops/adam/cpu_adam.py",
@@ -168,7 +169,7 @@ void Zero12Rules::defineStates()
     m_norm = m_sizes.addBuffer(kNorm, Bytes(checkedMultiply(8, fragment())));
     m_foreach = m_sizes.addBuffer(
         kForeach, foreachTemporaries(m_training) && !offload() ? bytesOf(m_partition, m_dtypes.states) : Bytes(0));
-    m_gather = m_sizes.addPayload({"updated parameters", "d x P", "S12 step: all_gather_dp_groups",
+    m_gather = m_sizes.addPayload({"updated parameters", "d x P", "stage_1_and_2.py step: all_gather_dp_groups",
                                    bytesOf(m_padded, m_dtypes.model), m_dtypes.model});
 }
 
@@ -229,8 +230,9 @@ void Zero12Rules::defineFlushes()
         m_flatten.push_back(m_sizes.addBuffer(kFlatten, bytesOf(copied, m_dtypes.model)));
         m_cast.push_back(
             m_sizes.addBuffer(kCast, casts ? bytesOf(copied > 0 ? copied : flush.elements, m_dtypes.wire) : Bytes(0)));
-        m_reduce.push_back(m_sizes.addPayload({"gradient bucket", "w x elements of the bucket", "S12 average_tensor",
-                                               bytesOf(flush.elements, m_dtypes.wire), m_dtypes.wire}));
+        m_reduce.push_back(
+            m_sizes.addPayload({"gradient bucket", "w x elements of the bucket", "stage_1_and_2.py average_tensor",
+                                bytesOf(flush.elements, m_dtypes.wire), m_dtypes.wire}));
     }
 }
 
@@ -263,16 +265,16 @@ void Zero12Rules::defineHost()
                                            offload() && accumulates ? hostBytes(each, pinned) * tensors : Bytes(0));
     m_hostMoments = m_sizes.addBuffer(kHostMoments, offload() ? stateBytes(m_partition) : Bytes(0));
     m_gradientDown = m_sizes.addPayload({"fp32 gradient to the host", "4 B x P/N",
-                                         "S12 async_inplace_copy_grad_to_fp32_buffer_from_gpu",
+                                         "stage_1_and_2.py async_inplace_copy_grad_to_fp32_buffer_from_gpu",
                                          bytesOf(m_partition, m_dtypes.master), m_dtypes.master});
     m_accumulateDown = m_sizes.addPayload({"accumulated gradients to the host", "d x tensors of the partition",
-                                           "S12 async_accumulate_grad_in_cpu_via_gpu",
+                                           "stage_1_and_2.py async_accumulate_grad_in_cpu_via_gpu",
                                            bytesOf(m_touched, m_dtypes.model), m_dtypes.model});
     m_accumulateUp = m_sizes.addPayload({"accumulated gradients back to the GPU", "d x tensors of the partition",
-                                         "S12 async_accumulate_grad_in_cpu_via_gpu", bytesOf(m_touched, m_dtypes.model),
-                                         m_dtypes.model});
-    m_parametersUp = m_sizes.addPayload(
-        {"updated parameters to the GPU", "d x P/N", "S12 step", bytesOf(m_partition, m_dtypes.model), m_dtypes.model});
+                                         "stage_1_and_2.py async_accumulate_grad_in_cpu_via_gpu",
+                                         bytesOf(m_touched, m_dtypes.model), m_dtypes.model});
+    m_parametersUp = m_sizes.addPayload({"updated parameters to the GPU", "d x P/N", "stage_1_and_2.py step",
+                                         bytesOf(m_partition, m_dtypes.model), m_dtypes.model});
 }
 
 ModelStates Zero12Rules::modelStates() const

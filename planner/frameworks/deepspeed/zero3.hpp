@@ -1,7 +1,7 @@
 #pragma once
 
-// ZeRO stage 3: runtime/zero/stage3.py ("S3"), runtime/zero/partition_parameters.py ("PP"), with offload, ZeRO++ and
-// MiCS.
+// ZeRO stage 3: runtime/zero/stage3.py ("stage3.py"), runtime/zero/partition_parameters.py ("partition_parameters.py"),
+// with offload, ZeRO++ and MiCS.
 
 #include "core/deepspeed_options.hpp"
 #include "planner/frameworks/deepspeed/bucket_plan.hpp"

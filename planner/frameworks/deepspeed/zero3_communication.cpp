@@ -11,48 +11,54 @@ namespace {
 using C = Category;
 using S = Stream;
 
-constexpr std::int64_t kQuantizedGroup = 8000; // PP CUDAQuantizer.target_group_size: elements per fp32 scale
-constexpr std::int64_t kGradientsPerByte = 2;  // int4
+constexpr std::int64_t kQuantizedGroup =
+    8000; // partition_parameters.py CUDAQuantizer.target_group_size: elements per fp32 scale
+constexpr std::int64_t kGradientsPerByte = 2; // int4
 
 constexpr BufferSpec kGathered{"gathered parameters of a module",
                                "d x numel, padded to N",
-                               "PP _all_gather_coalesced",
+                               "partition_parameters.py _all_gather_coalesced",
                                C::GatheredParameters,
                                Place::Gpu,
                                S::AllGather};
 constexpr BufferSpec kFlatGather{"flat buffer of a coalesced gather",
                                  "d x numel of its parameters",
-                                 "PP _all_gather_coalesced",
+                                 "partition_parameters.py _all_gather_coalesced",
                                  C::CommunicationBuffers,
                                  Place::Gpu,
                                  S::AllGather};
 constexpr BufferSpec kCopied{"parameters copied out of a coalesced gather",
                              "d x numel",
-                             "PP AllGatherCoalescedHandle.wait: torch.cat",
+                             "partition_parameters.py AllGatherCoalescedHandle.wait: torch.cat",
                              C::GatheredParameters,
                              Place::Gpu,
                              S::AllGather};
 constexpr BufferSpec kQuantizedGather{"gathered int8 weights and scales",
                                       "numel + 4 B a group",
-                                      "PP CUDAQuantizer",
+                                      "partition_parameters.py CUDAQuantizer",
                                       C::CommunicationBuffers,
                                       Place::Gpu,
                                       S::AllGather};
 constexpr BufferSpec kQuantizedShard{"this rank's int8 weights and scales",
                                      "(numel + 4 B a group)/N",
-                                     "PP CUDAQuantizer.quantize",
+                                     "partition_parameters.py CUDAQuantizer.quantize",
                                      C::CommunicationBuffers,
                                      Place::Gpu,
                                      S::AllGather};
-constexpr BufferSpec kDequantized{"dequantised weights in fp16", "2 B x numel", "PP CUDAQuantizer.dequantize",
-                                  C::GatheredParameters,         Place::Gpu,    S::AllGather};
-constexpr BufferSpec kSecondary{
-    "secondary shard of a module", "d x numel/h", "PP _partition_param_sec", C::Parameters, Place::Gpu, S::Compute};
+constexpr BufferSpec kDequantized{
+    "dequantised weights in fp16", "2 B x numel", "partition_parameters.py CUDAQuantizer.dequantize",
+    C::GatheredParameters,         Place::Gpu,    S::AllGather};
+constexpr BufferSpec kSecondary{"secondary shard of a module",
+                                "d x numel/h",
+                                "partition_parameters.py _partition_param_sec",
+                                C::Parameters,
+                                Place::Gpu,
+                                S::Compute};
 constexpr BufferSpec kUpload{
-    "shard copied from the host", "d x shard", "PP _all_gather_coalesced: ds_tensor.to(device)",
+    "shard copied from the host", "d x shard", "partition_parameters.py _all_gather_coalesced: ds_tensor.to(device)",
     C::CommunicationBuffers,      Place::Gpu,  S::AllGather};
 constexpr BufferSpec kGradient{"gradient of a module", "d x numel", "torch autograd", C::Gradients};
-constexpr BufferSpec kLarge{"gradient larger than the bucket", "d x numel", "S3 __add_grad_to_ipg_bucket",
+constexpr BufferSpec kLarge{"gradient larger than the bucket", "d x numel", "stage3.py __add_grad_to_ipg_bucket",
                             C::Gradients};
 constexpr BufferSpec kScatterInput{"reduce-scatter input",
                                    "d x elements of the bucket",
@@ -62,7 +68,7 @@ constexpr BufferSpec kScatterInput{"reduce-scatter input",
                                    S::Reduce};
 constexpr BufferSpec kScatterCast{"bucket in the communication dtype",
                                   "w x elements of the bucket",
-                                  "S3 __avg_scatter_grads",
+                                  "stage3.py __avg_scatter_grads",
                                   C::CommunicationBuffers,
                                   Place::Gpu,
                                   S::Reduce};
@@ -74,7 +80,7 @@ constexpr BufferSpec kCompressed{"int4 gradients and scales",
                                  S::Reduce};
 constexpr BufferSpec kOffloadedGradient{"gradient shard on its way to the host",
                                         "(d + 4 B) x largest shard",
-                                        "S3 partition_grads",
+                                        "stage3.py partition_grads",
                                         C::Temporaries,
                                         Place::Gpu,
                                         S::Reduce};
@@ -134,9 +140,9 @@ void Zero3Rules::defineCalls()
         call.upload = m_sizes.addBuffer(kUpload, paramOn(OffloadDevice::None) || call.coalesced ? Bytes(0) : shard);
         call.gather = m_sizes.addPayload({quantized ? "quantised parameters" : "parameters",
                                           quantized ? "numel + 4 B a group" : "d x numel, padded to N",
-                                          "PP _all_gather_coalesced", sent, m_dtypes.model});
-        call.uploadCopy =
-            m_sizes.addPayload({"shard to the GPU", "d x shard", "PP _all_gather_coalesced", shard, m_dtypes.model});
+                                          "partition_parameters.py _all_gather_coalesced", sent, m_dtypes.model});
+        call.uploadCopy = m_sizes.addPayload(
+            {"shard to the GPU", "d x shard", "partition_parameters.py _all_gather_coalesced", shard, m_dtypes.model});
         const Bytes all = bytesOf(m_shard, m_dtypes.model) + bytesOf(m_frozenShard, m_dtypes.frozen);
         call.nvmeRead = m_sizes.addPayload(
             {"parameter shard from NVMe", "d x shard beyond max_in_cpu",
@@ -227,8 +233,9 @@ void Zero3Rules::defineFlushes()
         classes.offload = m_sizes.addBuffer(
             kOffloadedGradient,
             offloadsOptimizer() ? bytesOf(moving, m_dtypes.model) + bytesOf(moving, m_dtypes.master) : Bytes(0));
-        classes.scatter = m_sizes.addPayload({"gradient bucket", "w x elements, padded to N", "S3 __avg_scatter_grads",
-                                              bytesOf(padded, m_dtypes.wire), m_dtypes.wire});
+        classes.scatter =
+            m_sizes.addPayload({"gradient bucket", "w x elements, padded to N", "stage3.py __avg_scatter_grads",
+                                bytesOf(padded, m_dtypes.wire), m_dtypes.wire});
         classes.inside =
             m_sizes.addPayload({"int4 gradients inside the node", "elements / 2 + scales",
                                 "coalesced_collectives.py all_to_all_quant_reduce", inside, m_dtypes.model});
@@ -238,10 +245,11 @@ void Zero3Rules::defineFlushes()
         classes.replicate =
             m_sizes.addPayload({"gradient shards", "w x shard", "zero/mics.py allreduce_mics_shard_grads",
                                 bytesOf(shard, m_dtypes.wire), m_dtypes.wire});
-        classes.narrowCopy = m_sizes.addPayload({"gradient shard", "a x shard", "S3 partition_grads",
+        classes.narrowCopy = m_sizes.addPayload({"gradient shard", "a x shard", "stage3.py partition_grads",
                                                  bytesOf(shard, m_dtypes.accumulate), m_dtypes.accumulate});
-        classes.wideCopy = m_sizes.addPayload({"fp32 gradient shard to the host", "4 B x shard", "S3 partition_grads",
-                                               bytesOf(shard, m_dtypes.master), m_dtypes.master});
+        classes.wideCopy =
+            m_sizes.addPayload({"fp32 gradient shard to the host", "4 B x shard", "stage3.py partition_grads",
+                                bytesOf(shard, m_dtypes.master), m_dtypes.master});
         m_flushes.push_back(classes);
     }
 }

@@ -42,7 +42,8 @@ public:
     {
         if (pass == Pass::Backward)
             makeGradient(layer, module);
-        // The gradients of a z3 leaf module are reduced when all of its backward is done (S3 reduce_leaf_module_grads).
+        // The gradients of a z3 leaf module are reduced when all of its backward is done (stage3.py
+        // reduce_leaf_module_grads).
         if (pass == Pass::Backward && m_rules.m_gathers.endsUnit[m_visit])
             for (; m_arrival < m_complete; ++m_arrival)
                 arrive(m_rules.m_buckets.arrivals[m_arrival]);
@@ -265,8 +266,8 @@ private:
         drop(received);
     }
 
-    /// S3 partition_grads: the accumulated 16-bit shard lives on the host and comes to the GPU to be added to; at the
-    /// boundary it goes back in fp32.
+    /// stage3.py partition_grads: the accumulated 16-bit shard lives on the host and comes to the GPU to be added to;
+    /// at the boundary it goes back in fp32.
     void offload(const Zero3Rules::FlushClasses& classes)
     {
         copy(OpKind::CopyToHost, Stream::DeviceToHost, Phase::Backward, classes.narrowCopy);
@@ -319,7 +320,7 @@ private:
         m_builder.send(m_rules.m_persistentGather, m_rules.m_shardGroup);
         m_builder.op(OpKind::Release, Stream::Compute, Phase::AfterStep);
         for (BufferId& secondary : m_secondaries)
-            drop(secondary); // S3 invalidate_secondary_tensor
+            drop(secondary); // stage3.py invalidate_secondary_tensor
     }
 
     void stepGroup(const Zero3Rules::SubGroup& group)

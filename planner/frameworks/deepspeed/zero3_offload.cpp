@@ -21,24 +21,24 @@ constexpr BufferSpec host(std::string_view name, std::string_view formula, std::
 }
 
 constexpr BufferSpec kMaster =
-    host("master shards in host memory", "4 B x shard", "S3 _create_fp32_partitions: clone().float()",
+    host("master shards in host memory", "4 B x shard", "stage3.py _create_fp32_partitions: clone().float()",
          C::MasterParameters, Place::HostPageable);
 constexpr BufferSpec kMoments = host("optimizer states in host memory", "moments x 4 B x shard", "ops/adam/cpu_adam.py",
                                      C::OptimizerStates, Place::HostPageable, L::FromFirstStep);
 constexpr BufferSpec kNarrowPinned = host("gradient shards in host memory, pinned", "a x shard, a power of two",
-                                          "S3 grad_partitions_flat_buffer", C::Gradients, Place::HostPinned);
+                                          "stage3.py grad_partitions_flat_buffer", C::Gradients, Place::HostPinned);
 constexpr BufferSpec kNarrowPageable = host("gradient shards in host memory", "a x shard",
-                                            "S3 grad_partitions_flat_buffer", C::Gradients, Place::HostPageable);
+                                            "stage3.py grad_partitions_flat_buffer", C::Gradients, Place::HostPageable);
 constexpr BufferSpec kWidePinned = host("fp32 gradients in host memory, pinned", "4 B x sub-group, each a power of two",
-                                        "S3 initialize_optimizer_states", C::Gradients, Place::HostPinned);
+                                        "stage3.py initialize_optimizer_states", C::Gradients, Place::HostPinned);
 constexpr BufferSpec kWidePageable = host("fp32 gradients in host memory", "4 B x shard",
-                                          "S3 initialize_optimizer_states", C::Gradients, Place::HostPageable);
+                                          "stage3.py initialize_optimizer_states", C::Gradients, Place::HostPageable);
 constexpr BufferSpec kShardsPinned =
     host("parameter shards in host memory, pinned", "d x shard, a power of two",
-         "S3 _create_param_groups_fp16_flat_cpu_memory", C::Parameters, Place::HostPinned);
+         "stage3.py _create_param_groups_fp16_flat_cpu_memory", C::Parameters, Place::HostPinned);
 constexpr BufferSpec kShardsPageable =
-    host("parameter shards in host memory", "d x shard", "S3 _create_param_groups_fp16_flat_cpu_memory", C::Parameters,
-         Place::HostPageable);
+    host("parameter shards in host memory", "d x shard", "stage3.py _create_param_groups_fp16_flat_cpu_memory",
+         C::Parameters, Place::HostPageable);
 constexpr BufferSpec kSwapBuffers =
     host("swap buffers of the optimizer, pinned", "buffer_count x 4 B x largest sub-group, each a power of two",
          "swap_tensor/optimizer_utils.py OptimizerSwapper", C::Temporaries, Place::HostPinned);

@@ -16,29 +16,30 @@ using C = Category;
 using S = Stream;
 using L = Lifetime;
 
-// S3 has_overflow_partitioned_grads_serial: isinf, isnan and their disjunction over the whole gradient, a byte each.
+// stage3.py has_overflow_partitioned_grads_serial: isinf, isnan and their disjunction over the whole gradient, a byte
+// each.
 constexpr std::int64_t kOverflowBytes = 3;
-constexpr std::int64_t kNormChunk = 250000000; // S3 _constant_buffered_norm2: elements taken to double at once
+constexpr std::int64_t kNormChunk = 250000000; // stage3.py _constant_buffered_norm2: elements taken to double at once
 
 constexpr BufferSpec kWholeModule{"whole module before it is partitioned", "d P",
                                   "engine _configure_distributed_model: module.to(device)", C::Temporaries};
-constexpr BufferSpec kLargestTensor{"largest parameter before it is partitioned", "d p", "PP Init _post_init_method",
-                                    C::Temporaries};
+constexpr BufferSpec kLargestTensor{"largest parameter before it is partitioned", "d p",
+                                    "partition_parameters.py Init _post_init_method", C::Temporaries};
 constexpr BufferSpec kShards{"parameter shards",
                              "d x sum of ceil(numel/N)",
-                             "S3 lp_param_buffer; PP _padding_size",
+                             "stage3.py lp_param_buffer; partition_parameters.py _padding_size",
                              C::Parameters,
                              Place::Gpu,
                              S::Compute,
                              L::Persistent};
 constexpr BufferSpec kFrozenShards{"shards of frozen parameters",
                                    "d x sum of ceil(numel/N)",
-                                   "PP ds_tensor",
+                                   "partition_parameters.py ds_tensor",
                                    C::Parameters,
                                    Place::Gpu,
                                    S::Compute,
                                    L::Persistent};
-constexpr BufferSpec kMaster{"master shards",     "4 B x shard", "S3 fp32_partitioned_groups_flat",
+constexpr BufferSpec kMaster{"master shards",     "4 B x shard", "stage3.py fp32_partitioned_groups_flat",
                              C::MasterParameters, Place::Gpu,    S::Compute,
                              L::Persistent};
 constexpr BufferSpec kMoments{"optimizer states of the shards",
@@ -49,11 +50,12 @@ constexpr BufferSpec kMoments{"optimizer states of the shards",
                               S::Compute,
                               L::FromFirstStep};
 constexpr BufferSpec kGradientShards{
-    "gradient shards", "a x shard",  "S3 grad_partitions_flat_buffer, made at initialisation", C::Gradients, Place::Gpu,
-    S::Compute,        L::Persistent};
+    "gradient shards", "a x shard", "stage3.py grad_partitions_flat_buffer, made at initialisation",
+    C::Gradients,      Place::Gpu,  S::Compute,
+    L::Persistent};
 constexpr BufferSpec kBucket{"reduction bucket",
                              "d x reduce_bucket_size",
-                             "S3 ipg_buckets, made at initialisation",
+                             "stage3.py ipg_buckets, made at initialisation",
                              C::CommunicationBuffers,
                              Place::Gpu,
                              S::Compute,
@@ -66,15 +68,15 @@ constexpr BufferSpec kPersistent{"persistent parameters, gathered",
                                  S::AllGather,
                                  L::Persistent};
 constexpr BufferSpec kFlatSubGroup{"flattened gradient of a sub-group", "a x sub-group",
-                                   "S3 _prepare_fp32_grad_for_sub_group", C::Temporaries};
+                                   "stage3.py _prepare_fp32_grad_for_sub_group", C::Temporaries};
 constexpr BufferSpec kWideSubGroup{"fp32 gradient of a sub-group", "4 B x sub-group",
-                                   "S3 _prepare_fp32_grad_for_sub_group", C::Temporaries};
+                                   "stage3.py _prepare_fp32_grad_for_sub_group", C::Temporaries};
 constexpr BufferSpec kForeach{"temporaries of the foreach optimizer", "4 B x sub-group",
                               "torch/optim/adamw.py _multi_tensor_adamw", C::Temporaries};
-constexpr BufferSpec kOverflow{"overflow check of the gradient shards", "3 B x shard", "S3 _has_inf_or_nan",
+constexpr BufferSpec kOverflow{"overflow check of the gradient shards", "3 B x shard", "stage3.py _has_inf_or_nan",
                                C::Temporaries};
-constexpr BufferSpec kNorm{"a gradient shard in double precision", "8 B x largest shard", "S3 get_grad_norm_direct",
-                           C::Temporaries};
+constexpr BufferSpec kNorm{"a gradient shard in double precision", "8 B x largest shard",
+                           "stage3.py get_grad_norm_direct", C::Temporaries};
 
 } // namespace
 
@@ -141,7 +143,8 @@ void Zero3Rules::defineGroups(const PlanInput& input)
     m_betweenGroup = m_sizes.addGroup({"across nodes", cluster.nodes, cluster.nodes});
 }
 
-/// S3 _create_fp16_sub_groups: parameters in order until a group holds at least sub_group_size elements of the rank.
+/// stage3.py _create_fp16_sub_groups: parameters in order until a group holds at least sub_group_size elements of the
+/// rank.
 void Zero3Rules::splitSubGroups()
 {
     m_subGroups.clear();
@@ -198,7 +201,7 @@ void Zero3Rules::defineStates()
     m_persistent =
         m_sizes.addBuffer(kPersistent, gathersNothing() ? Bytes(0) : paddedBytes(m_gathers.persistent, m_shardRanks));
     m_persistentGather = m_sizes.addPayload({"persistent parameters", "d x persistent",
-                                             "S3 _post_step: persistent_parameters[0].all_gather",
+                                             "stage3.py _post_step: persistent_parameters[0].all_gather",
                                              paddedBytes(m_gathers.persistent, m_shardRanks), m_dtypes.model});
 }
 
@@ -217,7 +220,7 @@ void Zero3Rules::defineStep()
                                                         ? bytesOf(group.elements, m_dtypes.states)
                                                         : Bytes(0));
         group.parametersUp = m_sizes.addPayload({"updated shards to the GPU", "d x sub-group",
-                                                 "S3 _reassign_or_swap_out_partitioned_parameters",
+                                                 "stage3.py _reassign_or_swap_out_partitioned_parameters",
                                                  bytesOf(group.elements, m_dtypes.model), m_dtypes.model});
         const Bytes states = bytesOf(group.elements, m_dtypes.master) + stateBytes(group.elements);
         group.stateRead = m_sizes.addPayload({"master, moments and gradient from NVMe", "(4 + 8 + 4) B x sub-group",
@@ -228,7 +231,7 @@ void Zero3Rules::defineStep()
                                 "runtime/swap_tensor/partitioned_optimizer_swapper.py", states, m_dtypes.master});
     }
     m_parametersDown = m_sizes.addPayload({"updated shards to the host", "d x shard",
-                                           "S3 _reassign_or_swap_out_partitioned_parameters",
+                                           "stage3.py _reassign_or_swap_out_partitioned_parameters",
                                            bytesOf(onGpuElements(), m_dtypes.model), m_dtypes.model});
 }
 
