@@ -172,6 +172,26 @@ bool isUtf8(const std::string& text)
     }
 }
 
+/// YAML allows no control characters but tab and line ends (YAML 1.1 sec. 5.1), and yaml-cpp mistakes one of them for
+/// the end of its input.
+void refuseControlCharacters(const std::string& text, const std::string& file)
+{
+    int line = 1;
+    int column = 1;
+    for (const char c : text) {
+        const auto byte = static_cast<unsigned char>(c);
+        if ((byte < 0x20 && c != '\t' && c != '\n' && c != '\r') || byte == 0x7f)
+            throw InputError(file, fmt::format("line {}, column {}", line, column),
+                             fmt::format("holds the control character {:#04x}", byte),
+                             "text without control characters");
+        ++column;
+        if (c == '\n') {
+            ++line;
+            column = 1;
+        }
+    }
+}
+
 } // namespace
 
 YamlDocument parseYaml(const std::string& text, const std::string& file)
@@ -180,6 +200,7 @@ YamlDocument parseYaml(const std::string& text, const std::string& file)
         throw InputError(file, "", "is larger than 1 MiB", "a configuration file");
     if (!isUtf8(text))
         throw InputError(file, "", "is not UTF-8 text", "a YAML file");
+    refuseControlCharacters(text, file);
     try {
         std::istringstream stream(text);
         YAML::Parser parser(stream);

@@ -51,6 +51,8 @@ TEST(Yaml, RefusesWhatWouldHideOrExplode)
     EXPECT_NE(problemOf("a: {x: 1\n").find("not valid YAML"), std::string::npos);
     EXPECT_NE(problemOf("a: \xff\n").find("UTF-8"), std::string::npos);
     EXPECT_NE(problemOf("").find("empty"), std::string::npos);
+    EXPECT_NE(problemOf("a: 1\nb\x04: 2\n").find("line 2, column 2: holds the control character 0x04"),
+              std::string::npos);
 }
 
 TEST(Yaml, WritesWhatReadsBackTheSame)
