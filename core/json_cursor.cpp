@@ -24,10 +24,22 @@ std::string lineAndColumn(const std::string& text, std::size_t offset)
     return fmt::format("line {}, column {}", line, column);
 }
 
-std::string shorten(const std::string& text)
+std::string shorten(const std::string& text, std::size_t longest = 60)
 {
-    constexpr std::size_t kLongest = 60;
-    return text.size() <= kLongest ? text : text.substr(0, kLongest) + "...";
+    return text.size() <= longest ? text : text.substr(0, longest) + "...";
+}
+
+/// nlohmann's "[json.exception.parse_error.101] parse error at line 1, column 3: syntax error ..." without its name and
+/// without its place, which we tell ourselves.
+std::string syntaxProblem(std::string text)
+{
+    if (const std::size_t end = text.find("] "); text.front() == '[' && end != std::string::npos)
+        text.erase(0, end + 2);
+    constexpr std::string_view kPlace = "parse error at ";
+    if (const std::size_t end = text.find(": "); text.rfind(kPlace, 0) == 0 && end != std::string::npos)
+        text.erase(0, end + 2);
+    constexpr std::size_t kLongest = 200; // it quotes what it read last, which may be a text of any length
+    return shorten(text, kLongest);
 }
 
 std::string describe(const Json& value)
@@ -58,63 +70,79 @@ class StructureCheck : public nlohmann::json_sax<Json> {
 public:
     explicit StructureCheck(int maximumDepth) : m_maximumDepth(maximumDepth) {}
 
-    bool null() override { return true; }
-    bool boolean(bool) override { return true; }
-    bool number_integer(number_integer_t) override { return true; }
-    bool number_unsigned(number_unsigned_t) override { return true; }
-    bool number_float(number_float_t, const string_t&) override { return true; }
-    bool string(string_t&) override { return true; }
-    bool binary(binary_t&) override { return true; }
-    bool start_object(std::size_t) override
-    {
-        m_keys.emplace_back();
-        return deeper();
-    }
-    bool end_object() override
-    {
-        m_keys.pop_back();
-        --m_depth;
-        return true;
-    }
-    bool start_array(std::size_t) override { return deeper(); }
-    bool end_array() override
-    {
-        --m_depth;
-        return true;
-    }
+    bool null() override { return passed(); }
+    bool boolean(bool) override { return passed(); }
+    bool number_integer(number_integer_t) override { return passed(); }
+    bool number_unsigned(number_unsigned_t) override { return passed(); }
+    bool number_float(number_float_t, const string_t&) override { return passed(); }
+    bool string(string_t&) override { return passed(); }
+    bool binary(binary_t&) override { return passed(); }
+    bool start_object(std::size_t) override { return enter(/*isArray=*/false); }
+    bool end_object() override { return leave(); }
+    bool start_array(std::size_t) override { return enter(/*isArray=*/true); }
+    bool end_array() override { return leave(); }
     bool key(string_t& key) override
     {
-        if (m_keys.back().insert(key).second)
+        m_levels.back().key = key;
+        if (m_levels.back().keys.insert(key).second)
             return true;
         problem = fmt::format("the key \"{}\" stands twice in one object", shorten(key));
         expected = "each key once";
+        place = pointer();
         return false;
     }
     bool parse_error(std::size_t position, const std::string&, const nlohmann::detail::exception& error) override
     {
         errorPosition = position;
-        const std::string text = error.what();
-        const std::size_t colon = text.rfind(": ");
-        problem = "not valid JSON: " + (colon == std::string::npos ? text : text.substr(colon + 2));
+        problem = "not valid JSON: " + syntaxProblem(error.what());
         return false;
     }
 
     std::string problem;
     std::string expected;
+    std::string place;
     std::optional<std::size_t> errorPosition;
 
 private:
-    bool deeper()
+    struct Level {
+        bool isArray = false;
+        std::size_t index = 0; // of the element that is read, in an array
+        std::string key;       // of the member that is read, in an object
+        std::set<std::string> keys;
+    };
+
+    bool enter(bool isArray)
     {
-        if (++m_depth <= m_maximumDepth)
+        if (m_levels.size() < static_cast<std::size_t>(m_maximumDepth)) {
+            m_levels.push_back({isArray, 0, {}, {}});
             return true;
+        }
         problem = fmt::format("nested more than {} levels deep", m_maximumDepth);
+        place = pointer();
         return false;
+    }
+    bool leave()
+    {
+        m_levels.pop_back();
+        return passed();
+    }
+    bool passed()
+    {
+        if (!m_levels.empty() && m_levels.back().isArray)
+            ++m_levels.back().index;
+        return true;
+    }
+    std::string pointer() const
+    {
+        std::string text;
+        for (const Level& level : m_levels)
+            text += '/' + (level.isArray ? std::to_string(level.index) : escaped(level.key));
+        constexpr std::size_t kLongest = 120;
+        return shorten(text, kLongest);
     }
 
     int m_maximumDepth;
-    int m_depth = 0;
-    std::vector<std::set<std::string>> m_keys;
+    std::vector<Level> m_levels;
 };
 
 } // namespace
@@ -125,7 +153,7 @@ Json parseJson(const std::string& text, const std::string& file, const JsonSynta
     const bool sound =
         Json::sax_parse(text, &check, nlohmann::detail::input_format_t::json, /*strict=*/true, syntax.comments);
     if (!sound) {
-        std::string place;
+        std::string place = check.place;
         if (check.errorPosition)
             place = lineAndColumn(text, *check.errorPosition == 0 ? 0 : *check.errorPosition - 1);
         throw InputError(file, place, check.problem, check.expected);

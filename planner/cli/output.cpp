@@ -201,7 +201,14 @@ void OutputOptions::add(CLI::App& app, Findings& findings, Formats formats, Targ
     if (target == Target::StandardOutput)
         return;
     const bool folder = target == Target::Folder;
-    app.add_option("-o,--output", m_path, folder ? "write the files into this folder" : "write the answer to this file")
+    app.add_option_function<std::string>(
+           "-o,--output",
+           [this, folder, &findings](const std::string& path) {
+               m_path = path;
+               if (path.empty()) // as an unset variable of a script leaves it
+                   findings.add("--output", "is \"\"", folder ? "the path of a folder" : "the path of a file");
+           },
+           folder ? "write the files into this folder" : "write the answer to this file")
         ->type_name(folder ? "DIR" : "FILE")
         ->group("Output");
     app.add_flag("--force", m_force, "replace files that exist")->group("Output");

@@ -69,11 +69,16 @@ void reportExtras(const CLI::App& root, const CLI::App* command, Findings& findi
 }
 
 /// CLI11's "--nodes: 1 required N missing" and "--strategy is required" in our words.
-InputError findingOf(const CLI::ParseError& error)
+InputError findingOf(const CLI::ParseError& error, const CLI::App* command)
 {
     const std::string text = withoutControls(error.what());
-    if (error.get_name() == "ArgumentMismatch")
-        return {"command line", text.substr(0, text.find(':')), "has no value", "one after it"};
+    if (error.get_name() == "ArgumentMismatch") {
+        const std::string name = text.substr(0, text.find(':'));
+        const CLI::Option* option = command == nullptr ? nullptr : command->get_option_no_throw(name);
+        if (const std::size_t times = option == nullptr ? 0 : option->count(); times > 1)
+            return {"command line", name, fmt::format("is given {} times", times), "it once"};
+        return {"command line", name, "has no value", "one after it"};
+    }
     if (error.get_name() == "RequiredError")
         return {"command line", text.substr(0, text.find(' ')), "is missing", "as `--help` of the command shows"};
     return {"command line", "", text};
@@ -102,7 +107,8 @@ ExitCode parseAndRun(int argc, const char* const* argv)
         printOut(std::string(asked.what()) + '\n');
         return ExitCode::Done;
     } catch (const CLI::ParseError& error) {
-        findings.add(findingOf(error));
+        const auto named = root.get_subcommands();
+        findings.add(findingOf(error, named.empty() ? nullptr : named.front()));
     }
     const auto chosen = root.get_subcommands();
     reportExtras(root, chosen.empty() ? nullptr : chosen.front(), findings);

@@ -127,8 +127,11 @@ void ScenarioOptions::add(CLI::App& app, Strategies strategies, Source source)
         if (strategies == Strategies::One && std::string_view(flag.option) == kStrategies)
             continue;
         if (flag.kind == Kind::Switch) {
-            app.add_flag_callback(
-                   flag.option, [this, &flag] { m_values[flag.option] = "true"; }, flag.help)
+            // "--compile=false" counts -1: it replaces a scenario's true
+            app.add_flag_function(
+                   flag.option,
+                   [this, &flag](std::int64_t count) { m_values[flag.option] = count > 0 ? "true" : "false"; },
+                   flag.help)
                 ->group("The question");
             continue;
         }
@@ -190,7 +193,7 @@ void ScenarioOptions::applyValues(Json& document, Findings& findings) const
         case Kind::Text: setMember(document, flag.pointer, text); break;
         case Kind::Integer: setMember(document, flag.pointer, integerOrText(text)); break;
         case Kind::List: setMember(document, flag.pointer, splitAtCommas(text)); break;
-        case Kind::Switch: setMember(document, flag.pointer, true); break;
+        case Kind::Switch: setMember(document, flag.pointer, text == "true"); break;
         case Kind::Precision:
             if (text != "bf16" && text != "fp16" && text != "fp8" && text != "no") {
                 findings.add(option, fmt::format("is \"{}\"", withoutControls(text)), "bf16, fp16, fp8 or no");

@@ -20,14 +20,27 @@ std::string inFolder(const std::string& folder, const std::string& name)
     return folder.back() == '/' ? folder + name : fmt::format("{}/{}", folder, name);
 }
 
+/// `word` as a POSIX shell takes it for one word.
+std::string shellWord(const std::string& word)
+{
+    constexpr std::string_view kPlain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:=@%+,";
+    if (!word.empty() && word.find_first_not_of(kPlain) == std::string::npos)
+        return word;
+    std::string quoted = "'";
+    for (const char c : word)
+        quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    return quoted + "'";
+}
+
 std::string accelerateCommand(const RunConfig& run, const ExportOptions& options)
 {
-    std::string command = fmt::format("accelerate launch --config_file {}", inFolder(options.folder, kAccelerateFile));
+    std::string command =
+        fmt::format("accelerate launch --config_file {}", shellWord(inFolder(options.folder, kAccelerateFile)));
     if (run.launch.processes == 0)
         command += " --num_processes $NUM_PROCESSES";
     if (run.launch.nodes > 1) // on every node, with its own rank
         command += " --machine_rank $NODE_RANK --main_process_ip $MASTER_ADDR --main_process_port 29500";
-    return command + " " + options.script;
+    return command + " " + shellWord(options.script);
 }
 
 std::string deepSpeedCommand(const RunConfig& run, const ExportOptions& options)
@@ -37,7 +50,8 @@ std::string deepSpeedCommand(const RunConfig& run, const ExportOptions& options)
         command += fmt::format(" --hostfile hostfile --num_nodes {}", run.launch.nodes);
     if (run.launch.processes > 0)
         command += fmt::format(" --num_gpus {}", run.launch.processes / run.launch.nodes);
-    return command + fmt::format(" {} --deepspeed {}", options.script, inFolder(options.folder, kDeepSpeedFile));
+    return command + fmt::format(" {} --deepspeed {}", shellWord(options.script),
+                                 shellWord(inFolder(options.folder, kDeepSpeedFile)));
 }
 
 /// What TrainingArguments must say too: Hugging Face compares them with the file and stops on a difference.

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "core/cluster_file.hpp"
 #include "planner/configs/configs.hpp"
 
 namespace shardwright {
@@ -23,6 +24,14 @@ ConfigFileReader besideFile(const std::string& file)
         std::error_code problem;
         return readTextFile(std::filesystem::exists(beside, problem) ? beside.string() : path);
     };
+}
+
+int nodesOf(const ImportedConfig& config, std::int64_t nodes)
+{
+    if (nodes > kMostNodes)
+        throw InputError(config.file, "", fmt::format("runs on {} nodes", nodes),
+                         fmt::format("at most {}", kMostNodes));
+    return static_cast<int>(nodes);
 }
 
 } // namespace
@@ -58,7 +67,7 @@ Scenario scenarioOf(const ImportedConfig& config, const Model& model, const Clus
                                  fmt::format("runs {} processes, and {} has {} GPUs per node", launch.processes,
                                              cluster.id, cluster.gpusPerNode),
                                  "a multiple of that");
-            scenario.cluster.nodes = static_cast<int>(launch.processes / cluster.gpusPerNode);
+            scenario.cluster.nodes = nodesOf(config, launch.processes / cluster.gpusPerNode);
         } else if (perNode > cluster.gpusPerNode) {
             throw InputError(config.file, "num_processes",
                              fmt::format("{} processes per machine, and {} has {} GPUs per node", perNode, cluster.id,
@@ -66,7 +75,7 @@ Scenario scenarioOf(const ImportedConfig& config, const Model& model, const Clus
                              "a cluster with more GPUs per node, or fewer processes");
         } else {
             scenario.cluster.gpusPerNode = static_cast<int>(perNode);
-            scenario.cluster.nodes = static_cast<int>(launch.nodes);
+            scenario.cluster.nodes = nodesOf(config, launch.nodes);
         }
     }
     return scenario;

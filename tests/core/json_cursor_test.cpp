@@ -31,6 +31,26 @@ TEST(ParseJson, RejectsDeepNesting)
     EXPECT_NE(messageOf(std::string(5000, '[')).find("levels deep"), std::string::npos);
 }
 
+TEST(ParseJson, SaysWhereAKeyStandsTwiceAndWhereItIsTooDeep)
+{
+    EXPECT_EQ(messageOf(R"({"x": 1, "list": [0, [1], {"a/b": {"k": 1, "k": 2}}]})"),
+              "f.json: /list/2/a~1b/k: the key \"k\" stands twice in one object; expected each key once");
+    EXPECT_EQ(messageOf(R"([{"a": 1, "b": 2}, {"a": 1}])"), ""); // the same key in two objects
+    const std::string deep = messageOf(R"({"top": [7, )" + std::string(5000, '['));
+    EXPECT_EQ(deep.rfind("f.json: /top/1/0/0", 0), 0U) << deep;
+}
+
+TEST(ParseJson, SaysWhatIsNotValidInItsOwnWords)
+{
+    const std::string literal = messageOf(R"({"sequence_length": NaN})");
+    EXPECT_NE(literal.find("invalid literal"), std::string::npos) << literal;
+    const std::string overflow = messageOf(R"({"sequence_length": 1e400})");
+    EXPECT_NE(overflow.find("number overflow parsing '1e400'"), std::string::npos) << overflow;
+    for (const std::string& message : {literal, overflow})
+        EXPECT_EQ(message.find("json.exception"), std::string::npos) << message;
+    EXPECT_LT(messageOf("{\"" + std::string(100000, 'x')).size(), 400U); // an endless key is not repeated in full
+}
+
 TEST(JsonCursor, TellsAllProblemsAtOnceWithPointers)
 {
     const Json json = parseJson(R"({"layers": -1, "hiden": 4, "list": {"x": 1.5}})", "m.json");

@@ -237,6 +237,22 @@ TEST(CliContract, FlagsReplaceTheScenariosValues)
     EXPECT_NE(before["plans"][0]["gpu"], fromFile["plans"][0]["gpu"]);
 }
 
+TEST(CliContract, ASwitchCanBeSetBack)
+{
+    const TemporaryFolder folder;
+    const std::string file = folder.write(
+        "compiled.json",
+        R"({"schema": "shardwright-scenario/1", "model": "llama-2-7b", "cluster": "dgx-h100",
+            "strategies": ["fsdp2-full-shard"], "training": {"compile": true}})");
+    const auto peak = [&](const std::vector<std::string>& flags) {
+        std::vector<std::string> arguments{"compare", file, "--format", "json"};
+        arguments.insert(arguments.end(), flags.begin(), flags.end());
+        return shardplanJson(arguments)["plans"][0]["gpu"]["peak_allocated_bytes"].get<std::int64_t>();
+    };
+    EXPECT_EQ(peak({}), peak({"--compile"}));
+    EXPECT_GT(peak({"--compile=false"}), peak({})); // uncompiled blocks keep the results of pointwise operations
+}
+
 TEST(CliContract, GpusPerNodeCountsInTheCluster)
 {
     const Json result = shardplanJson(

@@ -1,6 +1,7 @@
 #include <fstream>
 #include <sstream>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
@@ -292,6 +293,30 @@ TEST(ConfigGolden, FilesAreWrittenByteForByte)
     expectGolden("deepspeed-zero3-offload-nvme.json", nvme.files.front().text);
     EXPECT_EQ(nvme.launchCommand,
               "deepspeed --hostfile hostfile --num_nodes 2 --num_gpus 8 train.py --deepspeed ds_config.json");
+}
+
+TEST(ConfigExport, TheLaunchCommandIsOneForAShell)
+{
+    const Scenario scenario = scenarioOn(1, 8);
+    const ConfigExport zero =
+        exportConfig(scenario, {"x", DeepSpeedOptions{}}, ConfigFormat::DeepSpeed, {"my runs/it's", "train 2.py"});
+    EXPECT_EQ(zero.launchCommand,
+              R"(deepspeed --num_gpus 8 'train 2.py' --deepspeed 'my runs/it'\''s/ds_config.json')");
+    const ConfigExport fsdp =
+        exportConfig(scenario, {"x", Fsdp1Options{}}, ConfigFormat::AccelerateFsdp1, {"$HOME", "train.py"});
+    EXPECT_EQ(fsdp.launchCommand, "accelerate launch --config_file '$HOME/accelerate_config.yaml' train.py");
+}
+
+TEST(ConfigImport, MoreNodesThanAnIntHoldsAreRefusedAndNeverCutShort)
+{
+    const Scenario scenario = scenarioOn(1, 8);
+    const std::int64_t nodes = (std::int64_t{1} << 32) + 2; // its lower 32 bits are 2
+    for (const std::string& launch : {fmt::format("num_processes: {}\nnum_machines: {}\n", nodes, nodes),
+                                      fmt::format("num_processes: {}\nnum_machines: 1\n", nodes * 8)}) {
+        const ImportedConfig config =
+            importConfig("distributed_type: MULTI_GPU\nmixed_precision: bf16\n" + launch, "many.yaml");
+        EXPECT_THROW(scenarioOf(config, scenario.model, scenario.cluster), InputError) << launch;
+    }
 }
 
 // Accelerate's concept guide "FSDP vs DeepSpeed": the pairs of its tables.
