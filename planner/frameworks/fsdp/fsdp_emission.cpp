@@ -175,18 +175,18 @@ void FsdpEmission::microStep(const MicroStep& step)
     m_walk.loss(m_builder, *this);
     if (!empty(kRootUnit))
         enterBackward(kRootUnit);
+    int unit = unitCount() - 1; // units stand in the order of their first layers
     for (m_layer = layers - 1; m_layer >= 0; --m_layer) {
         m_walk.backward(m_builder, m_layer, *this);
-        for (int unit = unitCount() - 1; unit > kRootUnit; --unit)
-            if (m_shape.units.units[static_cast<std::size_t>(unit)].firstLayer == m_layer && !empty(unit) &&
-                !fedByTokens(unit))
+        for (; unit > kRootUnit && m_shape.units.units[static_cast<std::size_t>(unit)].firstLayer == m_layer; --unit)
+            if (!empty(unit) && !fedByTokens(unit))
                 finishBackward(unit, step);
     }
     m_layer = -1;
     if (m_postponed >= 0)
         postBackward(m_postponed, step);
     m_postponed = -1;
-    for (int unit = kRootUnit; unit < unitCount(); ++unit)
+    for (unit = kRootUnit; unit < unitCount(); ++unit)
         if (!empty(unit) && (isRoot(unit) || fedByTokens(unit)))
             postBackward(unit, step);
     leaveBackward();

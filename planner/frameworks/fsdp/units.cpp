@@ -53,11 +53,6 @@ std::vector<int> wrapBySize(const std::vector<LeafModule>& modules, std::int64_t
 
 } // namespace
 
-std::int64_t UnitMap::count(int type) const
-{
-    return std::count_if(units.begin(), units.end(), [type](const Unit& unit) { return unit.type == type; });
-}
-
 UnitMap unitsOf(const Model& model, const UnitPolicy& policy)
 {
     UnitMap map;
@@ -68,6 +63,7 @@ UnitMap unitsOf(const Model& model, const UnitPolicy& policy)
     // Tied weights must lie in one unit, so a tied head keeps embedding and head together in the root.
     const bool separateHead = policy.separateHead && !model.architecture.tiedEmbedding;
     std::map<std::pair<int, int>, int> typeOfGroup; // (layer type, group) -> unit type
+    std::vector<int> firstUnit{0};                  // of each unit type: the one whose parameters describe the type
     std::vector<bool> rootHas(model.layerTypes.size(), false);
     const auto append = [&](UnitType& type, const LayerType& layer, const LeafModule& module) {
         for (const int index : module.parameters) {
@@ -120,6 +116,7 @@ UnitMap unitsOf(const Model& model, const UnitPolicy& policy)
                 type.layerType = typeIndex;
                 typeOfGroup[key] = static_cast<int>(map.types.size());
                 map.types.push_back(type);
+                firstUnit.push_back(static_cast<int>(map.units.size()));
             }
             const int unitType = typeOfGroup[key];
             if (unitOfGroup.count(group[i]) == 0) {
@@ -129,7 +126,7 @@ UnitMap unitsOf(const Model& model, const UnitPolicy& policy)
                     outerUnit = static_cast<int>(map.units.size()) - 1;
             }
             unitOf[i] = unitOfGroup[group[i]];
-            if (map.count(unitType) == 1)
+            if (unitOf[i] == firstUnit[static_cast<std::size_t>(unitType)])
                 append(map.types[static_cast<std::size_t>(unitType)], layer, modules[i]);
         }
     }

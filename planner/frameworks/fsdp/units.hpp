@@ -36,7 +36,6 @@ struct UnitMap {
     {
         return types[static_cast<std::size_t>(units[static_cast<std::size_t>(unit)].type)];
     }
-    std::int64_t count(int type) const;
 };
 
 struct UnitPolicy {
