@@ -30,6 +30,7 @@ private:
     };
 
     void defineStates();
+    bool flattensOnGpu(Bytes both) const;
     void defineGradients();
     void defineFlushes();
     void defineHost();

@@ -6,6 +6,7 @@
 
 #include "planner/frameworks/deepspeed/zero12.hpp"
 #include "planner/frameworks/optimizer_rules.hpp"
+#include "planner/overheads.hpp"
 
 namespace shardwright {
 
@@ -20,7 +21,8 @@ constexpr std::int64_t kAlignment = 2;
 // has_inf_or_nan makes a fp32 copy, its comparison and two masks of the largest gradient fragment: 4 + 4 + 1 + 1 + 1.
 constexpr std::int64_t kOverflowBytes = 11;
 
-constexpr BufferSpec kModule{"module before it is flattened", "d P", "stage_1_and_2.py __init__", C::Temporaries};
+constexpr BufferSpec kModule{"trainable parameters before they are flattened", "d P", "stage_1_and_2.py __init__",
+                             C::Temporaries};
 constexpr BufferSpec kFrozen{"frozen parameters, outside the flat buffer",
                              "d P_frozen",
                              "stage_1_and_2.py __init__: only parameters that require gradients are flattened",
@@ -146,17 +148,24 @@ void Zero12Rules::resize(const PlanInput& input)
     defineHost();
 }
 
+// __init__: the flat buffer is made beside the module where the free memory takes both (since DeepSpeed pull
+// request 7828), otherwise in host memory after the module has left the GPU and the cache has been emptied.
+bool Zero12Rules::flattensOnGpu(Bytes both) const
+{
+    double used = both.asDouble();
+    for (const Overhead& overhead : gpuOverheads(*m_cluster, 1))
+        used += overhead.bytes.asDouble();
+    return used <= m_cluster->gpu.memory.value;
+}
+
 void Zero12Rules::defineStates()
 {
     const Bytes frozen = bytesOf(frozenParameters(), m_dtypes.frozen);
-    // The flat buffer is made beside the module where both fit (since DeepSpeed pull request 7828), otherwise in host
-    // memory after the module has left the GPU and the cache has been emptied.
-    const Bytes module = bytesOf(m_order.elements(), m_dtypes.model) + frozen;
-    const Bytes both = module + frozen + bytesOf(m_padded, m_dtypes.model);
-    const bool fits = both.asDouble() <= m_cluster->gpu.memory.value;
-    m_module = m_sizes.addBuffer(kModule, fits ? module : Bytes(0));
+    const Bytes module = bytesOf(m_order.elements(), m_dtypes.model);
+    const Bytes flat = bytesOf(m_padded, m_dtypes.model);
+    m_module = m_sizes.addBuffer(kModule, flattensOnGpu(frozen + module + flat) ? module : Bytes(0));
     m_frozen = m_sizes.addBuffer(kFrozen, frozen);
-    m_flat = m_sizes.addBuffer(kFlat, bytesOf(m_padded, m_dtypes.model));
+    m_flat = m_sizes.addBuffer(kFlat, flat);
     const Bytes master = bytesOf(m_partition, m_dtypes.master);
     m_master = m_sizes.addBuffer(kMaster, master);
     m_moments = m_sizes.addBuffer(kMoments, stateBytes(m_partition));

@@ -39,6 +39,16 @@ TEST(DeepSpeedStates, Zero2HoldsFlatParametersAndAPartition)
               question.memory().gpuHeld - Bytes(8 * 906) + Bytes(2 * (1024 + 16 + 4 * 256)));
 }
 
+// stage_1_and_2.py __init__ flattens on the GPU when its free memory takes the copy, and by way of the host when not.
+TEST(DeepSpeedStates, Zero2FlattensOnTheHostWhatDoesNotFitTwice)
+{
+    Question question;
+    question.options().stage = 2;
+    EXPECT_EQ(question.memory().gpuInitPeak, Bytes(2 * 2 * kTinyParameters));
+    question.cluster.gpu.memory.value = 1000; // then the most is flat buffer, master partition and the step's zeros
+    EXPECT_EQ(question.memory().gpuInitPeak, Bytes(2 * kTinyParameters + (4 + 4) * (kTinyParameters / 8)));
+}
+
 TEST(DeepSpeedStates, FlatBufferIsPaddedToTwiceTheRanks)
 {
     Question question;
@@ -120,6 +130,9 @@ TEST(DeepSpeedStates, AdaptersAloneAreStepped)
     ASSERT_EQ(question.model.trainableParameters(), trained);
     question.options().stage = 2;
     EXPECT_EQ(question.memory().gpuHeld, Bytes(2 * (kTinyParameters + trained) + 12 * trained / 8));
+    // Flattening copies the adapters; the frozen base stands once: 2 x (7,248 + 2 x 1,088) are more than the step's
+    // zeros
+    EXPECT_EQ(question.memory().gpuInitPeak, Bytes(2 * (kTinyParameters + 2 * trained)));
     question.options().stage = 3;
     question.options().reduceBucketSize = 100;
     const std::int64_t shardOfAll = (kTinyParameters + trained) / 8;
