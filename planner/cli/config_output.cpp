@@ -19,8 +19,8 @@ const char* spoken(NoteKind kind)
     switch (kind) {
     case NoteKind::Rewritten: return "rewritten";
     case NoteKind::Ignored: return "ignored by the framework";
-    case NoteKind::Kept: return "kept, without effect on a plan";
-    case NoteKind::Automatic: return "\"auto\" taken for";
+    case NoteKind::Kept: return "kept";
+    case NoteKind::Automatic: return "automatic";
     case NoteKind::InScript: return "set it in the training script";
     case NoteKind::NotSayable: return "cannot be said in this format";
     case NoteKind::Information: return "note";

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <iterator>
 #include <memory>
 
 #include <CLI/CLI.hpp>
@@ -34,8 +36,13 @@ using Items = std::vector<ConversionItem>;
 std::string section(const char* title, const Items& items)
 {
     std::string text = items.empty() ? std::string() : fmt::format("{}\n", title);
-    for (const ConversionItem& item : items)
-        text += fmt::format("  {}: {}\n", item.setting, item.text);
+    for (std::size_t i = 0; i < items.size();) {
+        std::vector<std::string> settings;
+        const std::string& same = items[i].text;
+        for (; i < items.size() && items[i].text == same; ++i)
+            settings.push_back(items[i].setting);
+        text += fmt::format("  {}: {}\n", fmt::join(settings, ", "), same);
+    }
     return text;
 }
 
@@ -45,6 +52,24 @@ Json itemsToJson(const Items& items)
     for (const ConversionItem& item : items)
         json.push_back({{"setting", item.setting}, {"text", item.text}});
     return json;
+}
+
+/// The notes of reading and of writing without those that say a thing a second time: what is kept stands in the
+/// report, and what is "auto" in both files is told once.
+std::vector<ConfigNote> notToldYet(const std::vector<ConfigNote>& reading, const std::vector<ConfigNote>& writing)
+{
+    std::vector<ConfigNote> notes;
+    const auto told = [&](const ConfigNote& note) {
+        return std::any_of(notes.begin(), notes.end(), [&](const ConfigNote& other) {
+            return note.kind == NoteKind::Automatic && other.kind == note.kind && other.setting == note.setting;
+        });
+    };
+    std::copy_if(reading.begin(), reading.end(), std::back_inserter(notes),
+                 [](const ConfigNote& note) { return note.kind != NoteKind::Kept; });
+    for (const ConfigNote& note : writing)
+        if (!told(note))
+            notes.push_back(note);
+    return notes;
 }
 
 ExitCode convert(const Options& options)
@@ -62,8 +87,8 @@ ExitCode convert(const Options& options)
                                                 {options.output.path(), options.script});
     const std::string report = fmt::format("launch: {}\n", conversion.result.launchCommand) +
                                section("kept", conversion.kept) + section("translated", conversion.translated) +
-                               section("has no equivalent", conversion.noEquivalent) + noteLines(source.notes) +
-                               noteLines(conversion.result.notes);
+                               section("has no equivalent", conversion.noEquivalent) +
+                               noteLines(notToldYet(source.notes, conversion.result.notes));
     deliver(conversion.result, report,
             {{"kept", itemsToJson(conversion.kept)},
              {"translated", itemsToJson(conversion.translated)},

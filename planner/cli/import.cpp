@@ -21,8 +21,9 @@ constexpr const char* kHelp = R"(Examples:
   shardplan import fsdp.yaml --model llama-3-8b --cluster dgx-h100 --nodes 2 -o mine.json
   shardplan import ds_config.json --model models/llama-2-7b --cluster dgx-a100-80gb --sequence-length 2048
 
-Prints a scenario that `shardplan compare` and `explain` take; what the file says that has no effect on a plan, and what
-"auto" was taken for, goes to standard error. A flag replaces what the file says.)";
+Prints a scenario that `shardplan compare` and `explain` take. To standard error goes what the file says that has no
+effect on a plan, what fills its "auto", and what is taken for settings that it does not have, with the flag of each. A
+flag replaces what the file says.)";
 
 struct Options {
     std::string file;
@@ -46,6 +47,29 @@ Cluster sized(Cluster cluster, const ScenarioOptions& question)
     return cluster;
 }
 
+/// What neither the file nor a flag says and a plan needs, with the flag that says it.
+ConfigNote takenHere(const TrainingSettings& said, const ScenarioOptions& question, const Training& training)
+{
+    std::vector<std::string> taken;
+    const auto add = [&](bool inFile, const char* flag, const std::string& what) {
+        if (!inFile && !question.value(flag))
+            taken.push_back(fmt::format("{} ({})", what, flag));
+    };
+    add(false, "--sequence-length", fmt::format("sequence {}", training.sequenceLength));
+    add(said.microBatch.has_value(), "--micro-batch", fmt::format("micro-batch {}", training.microBatch));
+    add(said.gradientAccumulation.has_value(), "--gradient-accumulation",
+        fmt::format("gradient accumulation {}", training.gradientAccumulation));
+    add(said.mixedPrecision.has_value(), "--precision",
+        fmt::format("{} mixed precision", nameOf(mixedPrecisionMode(training.precision))));
+    add(false, "--load-dtype", fmt::format("weights loaded in {}", nameOf(training.precision.load)));
+    add(said.optimizer.has_value(), "--optimizer", fmt::format("optimizer {}", nameOf(training.optimizer)));
+    add(said.checkpointing.has_value(), "--activation-checkpointing",
+        fmt::format("activation checkpointing {}", nameOf(training.checkpointing)));
+    add(false, "--attention", fmt::format("{} attention", nameOf(training.attention)));
+    return {NoteKind::Information, "/training",
+            fmt::format("not in the file, so taken here: {}", fmt::join(taken, ", "))};
+}
+
 ExitCode importConfigFile(const Options& options)
 {
     Findings missing("command line");
@@ -58,8 +82,9 @@ ExitCode importConfigFile(const Options& options)
     ImportContext context;
     context.hiddenSize = model.architecture.hidden;
     context.world = cluster.gpus();
-    const ImportedConfig config = importConfig(readTextFile(options.file), options.file, context);
+    ImportedConfig config = importConfig(readTextFile(options.file), options.file, context);
     const Scenario scenario = options.question.readOver(toJson(scenarioOf(config, model, cluster)), options.file);
+    config.notes.push_back(takenHere(config.run.training, options.question, scenario.training));
     const Json json = toJson(scenario);
     if (options.output.format() == Format::Json) {
         options.output.write(jsonText({{"scenario", json}, {"notes", toJson(config.notes)}}) + '\n');

@@ -295,8 +295,13 @@ Json Writer::write(const std::string& deepSpeedFile)
 {
     const bool single = m_format == ConfigFormat::AccelerateDdp && m_run.launch.processes == 1;
     Json json = {{"compute_environment", "LOCAL_MACHINE"}, {"debug", false}, {"distributed_type", "FSDP"}};
-    if (m_format != ConfigFormat::AccelerateDeepSpeed) // refused beside a DeepSpeed file
-        json["mixed_precision"] = nameOf(m_run.training.mixedPrecision.value_or(MixedPrecisionMode::No));
+    if (m_format != ConfigFormat::AccelerateDeepSpeed) { // refused beside a DeepSpeed file
+        if (m_run.training.mixedPrecision)
+            json["mixed_precision"] = nameOf(*m_run.training.mixedPrecision);
+        else
+            note(NoteKind::Information, "mixed_precision",
+                 "not known: the launch command asks for it; without it everything is computed in the load dtype");
+    }
     if (m_run.launch.processes > 0)
         json["num_processes"] = m_run.launch.processes; // over all machines
     else

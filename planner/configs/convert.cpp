@@ -128,8 +128,8 @@ DeepSpeedOptions Converter::zeroFrom(ShardingStrategy sharding, std::int64_t sha
 
 void Converter::tellFsdpToZero(bool prefetches, bool efficientLoading)
 {
-    translated("fsdp_backward_prefetch", prefetches ? "stage3_prefetch_bucket_size, in elements, in both directions"
-                                                    : "stage3_prefetch_bucket_size 0: nothing is gathered ahead");
+    translated("backward prefetch", prefetches ? "stage3_prefetch_bucket_size, in elements, in both directions"
+                                               : "stage3_prefetch_bucket_size 0: nothing is gathered ahead");
     translated("fsdp_cpu_ram_efficient_loading", efficientLoading
                                                      ? "zero3_init_flag true: each rank builds its partition only"
                                                      : "zero3_init_flag false");
@@ -223,7 +223,7 @@ void Converter::tellZeroToFsdp(const DeepSpeedOptions& zero)
         const std::string& key = item.key();
         const bool elsewhere = key == "stage" || key.starts_with("offload_") || key.starts_with("mics_") ||
                                key == "zero_hpz_partition_size" || key == "stage3_prefetch_bucket_size" ||
-                               key == "stage3_gather_16bit_weights_on_model_save";
+                               key == "reduce_bucket_size" || key == "stage3_gather_16bit_weights_on_model_save";
         if (!elsewhere && (!defaults.contains(key) || defaults[key] != item.value()))
             lost(key, fmt::format("{}: FSDP has nothing like it", item.value().dump()));
     }
@@ -288,7 +288,9 @@ Fsdp1Options Converter::fsdp1FromZero(const DeepSpeedOptions& zero)
         fsdp.backwardPrefetch = BackwardPrefetch::None;
     translated(
         "stage3_prefetch_bucket_size",
-        fmt::format("fsdp_backward_prefetch {}: one unit ahead, whatever its size", nameOf(fsdp.backwardPrefetch)));
+        familyOf(m_target) == Family::Fsdp1
+            ? fmt::format("fsdp_backward_prefetch {}: one unit ahead, whatever its size", nameOf(fsdp.backwardPrefetch))
+            : std::string("version 2 always gathers one unit ahead in backward, whatever its size"));
     return fsdp;
 }
 
@@ -430,8 +432,15 @@ void Converter::convertCarried()
 {
     const bool sameFamily = familyOf(m_source.format) == familyOf(m_target);
     const auto tell = [&](const Json& carried, bool stays, const char* where) {
-        for (const auto& item : carried.items())
-            stays ? kept(item.key(), "as it was") : lost(item.key(), fmt::format("{} has no such setting", where));
+        for (const auto& item : carried.items()) {
+            // Of an Accelerate section only what no option holds is carried: its keys tell, not its name.
+            const bool section = item.key().ends_with("_config") && item.value().is_object();
+            const bool named = item.key() == "optimizer" && m_run.training.optimizer; // its type is an option
+            const Json settings = section ? item.value() : Json{{named ? "optimizer.params" : item.key(), nullptr}};
+            for (const auto& setting : settings.items())
+                stays ? kept(setting.key(), "as it was")
+                      : lost(setting.key(), fmt::format("{} has no such setting", where));
+        }
     };
     tell(m_run.carriedDeepSpeed, familyOf(m_target) == Family::DeepSpeed, "FSDP");
     if (!isAccelerate(m_target)) {

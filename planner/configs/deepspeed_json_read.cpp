@@ -110,6 +110,11 @@ bool dropAutomatic(Json& value)
     return found;
 }
 
+bool holdsAutomatic(Json value)
+{
+    return dropAutomatic(value);
+}
+
 struct BatchSizes {
     std::optional<std::int64_t> train, micro, accumulation;
     bool automatic = false;
@@ -302,10 +307,10 @@ void Reader::readOptimizer()
     const auto block = m_root.find("optimizer");
     if (!block || !block->expectObject())
         return;
-    Json kept = block->json();
-    if (dropAutomatic(kept))
+    const Json kept = block->json();
+    if (holdsAutomatic(kept))
         note(NoteKind::Automatic, "/optimizer/params",
-             "values that are \"auto\": Hugging Face fills them from TrainingArguments; an export leaves them out");
+             "values that are \"auto\": Hugging Face fills them from TrainingArguments; DeepSpeed alone cannot");
     const auto type = block->require("type", "the optimizer's name, such as \"AdamW\"");
     const auto name = type ? type->asString() : std::nullopt;
     if (!name)
@@ -371,17 +376,19 @@ void Reader::readGradients()
         clipping = 1.0; // runtime/constants.py GRADIENT_CLIPPING_DEFAULT
         note(NoteKind::Information, "/gradient_clipping", "absent: 1.0 since DeepSpeed 0.19.3, off before");
     }
-    // runtime/zero/stage_1_and_2.py and stage3.py assert both under reduce_scatter
-    const bool scattered = m_options.stage > 0 && m_options.reduceScatter;
+    // runtime/zero/stage_1_and_2.py (where gradients are partitioned: stage 2) and stage3.py assert both under
+    // reduce_scatter
+    const bool scattered = m_options.stage >= 2 && m_options.reduceScatter;
     double factor = 1.0;
     bool prescale = false;
     m_root.read("gradient_predivide_factor", factor, 0, std::numeric_limits<double>::max());
     m_root.read("prescale_gradients", prescale);
     if (scattered && factor != 1.0)
-        m_root.findings().add("/gradient_predivide_factor", fmt::format("is {} with ZeRO and reduce_scatter", factor),
+        m_root.findings().add("/gradient_predivide_factor",
+                              fmt::format("is {} with ZeRO-2 or 3 and reduce_scatter", factor),
                               "1.0, or reduce_scatter false");
     if (scattered && prescale)
-        m_root.findings().add("/prescale_gradients", "is true with ZeRO and reduce_scatter",
+        m_root.findings().add("/prescale_gradients", "is true with ZeRO-2 or 3 and reduce_scatter",
                               "false, or reduce_scatter false");
     for (const char* key : {"gradient_predivide_factor", "prescale_gradients"})
         if (const auto member = m_root.find(key))
@@ -464,13 +471,11 @@ void Reader::checkBatch(const BatchSizes& sizes)
 
 void Reader::keep(const std::string& key, const Json& value)
 {
-    // Hugging Face fills "auto" of the scheduler; other blocks ("pipeline": {"stages": "auto"}) have a meaning of it.
-    Json kept = value;
-    if (isAutomatic(kept) || (key == "scheduler" && dropAutomatic(kept)))
+    m_carried[key] = value;
+    // Other blocks ("pipeline": {"stages": "auto"}) have a meaning of it.
+    if (isAutomatic(value) || (key == "scheduler" && holdsAutomatic(value)))
         note(NoteKind::Automatic, "/" + key,
-             "holds \"auto\", which only the training script can fill: left out of an export");
-    else
-        m_carried[key] = kept;
+             "values that are \"auto\": Hugging Face fills them from TrainingArguments; DeepSpeed alone cannot");
 }
 
 void Reader::readRest()

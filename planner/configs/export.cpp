@@ -32,12 +32,14 @@ std::string shellWord(const std::string& word)
     return quoted + "'";
 }
 
-std::string accelerateCommand(const RunConfig& run, const ExportOptions& options)
+std::string accelerateCommand(const RunConfig& run, ConfigFormat format, const ExportOptions& options)
 {
     std::string command =
         fmt::format("accelerate launch --config_file {}", shellWord(inFolder(options.folder, kAccelerateFile)));
     if (run.launch.processes == 0)
         command += " --num_processes $NUM_PROCESSES";
+    if (!run.training.mixedPrecision && format != ConfigFormat::AccelerateDeepSpeed) // there the DeepSpeed file says it
+        command += " --mixed_precision $MIXED_PRECISION";
     if (run.launch.nodes > 1) // on every node, with its own rank
         command += " --machine_rank $NODE_RANK --main_process_ip $MASTER_ADDR --main_process_port 29500";
     return command + " " + shellWord(options.script);
@@ -55,7 +57,7 @@ std::string deepSpeedCommand(const RunConfig& run, const ExportOptions& options)
 }
 
 /// What TrainingArguments must say too: Hugging Face compares them with the file and stops on a difference.
-void tellTrainingArguments(const RunConfig& run, std::vector<ConfigNote>& notes)
+void tellTrainingArguments(const RunConfig& run, const Json& deepSpeed, std::vector<ConfigNote>& notes)
 {
     const TrainingSettings& training = run.training;
     std::string arguments;
@@ -69,6 +71,9 @@ void tellTrainingArguments(const RunConfig& run, std::vector<ConfigNote>& notes)
         arguments += " --bf16 True";
     if (training.mixedPrecision == MixedPrecisionMode::Fp16)
         arguments += " --fp16 True";
+    const Json::json_pointer learningRate("/optimizer/params/lr");
+    if (deepSpeed.contains(learningRate) && deepSpeed[learningRate].is_number())
+        arguments += fmt::format(" --learning_rate {}", deepSpeed[learningRate].get<double>());
     if (!arguments.empty())
         notes.push_back({NoteKind::InScript, "TrainingArguments",
                          "a script on Hugging Face's Trainer must say the same:" + arguments});
@@ -127,7 +132,7 @@ ConfigExport writeConfig(const RunConfig& run, ConfigFormat format, const Export
     if (format != ConfigFormat::DeepSpeed) {
         const Json yaml = accelerateYaml(run, format, inFolder(options.folder, kDeepSpeedFile), result.notes);
         result.files.push_back({kAccelerateFile, writeYaml(yaml)});
-        result.launchCommand = accelerateCommand(run, options);
+        result.launchCommand = accelerateCommand(run, format, options);
     } else {
         result.launchCommand = deepSpeedCommand(run, options);
     }
@@ -140,7 +145,7 @@ ConfigExport writeConfig(const RunConfig& run, ConfigFormat format, const Export
             result.notes.push_back({NoteKind::InScript, "zero3_init",
                                     "off in the plan: the model is built before deepspeed.initialize, not under "
                                     "deepspeed.zero.Init; Hugging Face's Trainer always uses it at stage 3"});
-        tellTrainingArguments(run, result.notes);
+        tellTrainingArguments(run, json, result.notes);
     }
     return result;
 }

@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "planner/configs/deepspeed_json.hpp"
@@ -117,6 +118,18 @@ TEST(DeepSpeedJson, FillsAutomaticSizesAsHuggingFaceDoes)
     const ImportedConfig blind = readDeepSpeedJson(text, "ds.json");
     EXPECT_EQ(optionsOf(blind).reduceBucketSize, 500000000);
     EXPECT_NE(noteOn(blind, "/zero_optimization/reduce_bucket_size").find("without a model"), std::string::npos);
+}
+
+// stage_1_and_2.py asserts postscale_gradients only where partition_gradients, which is stage 2.
+TEST(DeepSpeedJson, PrescalesBelowStage2)
+{
+    const auto text = [](int stage) {
+        return fmt::format(
+            R"({{"train_batch_size": 8, "prescale_gradients": true, "zero_optimization": {{"stage": {}}}}})", stage);
+    };
+    EXPECT_EQ(optionsOf(readDeepSpeedJson(text(1), "ds.json")).stage, 1);
+    EXPECT_NE(problemsOf(text(2)).find("/prescale_gradients"), std::string::npos);
+    EXPECT_NE(problemsOf(text(3)).find("/prescale_gradients"), std::string::npos);
 }
 
 TEST(DeepSpeedJson, SaysWhatTheAbsentClippingMeans)

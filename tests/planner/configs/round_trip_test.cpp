@@ -362,6 +362,40 @@ TEST(Convert, FollowsTheMappingBothWays)
     EXPECT_TRUE(lists(back.noEquivalent, "scheduler"));
 }
 
+// What Hugging Face would have filled stays "auto" in a DeepSpeed file; an FSDP file has no such word, so that the
+// launch command asks.
+TEST(Convert, DecidesNothingThatTheSourceLeavesOpen)
+{
+    const ImportedConfig open = importConfig(R"({"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto",
+        "bf16": {"enabled": "auto"}, "optimizer": {"type": "AdamW", "params": {"lr": "auto", "weight_decay": 0.1}},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": "auto"}}, "zero_optimization": {"stage": 3}})",
+                                             "ds.json");
+    const Json same = Json::parse(convertConfig(open, ConfigFormat::DeepSpeed).result.files.front().text);
+    EXPECT_EQ(same["optimizer"], Json::parse(R"({"type": "AdamW", "params": {"lr": "auto", "weight_decay": 0.1}})"));
+    EXPECT_EQ(same["scheduler"], Json::parse(R"({"type": "WarmupLR", "params": {"warmup_max_lr": "auto"}})"));
+    EXPECT_EQ(same["bf16"]["enabled"], "auto");
+
+    const ConfigExport fsdp = convertConfig(open, ConfigFormat::AccelerateFsdp2, twoBlockModel()).result;
+    EXPECT_EQ(fsdp.files.front().text.find("mixed_precision"), std::string::npos);
+    EXPECT_NE(fsdp.launchCommand.find("--mixed_precision $MIXED_PRECISION"), std::string::npos);
+}
+
+// Hugging Face's Trainer compares TrainingArguments with the file and stops on a difference.
+TEST(Convert, TellsEveryTrainingArgumentThatTheFileFixes)
+{
+    const ImportedConfig fixed = importConfig(R"({"train_batch_size": 16, "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 1, "gradient_clipping": 0.5, "fp16": {"enabled": true},
+        "optimizer": {"type": "AdamW", "params": {"lr": 3e-5}}, "zero_optimization": {"stage": 2}})",
+                                              "ds.json");
+    std::string told;
+    for (const ConfigNote& note : convertConfig(fixed, ConfigFormat::DeepSpeed).result.notes)
+        if (note.setting == "TrainingArguments")
+            told = note.text;
+    for (const char* argument : {"--per_device_train_batch_size 2", "--gradient_accumulation_steps 1",
+                                 "--max_grad_norm 0.5", "--fp16 True", "--learning_rate 3e-05"})
+        EXPECT_NE(told.find(argument), std::string::npos) << argument << " in " << told;
+}
+
 RC_GTEST_PROP(Convert, WithinDeepSpeedChangesNothing, ())
 {
     Scenario scenario = scenarioOn(2, 8);
