@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <limits>
 #include <memory>
+#include <utility>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -38,6 +40,22 @@ struct Options {
     bool onlyFitting = false;
 };
 
+/// Leaves the plan that needs the fewest changes to fit, and of these the least memory then; none where none would.
+void keepNearest(std::vector<Plan>& plans)
+{
+    const auto rank = [](const Plan& plan) {
+        const auto& change = plan.smallestChange;
+        return std::pair(change ? change->steps.size() : std::numeric_limits<std::size_t>::max(),
+                         change ? change->peakUsed : Bytes(0));
+    };
+    const auto nearest =
+        std::min_element(plans.begin(), plans.end(), [&](const Plan& a, const Plan& b) { return rank(a) < rank(b); });
+    if (nearest == plans.end() || !nearest->smallestChange)
+        plans.clear();
+    else
+        plans = {Plan(*nearest)};
+}
+
 ExitCode compare(Options& options)
 {
     if (options.published)
@@ -53,7 +71,11 @@ ExitCode compare(Options& options)
     detail.suggest = !options.onlyFitting && !options.recommend;
     std::vector<Plan> plans = plansOf(scenario, detail);
     const auto best = recommendation(scenario, plans);
-    if (options.onlyFitting || options.recommend)
+    if (options.recommend && !best) {
+        detail.suggest = true;
+        plans = plansOf(scenario, detail);
+        keepNearest(plans);
+    } else if (options.onlyFitting || options.recommend)
         plans.erase(std::remove_if(plans.begin(), plans.end(),
                                    [&](const Plan& plan) {
                                        return !plan.fits() || (options.recommend && plan.strategy != best->strategy);
@@ -77,7 +99,8 @@ Command addCompare(CLI::App& root, Findings& findings)
     app->footer(kHelp);
     app->add_option("scenario", options->files, "scenario file; flags replace single values of it")
         ->type_name("SCENARIO");
-    app->add_flag("--recommend", options->recommend, "only the strategy to take")->group("Answer");
+    app->add_flag("--recommend", options->recommend, "only the strategy to take; where nothing fits, the nearest")
+        ->group("Answer");
     app->add_flag("--only-fitting", options->onlyFitting, "leave out what does not fit")->group("Answer");
     app->add_flag("--published", options->published,
                   "predictions beside published figures: of these scenarios, or of all that ship")

@@ -109,6 +109,33 @@ TEST(CliOutput, ImportReadsWhatExportWrote)
     }
 }
 
+TEST(CliOutput, ImportTellsWhatItTookForWhatTheFileDoesNotSay)
+{
+    const TemporaryFolder folder;
+    const std::string file = folder.write("ds.json", R"({"train_micro_batch_size_per_gpu": "auto",
+        "bf16": {"enabled": true}, "zero_optimization": {"stage": 2}})");
+    const Ran imported = shardplan({"import", file, "--model", "llama-2-7b", "--cluster", "dgx-a100-80gb",
+                                    "--sequence-length", "512", "-o", folder.file("scenario.json")});
+    ASSERT_EQ(imported.exitCode, 0) << imported.err;
+    EXPECT_NE(imported.err.find("micro-batch 1 (--micro-batch)"), std::string::npos) << imported.err;
+    EXPECT_EQ(imported.err.find("(--sequence-length)"), std::string::npos) << "a flag said it";
+    EXPECT_EQ(imported.err.find("(--precision)"), std::string::npos) << "the file said it";
+}
+
+// 16 x 8e9 bytes of states: on 24 GB only NVMe holds them, and that plan lacks checkpointing only; ZeRO-2 lacks both.
+TEST(CliOutput, WhereNothingFitsTheRecommendationIsTheNearest)
+{
+    const Ran ran = shardplan({"compare", "--model", "llama-3-8b", "--cluster", "1xrtx3090", "--strategies",
+                               "ddp,deepspeed-zero2,deepspeed-zero3-offload-nvme", "--recommend", "--format", "json"});
+    EXPECT_EQ(ran.exitCode, 1) << ran.err;
+    const Json answer = Json::parse(ran.out);
+    EXPECT_TRUE(answer["recommended"].is_null());
+    ASSERT_EQ(answer["plans"].size(), 1u);
+    EXPECT_EQ(answer["plans"][0]["strategy"], "deepspeed-zero3-offload-nvme");
+    EXPECT_EQ(answer["plans"][0]["fits"], false);
+    EXPECT_EQ(answer["plans"][0]["smallest_change"]["steps"].size(), 1u);
+}
+
 TEST(CliOutput, TheRecommendedIsTheBestOfWhatTheFormatCanTell)
 {
     for (const auto& [format, framework] : {std::pair{"deepspeed", "deepspeed"}, std::pair{"accelerate-fsdp1", "fsdp1"},
