@@ -47,13 +47,26 @@ bool canTell(ConfigFormat format, const StrategyOptions& options)
     return false;
 }
 
+/// Whether the format takes this strategy: not NVMe in the plugin's few keys, nor FSDP2 without any sharding.
+bool canExport(const Scenario& scenario, const Strategy& strategy, ConfigFormat format)
+{
+    if (!canTell(format, strategy.options))
+        return false;
+    try {
+        exportConfig(scenario, strategy, format);
+        return true;
+    } catch (const InputError&) {
+        return false;
+    }
+}
+
 /// Leaves the strategies that the format can tell; InputError when there are none.
 void keepExportable(Scenario& scenario, const std::string& to)
 {
     std::vector<Strategy>& list = scenario.strategies;
     list.erase(std::remove_if(list.begin(), list.end(),
                               [&](const Strategy& strategy) {
-                                  return !canTell(configFormat(to, strategy.options), strategy.options);
+                                  return !canExport(scenario, strategy, configFormat(to, strategy.options));
                               }),
                list.end());
     if (list.empty())

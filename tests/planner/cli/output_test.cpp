@@ -152,6 +152,19 @@ TEST(CliOutput, TheRecommendedIsTheBestOfWhatTheFormatCanTell)
     }
 }
 
+// Adapters alone are cheapest to reduce where nothing is sharded, and Accelerate refuses FSDP2 over one rank.
+TEST(CliOutput, TheRecommendedIsNothingThatTheFormatRefuses)
+{
+    for (const char* format : {"accelerate", "accelerate-fsdp2"}) {
+        const Json exported =
+            shardplanJson({"export", "--model", "llama-3-8b", "--cluster", "2xrtx4090", "--lora-rank", "16",
+                           "--load-dtype", "bf16", "--sequence-length", "2048", "--activation-checkpointing", "full",
+                           "--strategy", "recommended", "--to", format, "--format", "json"});
+        EXPECT_EQ(exported["fits"], true) << format;
+        EXPECT_NE(exported["strategy"], "fsdp2-no-shard") << format;
+    }
+}
+
 TEST(CliOutput, ConvertSaysWhatBecameOfEachSetting)
 {
     const TemporaryFolder folder;
