@@ -171,7 +171,7 @@ Strategy strategyFromJson(const JsonCursor& cursor, int gpusPerNode)
     }
     FieldReader fields(cursor);
     if (cursor.require("name", "a name of your own for this combination"))
-        fields.field("name", strategy.name);
+        cursor.read("name", strategy.name);
     if (cursor.has("name") && cursor.json().at("name").is_string() && strategy.name.empty())
         cursor.complain("\"name\" is empty", "a name of your own for this combination");
     constexpr const char* kFrameworks = "ddp, fsdp1, fsdp2, deepspeed or native";

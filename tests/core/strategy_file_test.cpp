@@ -101,6 +101,14 @@ TEST(StrategyFile, NamesTheNearestPredefinedStrategy)
     EXPECT_EQ(read.findings[0].expected, "\"fsdp2-full-shard\" perhaps");
 }
 
+TEST(StrategyFile, OffersEachKnownKeyOnce)
+{
+    const Read read = readStrategy(R"({"name": "a", "framework": "fsdp1", "quux": 1})");
+    ASSERT_EQ(read.findings.size(), 1U);
+    EXPECT_EQ(read.findings[0].place, "/quux");
+    EXPECT_EQ(read.findings[0].expected.find("name"), read.findings[0].expected.rfind("name,"));
+}
+
 TEST(StrategyFile, RejectsADtypeThatNothingTravelsIn)
 {
     const Read read = readStrategy(R"({"name": "x", "framework": "fsdp1", "reduce_dtype": "nf4"})");
