@@ -159,8 +159,9 @@ struct Plan {
     std::string framework;
     Verdict verdict = Verdict::Fits;
     std::vector<std::string>
-        reasons;         // why not, or what makes it tight; also rules of the framework that forbid the combination
-    double headroom = 0; // (capacity - used) / capacity, negative when it does not fit
+        reasons; // why not, or what makes it tight; also rules of the framework that forbid the combination
+    std::vector<std::string> remarks; // what would surprise beside another plan, with its cause: ZeRO-2 above ZeRO-1
+    double headroom = 0;              // (capacity - used) / capacity, negative when it does not fit
     ModelStates states;
     GpuMemory gpu;
     HostMemory host;

@@ -76,6 +76,7 @@ public:
         m_plan.host.capacity = figureBytes(m_input.cluster.hostMemory);
         m_plan.nvme.capacity = figureBytes(m_input.cluster.nvmeCapacity);
         m_plan.reasons = refusals(m_input);
+        refusePastLearnedPositions();
         if (!m_plan.reasons.empty()) {
             m_plan.verdict = Verdict::NotPossible;
             return std::move(m_plan);
@@ -94,6 +95,22 @@ public:
     }
 
 private:
+    /// A table of learned positions cannot be read past its end; rotary positions and ALiBi can.
+    void refusePastLearnedPositions()
+    {
+        const std::int64_t positions = m_input.model.architecture.maxPositions;
+        const std::int64_t sequence = m_input.training.sequenceLength;
+        bool learned = false;
+        for (const LayerType& type : m_input.model.layerTypes)
+            for (const ParameterSpec& parameter : type.parameters)
+                learned |= parameter.role == ParameterRole::Position;
+        if (learned && positions > 0 && sequence > positions)
+            m_plan.reasons.push_back(
+                fmt::format("the model has {} learned positions and sequences of {} tokens read past "
+                            "them: a sequence length of at most {}",
+                            positions, sequence, positions));
+    }
+
     void fillFromRules(const FrameworkRules& rules)
     {
         m_plan.states = rules.modelStates();
@@ -151,6 +168,13 @@ private:
         constexpr double kSame = 1e-3; // padding alone makes no difference worth words
         if (std::abs(m_plan.traffic.psi - m_plan.traffic.psiTextbook) > kSame)
             m_plan.traffic.psiDifference = rules.psiDifference();
+        const std::int64_t trainable = m_input.model.trainableParameters();
+        if (!m_plan.traffic.psiDifference.empty() || trainable == m_input.model.parameters())
+            return;
+        if (m_plan.traffic.psi < m_plan.traffic.psiTextbook)
+            m_plan.traffic.psiDifference =
+                fmt::format("{} of {} parameters are trained: only they have gradients to reduce", trainable,
+                            m_input.model.parameters());
     }
 
     void judge(const Schedule& schedule)
@@ -227,12 +251,61 @@ Plan buildPlan(const Scenario& scenario, const Strategy& strategy, const PlanDet
     return buildPlan(PlanInput{scenario.model, scenario.cluster, scenario.training, strategy}, detail);
 }
 
+namespace {
+
+/// The categories in which `more` holds most more than `less` at their peaks: "communication buffers +0.93 GiB".
+std::string whereItIsMore(const Plan& more, const Plan& less)
+{
+    constexpr Bytes kWorthAWord = 64_MiB;
+    std::string text;
+    for (std::size_t i = 0; i < kCategoryCount; ++i) {
+        const Bytes here = more.gpu.byCategory[i];
+        const Bytes there = less.gpu.byCategory[i];
+        if (here < there + kWorthAWord)
+            continue;
+        std::string name(nameOf(static_cast<Category>(i)));
+        std::replace(name.begin(), name.end(), '_', ' ');
+        text += fmt::format("{}{} +{}", text.empty() ? "" : ", ", name, formatBinary(here - there));
+    }
+    return text;
+}
+
+/// A higher ZeRO stage is expected to use less. Where buckets or step temporaries turn that round, say so (DeepSpeed
+/// issue 1302).
+void remarkOnStages(const std::vector<Strategy>& strategies, std::vector<Plan>& plans)
+{
+    for (std::size_t high = 0; high < plans.size(); ++high)
+        for (std::size_t low = 0; low < plans.size(); ++low) {
+            const auto* upper = std::get_if<DeepSpeedOptions>(&strategies[high].options);
+            const auto* lower = std::get_if<DeepSpeedOptions>(&strategies[low].options);
+            const bool ran = plans[high].verdict != Verdict::NotPossible && plans[low].verdict != Verdict::NotPossible;
+            if (upper == nullptr || lower == nullptr || !ran || upper->stage <= lower->stage)
+                continue;
+            DeepSpeedOptions same = *upper;
+            same.stage = lower->stage;
+            same.contiguousGradients = lower->contiguousGradients;
+            same.overlapComm = lower->overlapComm;
+            same.reduceBucketSize = lower->reduceBucketSize;
+            const Bytes more = plans[high].gpu.peakAllocated;
+            const Bytes less = plans[low].gpu.peakAllocated;
+            if (!(same == *lower) || more <= less)
+                continue;
+            plans[high].remarks.push_back(fmt::format(
+                "allocates {} more than {} although it shards more: its peak is at {}, with {}; that of {} is at {}",
+                formatBinary(more - less), plans[low].strategy, plans[high].gpu.peakMoment,
+                whereItIsMore(plans[high], plans[low]), plans[low].strategy, plans[low].gpu.peakMoment));
+        }
+}
+
+} // namespace
+
 std::vector<Plan> buildPlans(const Scenario& scenario, const PlanDetail& detail)
 {
     std::vector<Plan> plans;
     plans.reserve(scenario.strategies.size());
     for (const Strategy& strategy : scenario.strategies)
         plans.push_back(buildPlan(scenario, strategy, detail));
+    remarkOnStages(scenario.strategies, plans);
     return plans;
 }
 

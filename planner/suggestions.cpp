@@ -113,6 +113,9 @@ private:
 
     void forFramework(const Fsdp1Options& options)
     {
+        if (m_input.training.lora && options.useOrigParams)
+            strategy("fsdp_use_orig_params: false with PEFT's fsdp_auto_wrap_policy", kFree, options,
+                     [](Fsdp1Options& o) { o.useOrigParams = false; });
         if (options.sharding != ShardingStrategy::FullShard)
             strategy("fsdp_sharding_strategy: FULL_SHARD", kMoreCommunication, options,
                      [](Fsdp1Options& o) { o.sharding = ShardingStrategy::FullShard; });

@@ -102,7 +102,7 @@ std::string remarks(const std::vector<Plan>& plans, const OutputStyle& style)
 {
     std::string text;
     for (const Plan& plan : plans) {
-        if (plan.reasons.empty() && !plan.smallestChange && plan.verdict == Verdict::Fits)
+        if (plan.reasons.empty() && plan.remarks.empty() && !plan.smallestChange && plan.verdict == Verdict::Fits)
             continue;
         const Cell verdict = verdictCell(plan.verdict);
         text += paint(style, verdict.ink, withoutControls(plan.strategy) + " " + verdict.text);
@@ -110,6 +110,8 @@ std::string remarks(const std::vector<Plan>& plans, const OutputStyle& style)
         text += by.empty() ? "\n" : ", " + by + '\n';
         for (const std::string& reason : plan.reasons)
             text += indented(reason, style);
+        for (const std::string& remark : plan.remarks)
+            text += indented(remark, style);
         if (plan.smallestChange)
             text += indented(fmt::format("smallest change that fits: {}, then {} GiB", plan.smallestChange->text,
                                          gibibytes(plan.smallestChange->peakUsed)),

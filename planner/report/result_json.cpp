@@ -1,5 +1,6 @@
 #include "planner/report/result_json.hpp"
 
+#include <cmath>
 #include <functional>
 
 #include "planner/report/table.hpp"
@@ -7,6 +8,13 @@
 namespace shardwright {
 
 namespace {
+
+/// Ψ is a sum of quotients: what floating-point addition leaves behind the ninth place is no volume.
+double withoutNoise(double psi)
+{
+    constexpr double kPlaces = 1e9;
+    return std::round(psi * kPlaces) / kPlaces;
+}
 
 Json byCategory(const CategoryBytes& bytes)
 {
@@ -110,14 +118,14 @@ Json trafficToJson(const Traffic& traffic)
                                {"payload", one.payload},
                                {"nodes", one.nodes},
                                {"sent_bytes_per_gpu", one.sentBytesPerGpu.count()}});
-    return {{"psi", traffic.psi},
+    return {{"psi", withoutNoise(traffic.psi)},
             {"psi_textbook", traffic.psiTextbook},
             {"bytes_per_gpu", traffic.sentBytesPerGpu.count()},
             {"intra_node_bytes_per_gpu", traffic.intraNodeBytesPerGpu.count()},
             {"inter_node_bytes_per_gpu", traffic.interNodeBytesPerGpu.count()},
             {"inter_node_bytes_per_node", traffic.interNodeBytesPerNode.count()},
             {"collectives", collectives},
-            {"psi_inter_node", traffic.psiInterNode},
+            {"psi_inter_node", withoutNoise(traffic.psiInterNode)},
             {"psi_difference", traffic.psiDifference},
             {"inter_node_ring_bytes_per_node", traffic.interNodeRingBytesPerNode.count()},
             {"host_to_device_bytes", traffic.hostToDeviceBytes.count()},
@@ -140,6 +148,7 @@ Json planToJson(const Plan& plan, ReportDetail detail)
             {"framework", plan.framework},
             {"fits", plan.fits()},
             {"reasons", plan.reasons},
+            {"remarks", plan.remarks},
             {"gpu", gpuToJson(plan, detail)},
             {"host", hostToJson(plan.host, detail)},
             {"nvme",
@@ -221,7 +230,7 @@ std::string plansToCsv(const std::vector<Plan>& plans)
         bytes("nvme.bytes_per_node", [](const Plan& plan) { return plan.nvme.bytesPerNode; }),
         bytes("nvme.read_bytes_per_step", [](const Plan& plan) { return plan.nvme.readBytesPerStep; }),
         bytes("nvme.write_bytes_per_step", [](const Plan& plan) { return plan.nvme.writeBytesPerStep; }),
-        number("traffic.psi", [](const Plan& plan) { return plan.traffic.psi; }),
+        number("traffic.psi", [](const Plan& plan) { return withoutNoise(plan.traffic.psi); }),
         number("traffic.psi_textbook", [](const Plan& plan) { return plan.traffic.psiTextbook; }),
         bytes("traffic.bytes_per_gpu", [](const Plan& plan) { return plan.traffic.sentBytesPerGpu; }),
         bytes("traffic.intra_node_bytes_per_gpu", [](const Plan& plan) { return plan.traffic.intraNodeBytesPerGpu; }),

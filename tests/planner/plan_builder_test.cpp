@@ -107,6 +107,42 @@ TEST(BuildPlan, ARefusedCombinationIsAPlanWithReasons)
     EXPECT_TRUE(anyContains(plan.reasons, "8 ranks cannot be divided into shard groups of 3"));
 }
 
+TEST(BuildPlan, SequencesPastLearnedPositionsAreRefused)
+{
+    Question question;
+    question.model = readModel("gpt2"); // n_positions 1024
+    question.training.sequenceLength = 1024;
+    EXPECT_TRUE(question.plan().fits());
+    question.training.sequenceLength = 1025;
+    const Plan plan = question.plan();
+    EXPECT_EQ(plan.verdict, Verdict::NotPossible);
+    EXPECT_TRUE(anyContains(plan.reasons, "1024 learned positions"));
+}
+
+// DeepSpeed issue 1302: a bucket that only the higher stage has, on top of the activations.
+TEST(BuildPlans, AHigherStageThatUsesMoreSaysWhy)
+{
+    Scenario scenario;
+    scenario.model = readModel("gpt2-medium");
+    scenario.cluster = readCluster("dgx-a100-80gb");
+    scenario.training.sequenceLength = 1024;
+    scenario.training.microBatch = 8;
+    scenario.training.precision.mixed = DType::Fp16;
+    scenario.training.loss = LossKind::Fused;
+    DeepSpeedOptions lower;
+    lower.stage = 1;
+    lower.contiguousGradients = false;
+    DeepSpeedOptions upper;
+    upper.stage = 2;
+    scenario.strategies = {{"lower", lower}, {"upper", upper}};
+    const std::vector<Plan> plans = buildPlans(scenario);
+    EXPECT_TRUE(plans[0].remarks.empty());
+    ASSERT_EQ(plans[1].remarks.size(), 1U);
+    EXPECT_NE(plans[1].remarks[0].find("more than lower although it shards more"), std::string::npos)
+        << plans[1].remarks[0];
+    EXPECT_NE(plans[1].remarks[0].find("communication buffers +"), std::string::npos) << plans[1].remarks[0];
+}
+
 TEST(BuildPlan, NumbersPast64BitsAreToldNotWrapped)
 {
     Question question;

@@ -15,7 +15,8 @@ namespace {
 Json question(const std::string& model)
 {
     return Json::parse(R"({"schema": "shardwright-scenario/1", "model": ")" + model +
-                       R"(", "cluster": "dgx-a100-80gb", "strategies": ["ddp", "fsdp2-full-shard"]})");
+                       R"(", "cluster": "dgx-a100-80gb", "training": {"sequence_length": 1024},
+                       "strategies": ["ddp", "fsdp2-full-shard"]})");
 }
 
 TEST(CliBatch, OneResultALineAndTheSameAsCompare)
