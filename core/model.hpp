@@ -3,6 +3,7 @@
 // A model as sharding sees it: its parameters one by one, in the layers and leaf modules that own them, in forward
 // order; and the dimensions that size its activations. Layers that are alike share one LayerType.
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -93,7 +94,10 @@ struct Architecture {
     std::int64_t kvLoraRank = 0;
     std::int64_t qkRopeHeadDim = 0;
     std::int64_t qkNopeHeadDim = 0;
-    double dropout = 0; // any of the model's dropout probabilities that is active in training
+    double attentionDropout = 0; // of attention probabilities
+    double residualDropout = 0;  // of what attention and MLP add to the residual stream
+    double embeddingDropout = 0;
+    double dropout() const { return std::max({attentionDropout, residualDropout, embeddingDropout}); }
 };
 
 struct Model {

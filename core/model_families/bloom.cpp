@@ -16,7 +16,8 @@ Model readBloom(const HfConfig& config)
     a.norm = NormKind::LayerNorm;
     a.mlp = MlpKind::Plain;
     a.tiedEmbedding = config.flag("tie_word_embeddings", true);
-    a.dropout = config.dropout({"attention_dropout", "hidden_dropout"}, 0);
+    a.attentionDropout = config.dropout("attention_dropout", 0);
+    a.residualDropout = config.dropout("hidden_dropout", 0);
     config.expectDivides("n_head", a.heads, "hidden_size", a.hidden);
     config.stopIfWrong();
     a.kvHeads = a.heads;

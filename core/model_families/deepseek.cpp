@@ -59,7 +59,7 @@ Model deepseekModel(const HfConfig& config, const DeepseekStyle& style)
     a.vocab = config.size({"vocab_size"}, "the number of tokens in the vocabulary");
     a.maxPositions = config.sizeOr({"max_position_embeddings"}, 0);
     a.tiedEmbedding = config.flag("tie_word_embeddings", false);
-    a.dropout = config.dropout({"attention_dropout"}, 0);
+    a.attentionDropout = config.dropout("attention_dropout", 0);
     // An explicit null means that queries come from one full matrix; absent means the class default.
     const bool fullQueries = config.isNull("q_lora_rank");
     a.qLoraRank = fullQueries ? 0 : config.sizeOr({"q_lora_rank"}, 1536);

@@ -16,7 +16,8 @@ Model readFalcon(const HfConfig& config)
     a.norm = NormKind::LayerNorm;
     a.mlp = MlpKind::Plain;
     a.tiedEmbedding = config.flag("tie_word_embeddings", true);
-    a.dropout = config.dropout({"attention_dropout", "hidden_dropout"}, 0);
+    a.attentionDropout = config.dropout("attention_dropout", 0);
+    a.residualDropout = config.dropout("hidden_dropout", 0);
     const bool bias = config.flag("bias", false);
     const bool grouped = config.flag("new_decoder_architecture", false);
     const bool multiQuery = config.flag("multi_query", true);

@@ -64,7 +64,7 @@ Model readGenericDecoder(const HfConfig& config)
     const bool learnedPositions = config.flag("learned_positions", false);
     a.parallelAttention = config.flag("parallel_attention", false);
     a.normsPerBlock = a.parallelAttention ? 1 : 2;
-    a.dropout = config.dropout({"dropout"}, 0);
+    a.attentionDropout = a.residualDropout = a.embeddingDropout = config.dropout("dropout", 0);
     a.experts = config.sizeOr({"num_experts"}, 0, 0);
     if (a.experts > 0) {
         a.expertsPerToken = config.size({"num_experts_per_tok"}, "the number of experts a token is routed to");

@@ -16,7 +16,9 @@ Model readGpt2(const HfConfig& config)
     a.norm = NormKind::LayerNorm;
     a.mlp = MlpKind::Plain;
     a.tiedEmbedding = config.flag("tie_word_embeddings", true);
-    a.dropout = config.dropout({"attn_pdrop", "resid_pdrop", "embd_pdrop"}, 0.1);
+    a.attentionDropout = config.dropout("attn_pdrop", 0.1);
+    a.residualDropout = config.dropout("resid_pdrop", 0.1);
+    a.embeddingDropout = config.dropout("embd_pdrop", 0.1);
     config.expectDivides("n_head", a.heads, "n_embd", a.hidden);
     if (config.flag("add_cross_attention", false))
         config.cursor().complain("add_cross_attention is true", "a decoder without cross attention");

@@ -17,7 +17,9 @@ Model readGptNeoX(const HfConfig& config)
     a.mlp = MlpKind::Plain;
     a.parallelAttention = config.flag("use_parallel_residual", true);
     a.tiedEmbedding = config.flag("tie_word_embeddings", false);
-    a.dropout = config.dropout({"attention_dropout", "hidden_dropout"}, 0);
+    a.attentionDropout = config.dropout("attention_dropout", 0);
+    a.residualDropout = config.dropout("hidden_dropout", 0);
+    a.embeddingDropout = a.residualDropout; // GPTNeoXModel.emb_dropout
     const bool attentionBias = config.flag("attention_bias", true);
     config.expectDivides("num_attention_heads", a.heads, "hidden_size", a.hidden);
     config.stopIfWrong();

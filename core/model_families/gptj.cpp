@@ -18,7 +18,9 @@ Model readGptJ(const HfConfig& config)
     a.parallelAttention = true;
     a.normsPerBlock = 1;
     a.tiedEmbedding = config.flag("tie_word_embeddings", false);
-    a.dropout = config.dropout({"attn_pdrop", "resid_pdrop", "embd_pdrop"}, 0);
+    a.attentionDropout = config.dropout("attn_pdrop", 0);
+    a.residualDropout = config.dropout("resid_pdrop", 0);
+    a.embeddingDropout = config.dropout("embd_pdrop", 0);
     config.expectDivides("n_head", a.heads, "n_embd", a.hidden);
     config.stopIfWrong();
     a.kvHeads = a.heads;

@@ -63,15 +63,11 @@ std::string HfConfig::textOr(const char* name, const std::string& fallback) cons
     return value;
 }
 
-double HfConfig::dropout(std::initializer_list<const char*> names, double fallback) const
+double HfConfig::dropout(const char* name, double fallback) const
 {
-    double largest = 0;
-    for (const char* name : names) {
-        double probability = fallback;
-        m_cursor.read(name, probability, 0, 1);
-        largest = std::max(largest, probability);
-    }
-    return largest;
+    double probability = fallback;
+    m_cursor.read(name, probability, 0, 1);
+    return probability;
 }
 
 void HfConfig::expectDivides(const char* divisorName, std::int64_t divisor, const char* dividendName,
@@ -102,7 +98,7 @@ Architecture commonArchitecture(const HfConfig& config, const ClassDefaults& def
     a.vocab = config.size({"vocab_size"}, "the number of tokens in the vocabulary");
     a.maxPositions = config.sizeOr({"max_position_embeddings"}, 0);
     a.tiedEmbedding = config.flag("tie_word_embeddings", defaults.tied);
-    a.dropout = config.dropout({"attention_dropout"}, defaults.attentionDropout);
+    a.attentionDropout = config.dropout("attention_dropout", defaults.attentionDropout);
 
     a.headDim = config.sizeOr({"head_dim"}, defaults.headDim);
     if (a.headDim == 0 && !config.cursor().has("head_dim")) {

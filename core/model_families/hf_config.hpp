@@ -43,8 +43,8 @@ public:
 
     std::string textOr(const char* name, const std::string& fallback) const;
 
-    /// The largest of several dropout probabilities; `fallback` for those that are absent.
-    double dropout(std::initializer_list<const char*> names, double fallback) const;
+    /// A dropout probability; `fallback` when it is absent.
+    double dropout(const char* name, double fallback) const;
 
     /// Complains when `divisor` does not divide `dividend`. Zeros were complained about before and pass.
     void expectDivides(const char* divisorName, std::int64_t divisor, const char* dividendName,

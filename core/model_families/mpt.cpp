@@ -21,7 +21,8 @@ Model readMpt(const HfConfig& config)
     a.norm = NormKind::LayerNorm;
     a.mlp = MlpKind::Plain;
     a.tiedEmbedding = config.flag("tie_word_embeddings", true);
-    a.dropout = config.dropout({"resid_pdrop", "emb_pdrop"}, 0);
+    a.residualDropout = config.dropout("resid_pdrop", 0);
+    a.embeddingDropout = config.dropout("emb_pdrop", 0);
     const bool bias = !config.flag("no_bias", true);
     a.kvHeads = a.heads;
 
@@ -31,7 +32,7 @@ Model readMpt(const HfConfig& config)
             const HfConfig attentionConfig(*attention);
             alibi = attentionConfig.flag("alibi", true);
             a.qkNorm = attentionConfig.flag("qk_ln", false);
-            a.dropout = std::max(a.dropout, attentionConfig.dropout({"attn_pdrop"}, 0));
+            a.attentionDropout = attentionConfig.dropout("attn_pdrop", 0);
             const std::string kind = attentionConfig.textOr("attn_type", "multihead_attention");
             a.kvHeads = attentionConfig.sizeOr({"kv_n_heads"}, kind == "multiquery_attention" ? 1 : a.heads);
         }

@@ -20,7 +20,8 @@ Model readOpt(const HfConfig& config)
     a.mlp = MlpKind::Plain;
     a.tiedEmbedding = config.flag("tie_word_embeddings", true);
     // OPTConfig: dropout 0.1, attention_dropout 0.
-    a.dropout = std::max(config.dropout({"dropout"}, 0.1), config.dropout({"attention_dropout"}, 0));
+    a.residualDropout = config.dropout("dropout", 0.1);
+    a.attentionDropout = config.dropout("attention_dropout", 0);
     const bool bias = config.flag("enable_bias", true);
     const bool normHasWeights = config.flag("layer_norm_elementwise_affine", true);
     const bool normFirst = config.flag("do_layer_norm_before", true);

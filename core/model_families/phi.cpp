@@ -12,7 +12,9 @@ Model readPhi(const HfConfig& config)
     a.mlp = MlpKind::Plain;
     a.parallelAttention = true;
     a.normsPerBlock = 1;
-    a.dropout = config.dropout({"attention_dropout", "resid_pdrop", "embd_pdrop"}, 0);
+    a.attentionDropout = config.dropout("attention_dropout", 0);
+    a.residualDropout = config.dropout("resid_pdrop", 0);
+    a.embeddingDropout = config.dropout("embd_pdrop", 0);
     a.qkNorm = config.flag("qk_layernorm", false);
     config.stopIfWrong();
 

@@ -8,7 +8,8 @@ Model readPhi3(const HfConfig& config)
 {
     Architecture a = commonArchitecture(config, {});
     a.ffn = config.size({"intermediate_size"}, "the width of the MLP");
-    a.dropout = config.dropout({"attention_dropout", "resid_pdrop", "embd_pdrop"}, 0);
+    a.attentionDropout = config.dropout("attention_dropout", 0);
+    a.residualDropout = config.dropout("resid_pdrop", 0); // Phi3Model has no embedding dropout
     config.stopIfWrong();
 
     LayerBuilder embedding(LayerKind::Embedding, "model.embed_tokens");

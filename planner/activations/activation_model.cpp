@@ -35,7 +35,7 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
     : m_model(&model), m_compute(compute), m_checkpointing(training.checkpointing),
       m_checkpointEvery(training.checkpointEvery), m_holdsLogits(training.holdsLogits)
 {
-    ProgramContext context{model, training, compute, variant, m_classes, -1};
+    ProgramContext context{model, training, compute, variant, familyRules(model, training), m_classes, -1};
     const Architecture& architecture = model.architecture;
     const bool fused = training.loss == LossKind::Fused; // head and loss run chunk by chunk: whole logits never exist
     const std::int64_t logitWidth =

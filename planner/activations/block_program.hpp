@@ -4,6 +4,7 @@
 // a query heads, s sequence length, b micro-batch, c bytes of the compute dtype, k experts per token.
 
 #include "core/training.hpp"
+#include "planner/activations/family_rules.hpp"
 #include "planner/activations/layer_program.hpp"
 #include "planner/activations/modules.hpp"
 
@@ -27,6 +28,7 @@ struct ProgramContext {
     const Training& training;
     DType compute;
     ActivationVariant variant;
+    FamilyRules rules;
     std::vector<ScaledClass>& classes;
     BufferClassId hidden; // (T, H) in compute dtype: the boundary between layers
 

@@ -46,6 +46,8 @@ public:
     /// it.
     void forward(int module, std::initializer_list<int> uses, std::initializer_list<int> makes);
     void backward(int module, std::initializer_list<int> uses, std::initializer_list<int> makes);
+    /// Whether any backward step reads it.
+    bool usedInBackward(int slot) const;
     /// Marks a tensor as kept by selective checkpointing.
     void keepByPolicy(int slot) { m_policy[static_cast<std::size_t>(slot)] = true; }
 
@@ -70,7 +72,6 @@ private:
         std::vector<int> makes;
     };
     std::vector<int> existing(std::initializer_list<int> wanted) const;
-    bool usedInBackward(int slot) const;
     ProgramPass passOf(const std::vector<Step>& steps, const std::vector<bool>& keeps,
                        const std::vector<bool>& present) const;
 

@@ -1,6 +1,6 @@
 // Programs of the layers around the blocks: embedding, final norm, head, and the loss behind them.
 
-#include "planner/activations/block_program.hpp"
+#include "planner/activations/norm_steps.hpp"
 
 namespace shardwright {
 
@@ -8,15 +8,11 @@ namespace {
 
 using C = Category;
 
-constexpr BufferSpec kPositionSum{"token embedding before positions and norm", "c T H", "HF GPT2Model.forward",
-                                  C::Temporaries};
-constexpr BufferSpec kEmbeddingMask{"embedding dropout mask", "T H", "torch native_dropout", C::Activations};
-constexpr BufferSpec kFinalFp32{"fp32 copy of the final norm's input", "4 T H", "HF LlamaRMSNorm.forward",
-                                C::Activations};
-constexpr BufferSpec kFinalHat{"normalised input of the final norm", "c T H", "HF LlamaRMSNorm.forward",
-                               C::Activations};
-constexpr BufferSpec kFinalScratch{"fp32 scratch of the final norm", "4 T H", "HF LlamaRMSNorm.forward",
+constexpr BufferSpec kLookedUp{"embeddings before they are summed, scaled or dropped out", "c T H",
+                               "HF GPT2Model.forward, GemmaModel.forward", C::Temporaries};
+constexpr BufferSpec kGradLookedUp{"gradient of the embeddings", "c T H", "torch mul or native_dropout backward",
                                    C::Temporaries};
+constexpr BufferSpec kEmbeddingMask{"embedding dropout mask", "T H", "torch native_dropout", C::Activations};
 constexpr BufferSpec kLogitsFp32{"fp32 copy of the logits", "4 T V", "HF ForCausalLMLoss: logits.float()", C::Logits};
 constexpr BufferSpec kShiftedLogits{"shifted copy of the fp32 logits", "4 T V",
                                     "HF before 4.46: logits[..., :-1, :].contiguous()", C::Logits};
@@ -41,18 +37,44 @@ LayerProgram embeddingProgram(const ProgramContext& context, const std::vector<L
 {
     LayerProgram program;
     program.setBoundary(context.hidden);
-    program.setSlotClass(kInput, -1);                              // token ids are accounted for with the batch
-    program.setSlotClass(kGradInput, -1);                          // and have no gradient
-    const std::int64_t states = context.model.architecture.hidden; // elements a token
-    const int sum = program.tensor(context.add(kPositionSum, modules.size() > 1 ? states : 0, context.computeBytes()));
-    const int mask =
-        program.tensor(context.add(kEmbeddingMask, context.model.architecture.dropout > 0 ? states : 0, 1));
+    program.setSlotClass(kInput, -1);     // token ids are accounted for with the batch
+    program.setSlotClass(kGradInput, -1); // and have no gradient
+    const Architecture& architecture = context.model.architecture;
+    const std::int64_t states = architecture.hidden; // elements a token
+    const bool dropped = architecture.embeddingDropout > 0;
+    if (modules.back().kind == ModuleKind::FinalNorm) { // bloom's word_embeddings_layernorm
+        const int looked = program.tensor(context.add(kLookedUp, states, context.computeBytes()));
+        const int grad = program.tensor(context.add(kGradLookedUp, states, context.computeBytes()));
+        const int normModule = static_cast<int>(modules.size()) - 1;
+        program.forward(0, {}, {looked});
+        const NormTensors norm = normForward(context, program, -1, normModule, looked, states, 1, kOutput);
+        normBackward(context, program, -1, norm, states, kGradOutput, grad);
+        program.backward(0, {grad}, {});
+        return program;
+    }
     const int last = static_cast<int>(modules.size()) - 1;
-    for (int module = 0; module < last; ++module)
-        program.forward(module, {}, {sum});
-    program.forward(last, {sum}, {kOutput, mask});
+    // Tables of tokens and positions are looked up one after the other and added; a norm (bloom) or a factor follows.
+    const bool changed = last > 0 || context.rules.scalesEmbedding || dropped;
+    const int looked =
+        changed ? program.tensor(context.add(kLookedUp, states, context.computeBytes())) : static_cast<int>(kOutput);
+    const int more = last > 0 ? program.tensor(context.add(kLookedUp, states, context.computeBytes())) : -1;
+    const int mask = dropped ? program.tensor(context.add(kEmbeddingMask, states, 1)) : -1;
+    const int summed = last > 0 && dropped ? program.tensor(context.add(kLookedUp, states, context.computeBytes()))
+                                           : static_cast<int>(kOutput);
+    program.forward(0, {}, {looked});
+    for (int module = 1; module <= last; ++module)
+        program.forward(module, {looked}, {more});
+    if (last > 0)
+        program.forward(-1, {looked, more}, {summed});
+    if (changed && (last == 0 || dropped))
+        program.forward(-1, {looked, more, summed == kOutput ? -1 : summed}, {kOutput, mask});
+    int grad = kGradOutput;
+    if (dropped || context.rules.scalesEmbedding) {
+        grad = program.tensor(context.add(kGradLookedUp, states, context.computeBytes()));
+        program.backward(-1, {kGradOutput, mask}, {grad});
+    }
     for (int module = last; module >= 0; --module)
-        program.backward(module, {kGradOutput, mask}, {});
+        program.backward(module, {grad}, {});
     return program;
 }
 
@@ -60,25 +82,10 @@ LayerProgram finalNormProgram(const ProgramContext& context, const std::vector<L
 {
     LayerProgram program;
     program.setBoundary(context.hidden);
-    const Training& training = context.training;
-    const Architecture& architecture = context.model.architecture;
-    const std::int64_t states = architecture.hidden;
-    if (training.fusedNorm || training.compile || architecture.norm == NormKind::LayerNorm) {
-        program.forward(0, {kInput}, {kOutput});
-        program.backward(0, {kGradOutput, kInput}, {kGradInput});
-        return program;
-    }
-    const int fp32 = program.tensor(context.add(kFinalFp32, states, 4));
-    const int hat = program.tensor(context.add(kFinalHat, states, context.computeBytes()));
-    const int scratch = program.tensor(context.add(kFinalScratch, states, 4));
-    program.forward(0, {kInput}, {fp32, scratch});
-    program.forward(0, {fp32}, {scratch, hat});
-    program.forward(0, {hat}, {kOutput});
-    const int gradUpcast = program.tensor(context.add(kFinalScratch, states, 4));
-    const int gradProduct = program.tensor(context.add(kFinalScratch, states, 4));
-    program.backward(0, {kGradOutput, hat}, {gradUpcast});
-    program.backward(0, {gradUpcast, fp32}, {gradProduct});
-    program.backward(0, {gradProduct}, {kGradInput});
+    const std::int64_t states = context.model.architecture.hidden;
+    const NormTensors norm = normForward(context, program, -1, 0, kInput, states, 1, kOutput);
+    program.forward(-1, {kInput, kOutput}, {}); // the caller holds the input until the norm returns
+    normBackward(context, program, -1, norm, states, kGradOutput, kGradInput);
     return program;
 }
 

@@ -167,13 +167,13 @@ TEST(ModelLayers, architectureSaysHowABlockIsWired)
 
 TEST(ModelLayers, dropoutIsTheConfigsOwnOrItsClassDefault)
 {
-    EXPECT_DOUBLE_EQ(readModel("phi-2").architecture.dropout, 0.1); // resid_pdrop only
-    EXPECT_DOUBLE_EQ(readModel("llama-2-7b").architecture.dropout, 0);
+    EXPECT_DOUBLE_EQ(readModel("phi-2").architecture.dropout(), 0.1); // resid_pdrop only
+    EXPECT_DOUBLE_EQ(readModel("llama-2-7b").architecture.dropout(), 0);
     const char* gpt2 =
         R"({"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 8, "n_positions": 32, "vocab_size": 100)";
-    EXPECT_DOUBLE_EQ(fromText(std::string(gpt2) + "}").architecture.dropout, 0.1); // GPT2Config
+    EXPECT_DOUBLE_EQ(fromText(std::string(gpt2) + "}").architecture.dropout(), 0.1); // GPT2Config
     EXPECT_DOUBLE_EQ(
-        fromText(std::string(gpt2) + R"(, "attn_pdrop": 0, "resid_pdrop": 0, "embd_pdrop": 0})").architecture.dropout,
+        fromText(std::string(gpt2) + R"(, "attn_pdrop": 0, "resid_pdrop": 0, "embd_pdrop": 0})").architecture.dropout(),
         0);
 }
 

@@ -1,0 +1,120 @@
+// A mixture of experts, as transformers' grouped_mm_experts_forward runs it (integrations/moe.py): the tokens of all
+// experts in one grouped matrix product. k experts a token.
+
+#include <algorithm>
+
+#include "planner/activations/block_writer.hpp"
+
+namespace shardwright {
+
+namespace {
+
+using C = Category;
+
+constexpr BufferSpec kRouterInput{"fp32 copy of the router's input", "4 T H", "HF DeepseekV3TopkRouter.forward",
+                                  C::Activations};
+constexpr BufferSpec kRouterLogits{"router logits", "4 T E", "HF sparse MoE block", C::Temporaries};
+constexpr BufferSpec kRouterWeights{"router probabilities", "4 T E", "torch softmax or sigmoid keeps its result",
+                                    C::Activations};
+constexpr BufferSpec kExpertInput{"tokens gathered for the experts", "c k T H", "HF grouped_mm_experts_forward",
+                                  C::Activations};
+constexpr BufferSpec kExpertOutput{"experts' outputs before weighting", "c k T H", "HF grouped_mm_experts_forward",
+                                   C::Activations};
+constexpr BufferSpec kExpertWeighted{"weighted outputs of the experts", "c k T H (4 k T H with fp32 weights)",
+                                     "HF grouped_mm_experts_forward", C::Temporaries};
+constexpr BufferSpec kExpertSum{"sum over a token's experts", "4 T H", "HF grouped_mm_experts_forward", C::Temporaries};
+constexpr BufferSpec kMlpOut{"output of the experts", "c T H", "HF sparse MoE block", C::Activations};
+constexpr BufferSpec kGradExpert{"gradient of the experts' outputs", "c k T H (4 k T H with fp32 weights)",
+                                 "torch autograd: sum, index and mul backward", C::Temporaries};
+constexpr BufferSpec kGradExpertInput{"gradient of the gathered tokens", "c k T H", "torch autograd", C::Temporaries};
+constexpr BufferSpec kGradHidden{"gradient of hidden states", "c T H", "torch index backward", C::Temporaries};
+constexpr BufferSpec kGradRouterInput{"fp32 gradient of the router's input", "4 T H", "torch autograd", C::Temporaries};
+
+} // namespace
+
+void BlockWriter::experts(int input)
+{
+    const std::int64_t routed = std::max<std::int64_t>(1, m_arch.expertsPerToken);
+    const std::int64_t routedHidden = checkedMultiply(routed, m_arch.hidden);
+    const std::int64_t each = m_rules.fp32RoutingWeights ? 4 : m_c;
+    int routerInput = input;
+    if (m_rules.routesInFp32 && m_c != 4) {
+        routerInput = m_routerInput = tensor(kRouterInput, m_arch.hidden, 4);
+        m_program.forward(-1, {input}, {routerInput});
+    }
+    const int logits = tensor(kRouterLogits, m_arch.experts, 4);
+    m_routerLogits = tensor(kRouterWeights, m_arch.experts, 4);
+    m_program.forward(find(ModuleKind::Router), {routerInput}, {logits});
+    m_program.forward(-1, {logits}, {m_routerLogits});
+    m_expertInput = tensor(kExpertInput, routedHidden);
+    m_program.forward(-1, {input}, {m_expertInput});
+    const bool fused = m_training.implementation == Implementation::HuggingFace;
+    m_inner = inner(m_expertInput, ModuleKind::ExpertIn, ModuleKind::ExpertOut,
+                    checkedMultiply(routed, m_arch.expertFfn), fused);
+    m_expertOutput = tensor(kExpertOutput, routedHidden);
+    const int weighted = tensor(kExpertWeighted, routedHidden, each);
+    const int ordered = tensor(kExpertWeighted, routedHidden, each);
+    m_program.forward(find(ModuleKind::ExpertOut), {m_inner.product, m_expertInput}, {m_expertOutput});
+    m_program.forward(-1, {m_expertOutput, m_routerLogits, m_expertInput}, {weighted});
+    m_program.forward(-1, {weighted, m_expertOutput, m_expertInput}, {ordered});
+    m_mlpOut = hidden(kMlpOut);
+    const int sum = each == m_c ? m_mlpOut : tensor(kExpertSum, m_arch.hidden, each);
+    m_program.forward(-1, {ordered, m_expertOutput, m_expertInput}, {sum, m_mlpOut});
+    if (find(ModuleKind::SharedIn) >= 0) {
+        const int routedOut = m_mlpOut;
+        m_sharedInner = inner(input, ModuleKind::SharedIn, ModuleKind::SharedOut, m_arch.sharedExpertFfn, false);
+        const int shared = hidden(kMlpOut);
+        m_mlpOut = hidden(kMlpOut);
+        m_program.forward(find(ModuleKind::SharedOut), {m_sharedInner.product, routedOut}, {shared});
+        if (m_rules.gatesSharedExpert)
+            m_sharedOut = shared;
+        m_program.forward(-1, {routedOut, shared}, {m_mlpOut});
+    }
+}
+
+int BlockWriter::expertsBackward(const NormTensors& before, int gradOut)
+{
+    const std::int64_t routed = std::max<std::int64_t>(1, m_arch.expertsPerToken);
+    const std::int64_t routedHidden = checkedMultiply(routed, m_arch.hidden);
+    const std::int64_t each = m_rules.fp32RoutingWeights ? 4 : m_c;
+    const int input = outInBackward(before);
+    int gradInput = -1;
+    if (find(ModuleKind::SharedIn) >= 0) {
+        int gradShared = gradOut;
+        if (m_sharedOut >= 0) {
+            gradShared = hidden(kGradHidden);
+            m_program.backward(-1, {gradOut, m_sharedOut}, {hidden(kGradHidden), gradShared});
+        }
+        gradInput =
+            innerBackward(ifTrains(ModuleKind::SharedIn, input), gradShared, m_sharedInner, kGradHidden, m_arch.hidden);
+    }
+    const auto gradExpert = [&](std::int64_t bytesEach) { return tensor(kGradExpert, routedHidden, bytesEach); };
+    const int expanded = gradExpert(each);
+    m_program.backward(-1, {gradOut}, {expanded});
+    const int zeros = gradExpert(each);
+    const int ordered = gradExpert(each);
+    m_program.backward(-1, {expanded, gradOut}, {zeros, ordered});
+    const int gradWeights = gradExpert(each);
+    const int gradWeighted = gradExpert(each);
+    m_program.backward(-1, {ordered, m_expertOutput, m_routerLogits}, {gradWeighted, gradWeights});
+    int gradOutput = gradWeighted;
+    if (each != m_c) {
+        gradOutput = gradExpert(m_c);
+        m_program.backward(-1, {gradWeighted, ordered, gradWeights}, {gradOutput});
+    }
+    const int gradExpertInput = innerBackward(ifTrains(ModuleKind::ExpertIn, m_expertInput), gradOutput, m_inner,
+                                              kGradExpertInput, routedHidden);
+    const int emptied = hidden(kGradHidden);
+    const int gathered = hidden(kGradHidden);
+    m_program.backward(-1, {gradExpertInput, gradInput}, {emptied, gathered});
+    if (m_routerInput >= 0) {
+        const int gradRouter = tensor(kGradRouterInput, m_arch.hidden, 4);
+        m_program.backward(find(ModuleKind::Router), {m_routerInput, gathered, gradInput}, {gradRouter});
+        m_program.backward(-1, {gradRouter, gradInput}, {});
+    } else {
+        m_program.backward(find(ModuleKind::Router), {input, gradInput, gathered}, {hidden(kGradHidden)});
+    }
+    return gathered;
+}
+
+} // namespace shardwright

@@ -1,0 +1,101 @@
+#pragma once
+
+// Writes the program of one block: its steps in the order that the modelling code runs them. Internal to
+// block_program.cpp, block_attention.cpp, block_mlp.cpp and block_experts.cpp.
+
+#include "planner/activations/norm_steps.hpp"
+
+namespace shardwright {
+
+class BlockWriter {
+public:
+    BlockWriter(const ProgramContext& context, int layerType, const std::vector<LeafModule>& modules);
+
+    LayerProgram write();
+
+private:
+    /// What an MLP (or the experts) makes inside.
+    struct Inner {
+        ModuleKind in, out;
+        std::int64_t width = 0;
+        bool fused = false; // gate and up are one tensor, `gate`
+        int gate = -1;      // plain: the first matrix's output
+        int up = -1;
+        int activated = -1;
+        int product = -1;
+        int tanh = -1, half = -1, onePlus = -1; // composed GELU
+    };
+
+    int tensor(const BufferSpec& spec, std::int64_t width, std::int64_t bytesEach = 0);
+    int square(const BufferSpec& spec, std::int64_t bytesEach); // a s^2 b
+    int hidden(const BufferSpec& spec) { return tensor(spec, m_arch.hidden); }
+
+    int find(ModuleKind kind, int skip = 0) const;
+    int countOf(ModuleKind kind) const;
+    /// `slot` when a module of the kind needs its input for a weight gradient, else -1.
+    int ifTrains(ModuleKind kind, int slot) const;
+    bool eager() const { return m_training.attention == Attention::Eager; }
+    bool latent() const { return m_arch.kvLoraRank > 0; }
+
+    NormTensors norm(ModuleKind kind, int input, int skip = 0);
+    NormTensors normOf(int module, int input, std::int64_t width, std::int64_t rows);
+    int normThrough(const NormTensors& norm, int gradOut);
+    void normBackwardInto(const NormTensors& norm, int gradOut, int gradResidual, int result);
+    /// What backward reads of a norm's output: the output itself, or a copy that a compiled backward makes again.
+    int outInBackward(const NormTensors& norm);
+    int dropout(int input, int& mask);
+    int dropoutBackward(int gradOut, int mask);
+    void adapter(int module);
+    void policy();
+
+    std::int64_t queryWidth() const { return checkedMultiply(m_arch.heads, m_arch.headDim); }
+    std::int64_t keyWidth() const { return checkedMultiply(latent() ? m_arch.heads : m_arch.kvHeads, m_arch.headDim); }
+    std::int64_t valueWidth() const
+    {
+        return checkedMultiply(latent() ? m_arch.heads : m_arch.kvHeads, m_arch.valueHeadDim);
+    }
+    std::int64_t outWidth() const { return checkedMultiply(m_arch.heads, m_arch.valueHeadDim); }
+
+    void attention(const NormTensors& before);
+    void project(int normOut);
+    void projectLatent(int normOut);
+    void rotate();
+    void repeatHeads();
+    void eagerAttention(int normOut);
+    int attentionBackward(const NormTensors& before, int gradOut);
+    void eagerAttentionBackward(int gradOut, int gradQuery, int gradKey, int gradValue);
+    int projectionsBackward(int normOut, int gradQuery, int gradKey, int gradValue);
+    int latentBackward(int normOut, int gradQuery, int gradKey, int gradValue);
+    int rotateBackward(int grad, const BufferSpec& spec, std::int64_t width);
+
+    void mlp(const NormTensors& before);
+    int mlpBackward(const NormTensors& before, int gradOut);
+    Inner inner(int input, ModuleKind in, ModuleKind out, std::int64_t width, bool fused);
+    int innerBackward(int input, int gradOut, const Inner& made, const BufferSpec& resultSpec,
+                      std::int64_t resultWidth);
+    int composedGeluBackward(const Inner& made, int gradProduct);
+    void experts(int input);
+    int expertsBackward(const NormTensors& before, int gradOut);
+
+    const ProgramContext& m_context;
+    const std::vector<LeafModule>& m_modules;
+    const int m_type;
+    const Architecture& m_arch;
+    const Training& m_training;
+    const FamilyRules& m_rules;
+    const std::int64_t m_c; // bytes of the compute dtype
+    LayerProgram m_program;
+
+    int m_queryLinear = -1, m_keyLinear = -1, m_fusedQkv = -1;
+    int m_query = -1, m_key = -1, m_value = -1;             // as attention gets them
+    int m_queryRead = -1, m_keyRead = -1, m_valueRead = -1; // as its matrix products read them
+    NormTensors m_queryNorm, m_keyNorm, m_queryLatent, m_keyValueLatent;
+    int m_softcap = -1, m_softmax = -1, m_probabilities = -1, m_attentionMask = -1, m_dropped = -1, m_logSumExp = -1;
+    int m_attentionHeads = -1, m_attentionOut = -1, m_attentionProjected = -1, m_residual = -1, m_mlpOut = -1;
+    int m_attentionResidualMask = -1, m_mlpResidualMask = -1;
+    int m_routerInput = -1, m_routerLogits = -1, m_expertInput = -1, m_expertOutput = -1;
+    int m_sharedOut = -1; // of the shared expert, where a gate scales it
+    Inner m_inner{}, m_sharedInner{};
+};
+
+} // namespace shardwright
