@@ -41,6 +41,8 @@ FamilyRules familyRules(const Model& model, const Training& training)
         !isAny(type, {"gpt2", "opt", "bloom", "mpt"}) && (type != "generic-decoder" || a.norm == NormKind::RmsNorm);
     rules.repeatsHeads = repeatsHeads(model, training);
     const bool huggingFace = training.implementation == Implementation::HuggingFace;
+    if (training.implementation == Implementation::Megatron)
+        rules.softmax = SoftmaxKind::InPlaceType; // megatron/core/fusions/fused_softmax.py
     if (!huggingFace)
         return rules;
     rules.fusedGateUp = type == "phi3";
@@ -59,8 +61,7 @@ FamilyRules familyRules(const Model& model, const Training& training)
     rules.normWeightInFp32 = isAny(type, {"gemma", "gemma2"});           // GemmaRMSNorm.forward
     rules.scalesEmbedding = rules.normWeightInFp32;                      // GemmaModel: embeddings times sqrt(hidden)
     rules.routesInFp32 = type == "deepseek_v3" || type == "deepseek_v2"; // DeepseekV3TopkRouter.forward
-    rules.fp32RoutingWeights =
-        rules.routesInFp32 || type == "mixtral"; // their top-k weights stay fp32
+    rules.fp32RoutingWeights = rules.routesInFp32 || type == "mixtral";  // their top-k weights stay fp32
     return rules;
 }
 
