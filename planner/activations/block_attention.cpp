@@ -254,15 +254,8 @@ int BlockWriter::attentionBackward(const NormTensors& before, int gradOut)
     if (eager()) {
         eagerAttentionBackward(gradAttention, gradQuery, gradKey, gradValue);
     } else {
-        int keyRead = m_keyRead;
-        int valueRead = m_valueRead;
-        if (m_training.compile && m_rules.repeatsHeads) { // repeating is pointwise: made again
-            keyRead = tensor(kKeyRepeated, queryWidth());
-            valueRead = tensor(kValueRepeated, outWidth());
-            m_program.backward(-1, {m_key, m_value}, {keyRead, valueRead});
-        }
         const int accumulator = tensor(kGradFlash, queryWidth(), 4);
-        m_program.backward(-1, {gradAttention, m_queryRead, keyRead, valueRead, m_attentionHeads, m_logSumExp},
+        m_program.backward(-1, {gradAttention, m_queryRead, m_keyRead, m_valueRead, m_attentionHeads, m_logSumExp},
                            {accumulator, gradQuery, gradKey, gradValue});
     }
     if (m_rules.repeatsHeads) {
@@ -277,7 +270,7 @@ int BlockWriter::attentionBackward(const NormTensors& before, int gradOut)
         gradKey = rotateBackward(gradKey, kGradKeyValue, keyWidth());
         gradQuery = rotateBackward(gradQuery, kGradHeads, queryWidth());
     }
-    const int normOut = ifTrains(ModuleKind::AttentionIn, outInBackward(before));
+    const int normOut = ifTrains(ModuleKind::AttentionIn, before.out);
     return latent() ? latentBackward(normOut, gradQuery, gradKey, gradValue)
                     : projectionsBackward(normOut, gradQuery, gradKey, gradValue);
 }

@@ -77,7 +77,7 @@ int BlockWriter::expertsBackward(const NormTensors& before, int gradOut)
     const std::int64_t routed = std::max<std::int64_t>(1, m_arch.expertsPerToken);
     const std::int64_t routedHidden = checkedMultiply(routed, m_arch.hidden);
     const std::int64_t each = m_rules.fp32RoutingWeights ? 4 : m_c;
-    const int input = outInBackward(before);
+    const int input = before.out;
     int gradInput = -1;
     if (find(ModuleKind::SharedIn) >= 0) {
         int gradShared = gradOut;

@@ -15,8 +15,6 @@ constexpr BufferSpec kGateUp{"gate and up projections as one product made them",
                              "HF Phi3MLP, MixtralExperts", C::Activations};
 constexpr BufferSpec kGateActivated{"activated gate", "c T I", "torch mul", C::Activations};
 constexpr BufferSpec kMlpProduct{"input of the down projection", "c T I", "torch linear", C::Activations};
-constexpr BufferSpec kProductAgain{"input of the down projection, made again", "c T I",
-                                   "torch/_functorch/partitioners.py: pointwise chains are recomputed", C::Temporaries};
 constexpr BufferSpec kFullyConnected{"first MLP matrix's output", "c T I", "torch gelu", C::Activations};
 constexpr BufferSpec kGeluPart{"intermediate of the composed GELU", "c T I", "HF NewGELUActivation", C::Activations};
 constexpr BufferSpec kGeluTemporary{"temporary of the composed GELU", "c T I", "HF NewGELUActivation", C::Temporaries};
@@ -46,7 +44,7 @@ int BlockWriter::mlpBackward(const NormTensors& before, int gradOut)
     const int grad = dropoutBackward(gradOut, m_mlpResidualMask);
     if (find(ModuleKind::ExpertIn) >= 0)
         return expertsBackward(before, grad);
-    return innerBackward(ifTrains(ModuleKind::MlpIn, outInBackward(before)), grad, m_inner, kGradHidden, m_arch.hidden);
+    return innerBackward(ifTrains(ModuleKind::MlpIn, before.out), grad, m_inner, kGradHidden, m_arch.hidden);
 }
 
 BlockWriter::Inner BlockWriter::inner(int input, ModuleKind in, ModuleKind out, std::int64_t width, bool fused)
@@ -106,13 +104,8 @@ int BlockWriter::innerBackward(int input, int gradOut, const Inner& made, const 
     const auto inside = [&] { return tensor(kGradInner, made.width); };
     const bool gated = m_arch.mlp == MlpKind::Gated;
     const bool compiled = m_training.compile;
-    int product = ifTrains(made.out, made.product);
-    if (compiled && product >= 0) {
-        product = tensor(kProductAgain, made.width);
-        m_program.backward(-1, {made.gate, made.up}, {product});
-    }
     const int gradProduct = inside();
-    m_program.backward(find(made.out), {gradOut, product}, {gradProduct});
+    m_program.backward(find(made.out), {gradOut, ifTrains(made.out, made.product)}, {gradProduct});
     const int result = tensor(resultSpec, resultWidth);
     if (!gated) {
         int gradGate = -1;

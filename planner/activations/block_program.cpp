@@ -16,8 +16,6 @@ constexpr BufferSpec kResidual{"hidden states after attention", "c T H", "HF dec
 constexpr BufferSpec kDropoutMask{"residual dropout mask", "T H", "torch native_dropout", C::Activations};
 constexpr BufferSpec kDropped{"hidden states after dropout", "c T H", "torch native_dropout", C::Temporaries};
 constexpr BufferSpec kLoraHidden{"adapter's inner activation", "c T r", "peft LoraLayer", C::Activations};
-constexpr BufferSpec kNormAgain{"output of a norm, made again", "c T H",
-                                "torch/_functorch/partitioners.py: pointwise chains are recomputed", C::Temporaries};
 constexpr BufferSpec kGradHidden{"gradient of hidden states", "c T H", "torch autograd", C::Temporaries};
 
 } // namespace
@@ -29,6 +27,10 @@ BlockWriter::BlockWriter(const ProgramContext& context, int layerType, const std
     m_program.setBoundary(context.hidden);
 }
 
+/// A compiled block keeps what feeds a matrix product or attention, although it is a pointwise result: the partitioner
+/// does not recompute what backward would have to write out (torch/_functorch/partitioners.py,
+/// ban_if_materialized_backward). Seen with backend aot_eager_decomp_partition on LlamaDecoderLayer: norm outputs, q,
+/// k, v, gate, up and their product are kept, the activated gate and the casts are not.
 LayerProgram BlockWriter::write()
 {
     const NormTensors first = norm(ModuleKind::InputNorm, kInput);
@@ -136,15 +138,6 @@ void BlockWriter::normBackwardInto(const NormTensors& norm, int gradOut, int gra
 {
     const int through = normThrough(norm, gradOut);
     m_program.backward(-1, {through, gradResidual}, {result});
-}
-
-int BlockWriter::outInBackward(const NormTensors& norm)
-{
-    if (norm.kind != NormSteps::Compiled)
-        return norm.out;
-    const int again = hidden(kNormAgain);
-    m_program.backward(-1, {norm.input, norm.statistics}, {again});
-    return again;
 }
 
 int BlockWriter::dropout(int input, int& mask)

@@ -41,8 +41,6 @@ private:
     NormTensors normOf(int module, int input, std::int64_t width, std::int64_t rows);
     int normThrough(const NormTensors& norm, int gradOut);
     void normBackwardInto(const NormTensors& norm, int gradOut, int gradResidual, int result);
-    /// What backward reads of a norm's output: the output itself, or a copy that a compiled backward makes again.
-    int outInBackward(const NormTensors& norm);
     int dropout(int input, int& mask);
     int dropoutBackward(int gradOut, int mask);
     void adapter(int module);

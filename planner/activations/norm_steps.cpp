@@ -26,9 +26,8 @@ constexpr BufferSpec kGradFp32{"fp32 gradient inside a norm", "4 T H", "torch au
 
 NormSteps normStepsOf(const ProgramContext& context)
 {
-    if (context.training.compile)
-        return NormSteps::Compiled;
-    if (context.training.fusedNorm || context.model.architecture.norm == NormKind::LayerNorm)
+    if (context.training.compile || context.training.fusedNorm ||
+        context.model.architecture.norm == NormKind::LayerNorm)
         return NormSteps::Kernel;
     return context.rules.normWeightInFp32 ? NormSteps::EagerInFp32 : NormSteps::Eager;
 }
@@ -45,7 +44,7 @@ NormTensors normForward(const ProgramContext& context, LayerProgram& program, in
     norm.module = module;
     norm.input = input;
     norm.out = out >= 0 ? out : tensor(kOut, width, c);
-    if (norm.kind == NormSteps::Kernel || norm.kind == NormSteps::Compiled) {
+    if (norm.kind == NormSteps::Kernel) {
         norm.statistics = context.model.architecture.norm == NormKind::LayerNorm ? tensor(kStatistics, rows, 8)
                                                                                  : tensor(kRsqrt, rows, 4);
         program.forward(module, {input}, {norm.statistics, norm.out});
@@ -76,7 +75,7 @@ NormTensors normForward(const ProgramContext& context, LayerProgram& program, in
 void normBackward(const ProgramContext& context, LayerProgram& program, int layerType, const NormTensors& norm,
                   std::int64_t width, int gradOut, int gradInput)
 {
-    if (norm.kind == NormSteps::Kernel || norm.kind == NormSteps::Compiled) {
+    if (norm.kind == NormSteps::Kernel) {
         program.backward(norm.module, {gradOut, norm.input, norm.statistics}, {gradInput});
         return;
     }

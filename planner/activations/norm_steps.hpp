@@ -8,8 +8,7 @@
 namespace shardwright {
 
 enum class NormSteps : std::uint8_t {
-    Kernel,      // one kernel keeps its input and statistics: LayerNorm, fused RMSNorm
-    Compiled,    // as Kernel; what reads its output in backward makes it again
+    Kernel,      // one kernel keeps its input and statistics: LayerNorm, fused RMSNorm, a compiled norm
     Eager,       // RMSNorm spelled out: fp32 copy and normalised input are kept
     EagerInFp32, // and its weight multiplied in fp32 (Gemma)
 };
