@@ -240,9 +240,9 @@ TEST(CliContract, FlagsReplaceTheScenariosValues)
 TEST(CliContract, ASwitchCanBeSetBack)
 {
     const TemporaryFolder folder;
-    const std::string file = folder.write(
-        "compiled.json",
-        R"({"schema": "shardwright-scenario/1", "model": "llama-2-7b", "cluster": "dgx-h100",
+    const std::string file =
+        folder.write("compiled.json",
+                     R"({"schema": "shardwright-scenario/1", "model": "llama-2-7b", "cluster": "dgx-h100",
             "strategies": ["fsdp2-full-shard"], "training": {"compile": true}})");
     const auto peak = [&](const std::vector<std::string>& flags) {
         std::vector<std::string> arguments{"compare", file, "--format", "json"};
