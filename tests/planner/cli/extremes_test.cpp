@@ -18,7 +18,8 @@ void expectAnswerOrFinding(const std::vector<std::string>& arguments)
         EXPECT_EQ(ran.out, "");
         return;
     }
-    for (const Json& plan : Json::parse(ran.out)["plans"])
+    const Json result = Json::parse(ran.out);
+    for (const Json& plan : result["plans"])
         for (const char* figure : {"peak_allocated_bytes", "peak_reserved_bytes", "peak_used_bytes"})
             EXPECT_GE(plan["gpu"][figure].get<std::int64_t>(), 0) << plan["strategy"] << ' ' << figure;
 }
