@@ -2,6 +2,7 @@
 // `shardplan compare --published`.
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 
 #include <gtest/gtest.h>
@@ -59,6 +60,19 @@ INSTANTIATE_TEST_SUITE_P(Sources, PublishedAccuracy,
                          testing::Values(Limit{"torchtitan-2024-12", 0.01, 0.05}, Limit{"torchtitan-h200", 0.06, 0.10},
                                          Limit{"torchao-training", 0.04, 0.07}, Limit{"chenyaofo-gist", 0.025, 0.125},
                                          Limit{"deepspeed-4527", 0.06, 0.06}, Limit{"peft-docs", 0.36, 0.6}));
+
+// The row beside the one on the jump stays as strictly held as before.
+TEST(PublishedRuns, theH200RowOffTheJumpStaysWithinThreePercent)
+{
+    int rows = 0;
+    for (const FigureComparison& figure : comparisonOf("torchtitan-h200")) {
+        if (figure.scenario != "llama-3-8b-32xh200-float8" || !figure.error)
+            continue;
+        ++rows;
+        EXPECT_LE(std::abs(*figure.error), 0.03);
+    }
+    EXPECT_EQ(rows, 1);
+}
 
 TEST(PublishedRuns, everyMosaicRunIsToldToFit)
 {
