@@ -40,6 +40,7 @@ struct Link {
     Figure bandwidth; // bytes/s in one direction: per GPU for the intra-node link, per NODE (all NICs) for the
                       // inter-node link
     Figure latency;   // seconds
+    int perNode = 0;  // inter-node link: NICs of a node; 0 = not said, one a GPU
 };
 
 struct Gpu {
@@ -47,6 +48,8 @@ struct Gpu {
     Figure memory; // bytes that the driver gives to programs (torch's total_memory), not the marketing figure
     std::map<DType, Figure> peakFlops; // FLOP/s, dense
     Figure memoryBandwidth;            // bytes/s
+    int multiprocessors = 0;           // SMs; 0 = not said
+    Figure power;                      // watts at full load (TDP); 0 = not said
     int computeCapability = 0;         // 70, 75, 80, 86, 89, 90, 100
 };
 
@@ -66,6 +69,8 @@ struct Cluster {
     Figure nvmeCapacity;        // bytes per node; 0 = none
     Figure nvmeReadBandwidth;   // bytes/s per node
     Figure nvmeWriteBandwidth;
+    Figure storageBandwidth; // bytes/s of the whole cluster to where checkpoints go; 0 = not said
+    Figure pricePerGpuHour;  // dollars; 0 = not said
 
     std::int64_t gpus() const { return checkedMultiply(gpusPerNode, nodes); }
 };

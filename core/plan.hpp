@@ -141,9 +141,40 @@ struct Note {
     std::string source;
 };
 
-/// Step time; filled by the time simulation.
+/// Where the step's seconds go, on the rank that sets the pace; they add up to the step.
+struct StepBreakdown {
+    double compute = 0;              // forward, backward and loss
+    double recompute = 0;            // forward again, for activation checkpointing
+    double exposedCommunication = 0; // nothing computes and a collective is what is waited for
+    double bubble = 0;               // pipeline stages waiting for each other
+    double offload = 0;              // waiting for copies over PCIe and for NVMe
+    double optimizer = 0;            // optimizer step, on the GPU or the host
+    double other = 0;                // copies within the GPU, quantisation, launch gaps, waiting for the host
+    double total() const { return compute + recompute + exposedCommunication + bubble + offload + optimizer + other; }
+};
+
+/// One optimizer step, accumulation included, in steady state. Seconds come from simulating the schedule; rates count
+/// the tokens and FLOPs of the model, not those of padding or recomputation.
 struct StepTime {
     double seconds = 0;
+    double tokensPerSecond = 0; // of the whole job
+    double tokensPerSecondPerGpu = 0;
+    double samplesPerSecond = 0; // sequences
+    double tflopsPerGpu = 0;     // model FLOPs, recomputation left out, 1e12/s
+    double mfu = 0;              // of the GPU's dense peak in the compute dtype (PaLM, arXiv 2204.02311 app. B)
+    double hfu = 0;              // recomputation counted in
+    StepBreakdown breakdown;
+    double hiddenCommunicationSeconds = 0; // collectives that ran beside compute
+    double lowSeconds = 0;                 // band learnt from the accuracy ledger's residuals
+    double highSeconds = 0;
+    std::vector<Note> assumptions;
+};
+
+/// What a step costs, where the cluster says prices and power.
+struct StepCost {
+    std::optional<double> dollarsPerStep;
+    std::optional<double> dollarsPerBillionTokens;
+    std::optional<double> joulesPerStep; // GPUs at their rated power times the GPU's busy share; hosts left out
 };
 
 struct ModelStates {
@@ -168,7 +199,10 @@ struct Plan {
     NvmeUse nvme;
     Traffic traffic;
     CheckpointSize checkpoint;
-    std::optional<StepTime> step;
+    std::optional<StepTime> step; // absent when the combination is not possible
+    StepCost cost;
+    std::optional<double> networkBytesPerSecondPerNode; // that would hide what crosses nodes behind this plan's compute
+    std::optional<double> checkpointSeconds;  // to write one sharded checkpoint, where the cluster names its storage
     std::optional<Suggestion> smallestChange; // only when it does not fit
     std::vector<Note> assumptions;
     std::vector<Note> excluded; // what the figures leave out

@@ -91,8 +91,29 @@ void ScheduleBuilder::send(PayloadId payload, GroupId group, std::int32_t count)
 
 void ScheduleBuilder::wait(OpId op)
 {
-    m_schedule.waits.push_back(op);
+    addWait(op, false);
+}
+
+void ScheduleBuilder::blockHost(OpId op)
+{
+    addWait(op, true);
+}
+
+void ScheduleBuilder::addWait(OpId op, bool blocksHost)
+{
+    assert(op < lastOp());
+    if (op < 0)
+        return;
+    m_schedule.waits.push_back({op, blocksHost});
     ++m_schedule.ops.back().waitCount;
+}
+
+void ScheduleBuilder::cover(std::size_t part)
+{
+    Op& op = m_schedule.ops.back();
+    if (op.firstPart < 0)
+        op.firstPart = static_cast<std::int16_t>(part);
+    op.endPart = static_cast<std::int16_t>(part + 1);
 }
 
 Schedule ScheduleBuilder::finish()

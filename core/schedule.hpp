@@ -52,9 +52,20 @@ template <> struct EnumNames<Category> {
          {Category::Temporaries, "temporaries"}}};
 };
 
-/// Each stream has a memory pool of its own in the caching allocator.
-enum class Stream : std::uint8_t { Compute, AllGather, Reduce, Replicate, HostToDevice, DeviceToHost, Host, Nvme };
-constexpr std::size_t kStreamCount = 8;
+/// Operations of one stream run one after the other. Each stream has a memory pool of its own in the caching allocator.
+enum class Stream : std::uint8_t {
+    Compute,
+    AllGather,
+    Reduce,
+    Replicate,
+    HostToDevice,
+    DeviceToHost,
+    Host,
+    Nvme,
+    Pipeline, // activations and their gradients between pipeline stages
+    Context   // keys and values around the ring of a context-parallel group
+};
+constexpr std::size_t kStreamCount = 10;
 template <> struct EnumNames<Stream> {
     static constexpr std::array<std::pair<Stream, std::string_view>, kStreamCount> table{
         {{Stream::Compute, "compute"},
@@ -64,7 +75,9 @@ template <> struct EnumNames<Stream> {
          {Stream::HostToDevice, "host-to-device"},
          {Stream::DeviceToHost, "device-to-host"},
          {Stream::Host, "host"},
-         {Stream::Nvme, "nvme"}}};
+         {Stream::Nvme, "nvme"},
+         {Stream::Pipeline, "pipeline"},
+         {Stream::Context, "context"}}};
 };
 
 enum class Phase : std::uint8_t { Init, Forward, Loss, Backward, Optimizer, AfterStep };
@@ -86,6 +99,8 @@ enum class OpKind : std::uint8_t {
     Reduce,
     Broadcast,
     AllToAll,
+    Send,    // to the next or the previous pipeline stage, or around a ring
+    Receive, // the other end of it
     Forward,
     Recompute,
     Backward,
@@ -101,7 +116,7 @@ enum class OpKind : std::uint8_t {
     OptimizerStep,     // on the GPU
     HostOptimizerStep, // on the CPU
 };
-constexpr std::size_t kOpKindCount = 22;
+constexpr std::size_t kOpKindCount = 24;
 template <> struct EnumNames<OpKind> {
     static constexpr std::array<std::pair<OpKind, std::string_view>, kOpKindCount> table{
         {{OpKind::Allocate, "allocate"},
@@ -112,6 +127,8 @@ template <> struct EnumNames<OpKind> {
          {OpKind::Reduce, "reduce"},
          {OpKind::Broadcast, "broadcast"},
          {OpKind::AllToAll, "all-to-all"},
+         {OpKind::Send, "send"},
+         {OpKind::Receive, "receive"},
          {OpKind::Forward, "forward"},
          {OpKind::Recompute, "recompute"},
          {OpKind::Backward, "backward"},
@@ -131,7 +148,7 @@ template <> struct EnumNames<OpKind> {
 /// True for operations that go over a link between GPUs.
 constexpr bool isCollective(OpKind kind)
 {
-    return kind >= OpKind::AllGather && kind <= OpKind::AllToAll;
+    return kind >= OpKind::AllGather && kind <= OpKind::Receive;
 }
 
 /// When a buffer class exists. Persistent: from initialisation to the end. FromFirstStep: made at the first optimizer
@@ -163,13 +180,16 @@ struct BufferClass {
 };
 
 /// What one operation moves. For collectives `bytes` is the WHOLE tensor as nccl-tests counts it: gathered size of an
-/// all-gather, input size of a reduce-scatter, the tensor of an all-reduce.
+/// all-gather, input size of a reduce-scatter, the tensor of an all-reduce. For copies over PCIe and NVMe it is what
+/// goes over; for operations within one memory (Copy, Quantize, Dequantize and both optimizer steps) what is read plus
+/// what is written.
 struct Payload {
     std::string_view name;
     std::string_view formula;
     std::string_view source;
-    Bytes bytes;                // on the wire
+    Bytes bytes;
     DType native = DType::Bf16; // dtype of the uncompressed tensor: fixes what one element counts in units of Ψ
+    bool countsInPsi = true;    // Ψ counts parameters and gradients; activations between model-parallel ranks do not
 };
 
 /// A communicator, as one rank sees it.
@@ -197,13 +217,17 @@ struct Op {
     Phase phase = Phase::Init;
     std::int16_t stage =
         -1; // leaf module or stage within the layer, -1 = whole layer; meaning belongs to the activation profile
+    // Of Forward, Recompute and Backward: the stages [firstPart, endPart) of the layer's pass (LayerProgram) that run
+    // in it; both -1 elsewhere.
+    std::int16_t firstPart = -1;
+    std::int16_t endPart = -1;
     std::int32_t layer = -1; // position in Model::layers, or -1
     PayloadId payload = -1;
     GroupId group = -1;
     std::int32_t payloadCount = 1; // how many such payloads, sent one after the other
     std::uint32_t firstEvent = 0;  // into Schedule::events
     std::uint32_t eventCount = 0;
-    std::uint32_t firstWait = 0; // into Schedule::waits: ops of other streams this one waits for
+    std::uint32_t firstWait = 0; // into Schedule::waits
     std::uint32_t waitCount = 0;
 };
 
@@ -215,6 +239,13 @@ enum class BufferChange : std::uint8_t { Allocate, Free, FreeDeferred, Reclaim }
 struct BufferEvent {
     BufferId buffer = -1;
     BufferChange change = BufferChange::Allocate;
+};
+
+/// Before an op starts, `op` (issued earlier, on another stream) has ended. blocksHost: the host itself waits for it
+/// before it issues the waiting op, and so everything after it (cudaStreamSynchronize, event.synchronize()).
+struct Wait {
+    OpId op = -1;
+    bool blocksHost = false;
 };
 
 /// A stretch of operations that happens `repeat` times in a row: the micro-steps in the middle are alike.
@@ -232,7 +263,7 @@ struct Schedule {
     std::vector<BufferClassId> buffers; // BufferId -> class
     std::vector<Op> ops;
     std::vector<BufferEvent> events;
-    std::vector<OpId> waits;
+    std::vector<Wait> waits;
     std::vector<Segment> segments;
 };
 
@@ -258,7 +289,12 @@ public:
     void reclaim(BufferId buffer);
     void send(PayloadId payload, GroupId group, std::int32_t count = 1);
     void move(PayloadId payload, std::int32_t count = 1) { send(payload, -1, count); } // copies and NVMe: no group
+    /// The current op's stream waits for `op`; nothing for op < 0, so that "the last gather, if any" needs no branch.
     void wait(OpId op);
+    /// The host waits for `op` before it issues the current op.
+    void blockHost(OpId op);
+    /// The current op runs stage `part` of its layer's pass too.
+    void cover(std::size_t part);
 
     OpId lastOp() const { return static_cast<OpId>(m_schedule.ops.size()) - 1; }
     const SizeTable& sizes() const { return m_schedule.sizes; }
@@ -266,6 +302,7 @@ public:
 
 private:
     void change(BufferId buffer, BufferChange change);
+    void addWait(OpId op, bool blocksHost);
 
     Schedule m_schedule;
 };

@@ -10,6 +10,7 @@ std::string_view frameworkOf(const Strategy& strategy)
         std::string_view operator()(const Fsdp2Options&) const { return "fsdp2"; }
         std::string_view operator()(const DeepSpeedOptions&) const { return "deepspeed"; }
         std::string_view operator()(const NativeOptions&) const { return "native"; }
+        std::string_view operator()(const MegatronOptions&) const { return "megatron"; }
     };
     return std::visit(Visitor{}, strategy.options);
 }

@@ -168,16 +168,67 @@ struct NativeOptions {
     bool operator==(const NativeOptions&) const = default;
 };
 
-using StrategyOptions = std::variant<DdpOptions, Fsdp1Options, Fsdp2Options, DeepSpeedOptions, NativeOptions>;
+/// Megatron-LM (megatron/core/distributed, megatron/core/optimizer). Which blocks recompute is the training's
+/// activation checkpointing.
+struct MegatronOptions {
+    bool distributedOptimizer =
+        true;                       // use_distributed_optimizer: optimizer states sharded over the data-parallel group
+    bool overlapGradReduce = true;  // overlap_grad_reduce: buckets are reduced beside backward
+    bool overlapParamGather = true; // overlap_param_gather: all-gathers beside the next forward
+    bool fp32GradAccumulation = true; // accumulate_allreduce_grads_in_fp32: main_grad is fp32
+    std::int64_t bucketSize =
+        40000000;               // ddp_bucket_size in elements, at least; grows with the group as Megatron's does
+    bool tpCommOverlap = false; // tp_comm_overlap: Transformer Engine's userbuffers
+
+    bool operator==(const MegatronOptions&) const = default;
+};
+
+enum class PipelineSchedule : std::uint8_t { GPipe, OneForwardOneBackward, Interleaved };
+template <> struct EnumNames<PipelineSchedule> {
+    static constexpr std::array<std::pair<PipelineSchedule, std::string_view>, 3> table{
+        {{PipelineSchedule::GPipe, "gpipe"},
+         {PipelineSchedule::OneForwardOneBackward, "1f1b"},
+         {PipelineSchedule::Interleaved, "interleaved"}}};
+};
+
+enum class ContextExchange : std::uint8_t { Ring, AllGather };
+template <> struct EnumNames<ContextExchange> {
+    static constexpr std::array<std::pair<ContextExchange, std::string_view>, 2> table{
+        {{ContextExchange::Ring, "ring"}, {ContextExchange::AllGather, "all-gather"}}};
+};
+
+/// How the model itself is split over GPUs, beside the data sharding of the framework. Ranks are laid out tensor
+/// innermost, then context, then data, then pipeline, as Megatron-LM does by default ("tp-cp-ep-dp-pp").
+struct Parallelism {
+    std::int64_t tensor = 1;
+    bool sequenceParallel = false; // norms and residual stream split along the sequence over the tensor group
+    std::int64_t pipeline = 1;
+    PipelineSchedule schedule = PipelineSchedule::OneForwardOneBackward;
+    std::int64_t virtualStages = 1; // model chunks a pipeline rank holds; > 1 only when interleaved
+    std::int64_t context = 1;
+    ContextExchange exchange = ContextExchange::Ring;
+    std::int64_t expert = 1;      // experts are spread over this many ranks of the data-parallel (and context) group
+    double expertImbalance = 1.0; // tokens of the busiest expert rank over the mean
+
+    /// GPUs that hold one replica before data sharding.
+    std::int64_t modelRanks() const { return tensor * pipeline * context; }
+    bool none() const { return modelRanks() == 1 && expert == 1; }
+
+    bool operator==(const Parallelism&) const = default;
+};
+
+using StrategyOptions =
+    std::variant<DdpOptions, Fsdp1Options, Fsdp2Options, DeepSpeedOptions, NativeOptions, MegatronOptions>;
 
 struct Strategy {
     std::string name; // "fsdp2-full-shard", or a name of the user's own
     StrategyOptions options;
+    Parallelism parallelism = {};
 
     bool operator==(const Strategy&) const = default;
 };
 
-/// "ddp", "fsdp1", "fsdp2", "deepspeed", "native".
+/// "ddp", "fsdp1", "fsdp2", "deepspeed", "native", "megatron".
 std::string_view frameworkOf(const Strategy& strategy);
 
 } // namespace shardwright

@@ -63,6 +63,32 @@ template <typename Fields, typename Options> void visitNative(Fields& fields, Op
     fields.field("offload_optimizer", options.offloadOptimizer);
 }
 
+template <typename Fields, typename Options> void visitMegatron(Fields& fields, Options& options)
+{
+    fields.field("use_distributed_optimizer", options.distributedOptimizer);
+    fields.field("overlap_grad_reduce", options.overlapGradReduce);
+    fields.field("overlap_param_gather", options.overlapParamGather);
+    fields.field("accumulate_allreduce_grads_in_fp32", options.fp32GradAccumulation);
+    fields.field("ddp_bucket_size", options.bucketSize, 1, INT64_MAX);
+    fields.field("tp_comm_overlap", options.tpCommOverlap);
+}
+
+constexpr std::int64_t kMostRanks = 1000000; // of one kind of parallelism
+constexpr double kMostImbalance = 1000;
+
+template <typename Fields, typename Options> void visitParallelism(Fields& fields, Options& parallelism)
+{
+    fields.field("tensor", parallelism.tensor, 1, kMostRanks);
+    fields.field("sequence_parallel", parallelism.sequenceParallel);
+    fields.field("pipeline", parallelism.pipeline, 1, kMostRanks);
+    fields.field("schedule", parallelism.schedule);
+    fields.field("virtual_stages", parallelism.virtualStages, 1, kMostRanks);
+    fields.field("context", parallelism.context, 1, kMostRanks);
+    fields.field("context_exchange", parallelism.exchange);
+    fields.field("expert", parallelism.expert, 1, kMostRanks);
+    fields.field("expert_imbalance", parallelism.expertImbalance, 1.0, kMostImbalance);
+}
+
 constexpr double kMiB = 1024.0 * 1024;
 
 DdpOptions readDdp(FieldReader& fields)
@@ -142,6 +168,7 @@ struct OptionsWriter {
         fields.field("zero3_init_flag", options.zero3Init);
     }
     void operator()(const NativeOptions& options) const { visitNative(fields, options); }
+    void operator()(const MegatronOptions& options) const { visitMegatron(fields, options); }
 };
 
 Strategy predefined(const JsonCursor& cursor, const std::string& name, int gpusPerNode)
@@ -174,7 +201,7 @@ Strategy strategyFromJson(const JsonCursor& cursor, int gpusPerNode)
         cursor.read("name", strategy.name);
     if (cursor.has("name") && cursor.json().at("name").is_string() && strategy.name.empty())
         cursor.complain("\"name\" is empty", "a name of your own for this combination");
-    constexpr const char* kFrameworks = "ddp, fsdp1, fsdp2, deepspeed or native";
+    constexpr const char* kFrameworks = "ddp, fsdp1, fsdp2, deepspeed, megatron or native";
     std::string framework;
     fields.known("name");
     fields.known("framework");
@@ -195,11 +222,16 @@ Strategy strategyFromJson(const JsonCursor& cursor, int gpusPerNode)
         NativeOptions options;
         visitNative(fields, options);
         strategy.options = options;
+    } else if (framework == "megatron") {
+        MegatronOptions options;
+        visitMegatron(fields, options);
+        strategy.options = options;
     } else {
         if (member && member->json().is_string())
             member->complain("\"" + framework.substr(0, 60) + "\" is not a framework", kFrameworks);
         return strategy; // which keys are known depends on the framework
     }
+    fields.object("parallelism", [&](FieldReader& inner) { visitParallelism(inner, strategy.parallelism); });
     fields.finish();
     return strategy;
 }
@@ -210,6 +242,8 @@ Json toJson(const Strategy& strategy)
     fields.field("name", strategy.name);
     fields.field("framework", std::string(frameworkOf(strategy)));
     std::visit(OptionsWriter{fields}, strategy.options);
+    if (!(strategy.parallelism == Parallelism{}))
+        fields.object("parallelism", [&](FieldWriter& inner) { visitParallelism(inner, strategy.parallelism); });
     return fields.take();
 }
 

@@ -208,6 +208,13 @@ private:
                      [](NativeOptions& o) { o.offloadOptimizer = true; });
     }
 
+    void forFramework(const MegatronOptions& options)
+    {
+        if (!options.distributedOptimizer)
+            strategy("the distributed optimizer", kSlightly, options,
+                     [](MegatronOptions& o) { o.distributedOptimizer = true; });
+    }
+
     const PlanInput& m_input;
     std::vector<Change> m_changes;
 };

@@ -141,7 +141,8 @@ void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, 
     const bool tied = m_activations->model().layer(position).kind == LayerKind::Head &&
                       m_activations->model().layer(position).parameters.empty();
     OpId current = -1;
-    for (const ProgramStage& stage : pass) {
+    for (std::size_t part = 0; part < pass.size(); ++part) {
+        const ProgramStage& stage = pass[part];
         const int owner = tied ? m_embeddingLayer : layer;
         const int module = stage.module;
         if (module >= 0)
@@ -150,6 +151,7 @@ void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, 
             startOp(builder, kind, layer, current < 0 && module < 0 ? -1 : module);
             current = builder.lastOp();
         }
+        builder.cover(part);
         for (const SlotEvent& event : stage.events) {
             const auto slot = static_cast<std::size_t>(event.slot);
             if (event.makes) {

@@ -84,6 +84,12 @@ struct Describe {
     {
         return fmt::format("the textbook schedule of ZeRO stage {}, without any framework's buffers", options.stage);
     }
+
+    std::string operator()(const MegatronOptions& options) const
+    {
+        return options.distributedOptimizer ? "model parallelism; optimizer states over the data-parallel group"
+                                            : "model parallelism; every data-parallel rank steps everything";
+    }
 };
 
 Strategy named(const std::string& name)

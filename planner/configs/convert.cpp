@@ -62,6 +62,7 @@ private:
     StrategyOptions from(const Fsdp2Options& fsdp);
     StrategyOptions from(const DeepSpeedOptions& zero);
     StrategyOptions from(const NativeOptions&) { return m_run.strategy.options; }
+    StrategyOptions from(const MegatronOptions&) { return m_run.strategy.options; }
 
     DeepSpeedOptions zeroFrom(ShardingStrategy sharding, std::int64_t shardGroup, bool offload);
     void tellFsdpToZero(bool prefetches, bool efficientLoading);

@@ -156,6 +156,12 @@ ConfigExport exportConfig(const Scenario& scenario, const Strategy& strategy, Co
     if (std::holds_alternative<NativeOptions>(strategy.options))
         throw InputError(fmt::format("strategy {}", strategy.name), "",
                          "is run by shardrun itself; no framework has a configuration for it", "another strategy");
+    if (std::holds_alternative<MegatronOptions>(strategy.options) || !strategy.parallelism.none())
+        throw InputError(
+            fmt::format("strategy {}", strategy.name), "",
+            "splits the model itself, which neither a DeepSpeed JSON nor an Accelerate YAML of these forms "
+            "can say",
+            "a strategy of data sharding alone");
     ConfigExport result = writeConfig(runConfigOf(scenario, strategy), format, options);
     const Precision& precision = scenario.training.precision;
     const bool fsdp = format == ConfigFormat::AccelerateFsdp1 || format == ConfigFormat::AccelerateFsdp2;

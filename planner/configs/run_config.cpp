@@ -122,6 +122,7 @@ std::string describeOptions(const StrategyOptions& options)
         {
             return fmt::format("native-stage{}", native.stage);
         }
+        std::string operator()(const MegatronOptions&) const { return "megatron"; }
     };
     return std::visit(Visitor{}, options);
 }

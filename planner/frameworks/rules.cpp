@@ -9,6 +9,11 @@ struct Room {
     std::unique_ptr<FrameworkRules> (*make)(const PlanInput&);
 };
 
+std::vector<std::string> notPlanned(const PlanInput&)
+{
+    return {"Megatron-LM's rules are not written yet"};
+}
+
 Room roomOf(const PlanInput& input)
 {
     struct Visitor {
@@ -17,6 +22,7 @@ Room roomOf(const PlanInput& input)
         Room operator()(const Fsdp2Options&) const { return {fsdp2Refusals, makeFsdp2Rules}; }
         Room operator()(const DeepSpeedOptions&) const { return {deepspeedRefusals, makeDeepSpeedRules}; }
         Room operator()(const NativeOptions&) const { return {nativeRefusals, makeNativeRules}; }
+        Room operator()(const MegatronOptions&) const { return {notPlanned, nullptr}; }
     };
     return std::visit(Visitor{}, input.strategy.options);
 }
@@ -25,6 +31,8 @@ Room roomOf(const PlanInput& input)
 
 std::vector<std::string> refusals(const PlanInput& input)
 {
+    if (!input.strategy.parallelism.none())
+        return {"tensor, pipeline, context and expert parallelism are not planned yet"};
     return roomOf(input).refusals(input);
 }
 

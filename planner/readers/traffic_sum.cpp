@@ -14,7 +14,7 @@ int passes(OpKind kind)
 
 bool wholeTensor(OpKind kind)
 {
-    return kind == OpKind::Broadcast || kind == OpKind::Reduce;
+    return kind == OpKind::Broadcast || kind == OpKind::Reduce || kind == OpKind::Send;
 }
 
 } // namespace
@@ -22,7 +22,7 @@ bool wholeTensor(OpKind kind)
 PayloadTraffic trafficOf(OpKind kind, Bytes payload, const Group& group, int gpusPerNode)
 {
     PayloadTraffic traffic;
-    if (group.ranks <= 1)
+    if (group.ranks <= 1 || kind == OpKind::Receive) // what arrives was counted where it was sent
         return traffic;
     const Bytes ring = share(payload, group.ranks - 1, group.ranks) * passes(kind);
     traffic.sent = wholeTensor(kind) ? payload : ring;
@@ -42,6 +42,8 @@ PayloadTraffic trafficOf(OpKind kind, Bytes payload, const Group& group, int gpu
 
 double psiOf(OpKind kind, const Payload& payload, std::int64_t parameters)
 {
+    if (!payload.countsInPsi)
+        return 0;
     const double elements = payload.bytes.asDouble() / (static_cast<double>(bitsOf(payload.native)) / 8.0);
     return elements * passes(kind) / static_cast<double>(parameters);
 }

@@ -216,18 +216,34 @@ DeepSpeedOptions anyDeepSpeed()
 
 StrategyOptions anyOptions()
 {
-    switch (*rc::gen::inRange(0, 5)) {
+    switch (*rc::gen::inRange(0, 6)) {
     case 0: return anyDdp();
     case 1: return anyFsdp1();
     case 2: return anyFsdp2();
     case 3: return anyDeepSpeed();
+    case 4: return MegatronOptions{anyBool(), anyBool(), anyBool(), anyBool(), anySize() + 1, anyBool()};
     default: return NativeOptions{*rc::gen::inRange(0, 4), anyBool(), anyBool()};
     }
 }
 
+Parallelism anyParallelism()
+{
+    Parallelism parallelism;
+    parallelism.tensor = *rc::gen::inRange<std::int64_t>(1, 65);
+    parallelism.sequenceParallel = anyBool();
+    parallelism.pipeline = *rc::gen::inRange<std::int64_t>(1, 65);
+    parallelism.schedule = anyOf<PipelineSchedule>();
+    parallelism.virtualStages = *rc::gen::inRange<std::int64_t>(1, 9);
+    parallelism.context = *rc::gen::inRange<std::int64_t>(1, 17);
+    parallelism.exchange = anyOf<ContextExchange>();
+    parallelism.expert = *rc::gen::inRange<std::int64_t>(1, 65);
+    parallelism.expertImbalance = 1 + *rc::gen::inRange(0, 8) / 4.0;
+    return parallelism;
+}
+
 RC_GTEST_PROP(StrategyFile, SurvivesWritingAndReading, ())
 {
-    const Strategy written{"mine", anyOptions()};
+    const Strategy written{"mine", anyOptions(), anyParallelism()};
     const Read read = readStrategy(toJson(written).dump());
     RC_ASSERT(read.findings.empty());
     RC_ASSERT(read.strategy == written);

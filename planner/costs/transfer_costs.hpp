@@ -1,0 +1,29 @@
+#pragma once
+
+// Seconds of everything that moves bytes without computing: within the GPU's memory, over PCIe, to and from NVMe, and
+// the optimizer steps, which are bound by memory too. All ranks of a node do the same at the same time and share what
+// they share.
+
+#include "core/cluster.hpp"
+#include "core/units.hpp"
+
+namespace shardwright {
+
+class TransferCosts {
+public:
+    explicit TransferCosts(const Cluster& cluster);
+
+    double copyToDevice(Bytes bytes, bool pinned) const; // one GPU's copy, all GPUs of the node copying
+    double copyToHost(Bytes bytes, bool pinned) const;
+    double nvmeRead(Bytes bytes) const; // of one rank; the node's ranks share its drives
+    double nvmeWrite(Bytes bytes) const;
+    double gpuMemory(Bytes readPlusWritten) const;                      // a kernel bound by the GPU's memory
+    double hostOptimizer(Bytes readPlusWritten, bool vectorized) const; // one rank's share of the node's cores and
+                                                                        // memory; vectorized: DeepSpeedCPUAdam
+    double launch() const;                                              // host time to issue one kernel
+
+private:
+    const Cluster* m_cluster;
+};
+
+} // namespace shardwright

@@ -1,0 +1,40 @@
+#pragma once
+
+// Reader: when every operation of a schedule starts and ends.
+//
+// The host issues operations in the schedule's order, each taking hostSeconds; an operation starts when the host has
+// issued it, its stream is free and everything it waits for has ended. Where the host itself waits (Wait::blocksHost),
+// nothing later is issued before.
+
+#include <vector>
+
+#include "core/plan.hpp"
+#include "core/schedule.hpp"
+
+namespace shardwright {
+
+/// Seconds since the step began.
+struct Interval {
+    double start = 0;
+    double end = 0;
+};
+
+/// Cost of every operation, by OpId.
+struct OpTimes {
+    std::vector<double> seconds;     // busy time on its stream
+    std::vector<double> hostSeconds; // to issue it
+};
+
+struct Timeline {
+    // By OpId, of one occurrence: that of the last repetition of its segment. Initialisation has none (both 0).
+    std::vector<Interval> ops;
+    double seconds = 0; // of the steady step, from the end of one to the end of the next
+    StepBreakdown breakdown;
+    double hiddenCommunicationSeconds = 0;
+};
+
+/// Simulates one step in steady state: what a step leaves running overlaps the next. Repeated segments are simulated
+/// until one repetition takes as long as the one before and the rest is extrapolated.
+Timeline simulate(const Schedule& schedule, const OpTimes& times);
+
+} // namespace shardwright
