@@ -79,11 +79,19 @@ std::string nearestWord(const std::string& word, const std::vector<std::string>&
 {
     if (word.size() > 100)
         return {};
+    // Of equally near words the one that begins alike longest: fingers slip at the end ("llama-2-7bb").
+    const auto sharedBeginning = [&word](const std::string& other) {
+        const std::size_t length = std::min(word.size(), other.size());
+        const auto differs =
+            std::mismatch(word.begin(), word.begin() + static_cast<std::ptrdiff_t>(length), other.begin());
+        return differs.first - word.begin();
+    };
     std::string best;
     std::size_t bestDistance = std::max<std::size_t>(2, word.size() / 3) + 1;
     for (const std::string& candidate : known) {
         const std::size_t distance = editDistance(word, candidate);
-        if (distance < bestDistance) {
+        const bool tie = distance == bestDistance && !best.empty();
+        if (distance < bestDistance || (tie && sharedBeginning(candidate) > sharedBeginning(best))) {
             bestDistance = distance;
             best = candidate;
         }
