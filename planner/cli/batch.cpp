@@ -1,9 +1,4 @@
-#include <atomic>
-#include <chrono>
-#include <csignal>
 #include <memory>
-
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -11,6 +6,7 @@
 #include "core/scenario_file.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/line_reader.hpp"
+#include "planner/cli/long_run.hpp"
 #include "planner/cli/output.hpp"
 #include "planner/cli/planning.hpp"
 #include "planner/recommendation.hpp"
@@ -36,48 +32,10 @@ struct Options {
     bool noSuggestions = false;
 };
 
-std::atomic<bool> stopRequested{false};
-static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler sets it");
-
-/// Lets Ctrl-C and termination end the run after the current line. The second Ctrl-C ends it at once.
-class StopOnSignal {
-public:
-    StopOnSignal()
-    {
-        struct sigaction action {};
-        action.sa_handler = [](int) { stopRequested = true; };
-        sigemptyset(&action.sa_mask);
-        action.sa_flags = static_cast<int>(SA_RESETHAND); // and no SA_RESTART: a waiting read returns
-        ::sigaction(SIGINT, &action, nullptr);
-        ::sigaction(SIGTERM, &action, nullptr);
-    }
-};
-
-/// A line on a terminal's standard error that counts along, at most ten times a second.
-class Progress {
-public:
-    Progress() : m_shown(::isatty(STDERR_FILENO) == 1) {}
-
-    void show(std::int64_t done, std::int64_t failed)
-    {
-        constexpr std::chrono::milliseconds kPause(100);
-        const auto now = std::chrono::steady_clock::now();
-        if (!m_shown || now - m_last < kPause)
-            return;
-        m_last = now;
-        printErr(fmt::format("\r{} done, {} failed", done, failed));
-    }
-
-    void finish(std::int64_t done, std::int64_t failed) const
-    {
-        if (m_shown)
-            printErr(fmt::format("\r{} done, {} failed\n", done, failed));
-    }
-
-private:
-    bool m_shown;
-    std::chrono::steady_clock::time_point m_last;
-};
+std::string progressText(std::int64_t done, std::int64_t failed)
+{
+    return fmt::format("{} done, {} failed", done, failed);
+}
 
 Json errorLine(std::int64_t number, const std::vector<Finding>& findings)
 {
@@ -122,9 +80,9 @@ public:
                 fail({{place(), "", "is longer than 64 MiB", "one scenario a line"}});
             else if (text.find_first_not_of(" \t\r") != std::string::npos)
                 answer(text);
-            m_progress.show(m_done, m_failed);
+            m_progress.show(progressText(m_done, m_failed));
         }
-        m_progress.finish(m_done, m_failed);
+        m_progress.finish(progressText(m_done, m_failed));
     }
 
 private:

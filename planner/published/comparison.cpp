@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 
 #include "planner/published/physics.hpp"
+#include "planner/published/statistics.hpp"
 
 namespace shardwright {
 
@@ -80,13 +81,6 @@ void predict(const PublishedFigure& figure, const Plan& plan, FigureComparison& 
         return;
     row.outcome = FigureOutcome::Predicted;
     row.error = (*row.predicted - figure.value) / figure.value;
-}
-
-double medianOf(std::vector<double> values)
-{
-    const std::size_t half = values.size() / 2;
-    std::sort(values.begin(), values.end());
-    return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
 
 SourceSummary summaryOf(const std::string& name, const std::vector<const FigureComparison*>& figures)

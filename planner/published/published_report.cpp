@@ -120,28 +120,42 @@ std::string wrapped(const std::string& text, const OutputStyle& style, int inden
     return result;
 }
 
-std::vector<std::string> reasonsOf(const FigureComparison& figure)
+/// What the framework refuses, each reason once with the figures that it concerns.
+std::string refusals(const std::vector<FigureComparison>& figures, const OutputStyle& style)
 {
-    if (figure.outcome == FigureOutcome::NotPossible)
-        return {figure.note};
-    return figure.objections;
+    std::vector<std::pair<std::string, std::vector<std::string>>> reasons;
+    for (const FigureComparison& figure : figures) {
+        if (figure.outcome != FigureOutcome::NotPossible)
+            continue;
+        const auto known = std::find_if(reasons.begin(), reasons.end(),
+                                        [&](const auto& reason) { return reason.first == figure.note; });
+        auto& names = known == reasons.end() ? reasons.emplace_back(figure.note, std::vector<std::string>{}).second
+                                             : known->second;
+        names.push_back(figure.scenario + ", " + figure.strategy + ", " + kindText(figure));
+    }
+    std::string text;
+    for (const auto& [reason, names] : reasons) {
+        const std::string more = names.size() > 1 ? fmt::format(" and {} more", names.size() - 1) : "";
+        text += paint(style, Ink::Strong, withoutControls(names.front())) + more + ": not possible\n";
+        text += wrapped(reason, style, 4);
+    }
+    return text;
 }
 
 std::string remarks(const std::vector<FigureComparison>& figures, const OutputStyle& style)
 {
     std::string text;
     for (const FigureComparison& figure : figures) {
-        const auto reasons = reasonsOf(figure);
-        if (reasons.empty())
+        if (figure.objections.empty())
             continue;
         const Cell outcome = outcomeCell(figure);
         text += paint(style, Ink::Strong,
                       withoutControls(figure.scenario + ", " + figure.strategy + ", " + kindText(figure))) +
                 ": " + outcome.text + '\n';
-        for (const std::string& reason : reasons)
+        for (const std::string& reason : figure.objections)
             text += wrapped(reason, style, 4);
     }
-    return text;
+    return text + refusals(figures, style);
 }
 
 Json summaryJson(const SourceSummary& summary)
@@ -244,23 +258,26 @@ std::string publishedText(const std::vector<FigureComparison>& figures, const Ou
     return text;
 }
 
+Json figureToJson(const FigureComparison& figure)
+{
+    return {{"scenario", figure.scenario},
+            {"strategy", figure.strategy},
+            {"kind", nameOf(figure.kind)},
+            {"window", nameOf(figure.window)},
+            {"published", isVerdict(figure) ? Json(nullptr) : Json(figure.published)},
+            {"predicted", figure.predicted ? Json(*figure.predicted) : Json(nullptr)},
+            {"error", figure.error ? Json(*figure.error) : Json(nullptr)},
+            {"outcome", nameOf(figure.outcome)},
+            {"cannot_be_right", figure.objections},
+            {"note", figure.note},
+            {"source", figure.source}};
+}
+
 Json publishedToJson(const std::vector<FigureComparison>& figures)
 {
     Json json{{"schema", kPublishedSchema}, {"figures", Json::array()}, {"sources", Json::array()}};
-    for (const FigureComparison& figure : figures) {
-        Json entry{{"scenario", figure.scenario},
-                   {"strategy", figure.strategy},
-                   {"kind", nameOf(figure.kind)},
-                   {"window", nameOf(figure.window)},
-                   {"published", isVerdict(figure) ? Json(nullptr) : Json(figure.published)},
-                   {"predicted", figure.predicted ? Json(*figure.predicted) : Json(nullptr)},
-                   {"error", figure.error ? Json(*figure.error) : Json(nullptr)},
-                   {"outcome", nameOf(figure.outcome)},
-                   {"cannot_be_right", figure.objections},
-                   {"note", figure.note},
-                   {"source", figure.source}};
-        json["figures"].push_back(std::move(entry));
-    }
+    for (const FigureComparison& figure : figures)
+        json["figures"].push_back(figureToJson(figure));
     for (const SourceSummary& summary : summarise(figures))
         json["sources"].push_back(summaryJson(summary));
     json["all"] = summaryJson(summariseAll(figures));

@@ -23,6 +23,9 @@ Table publishedSummaryTable(const std::vector<FigureComparison>& figures);
 /// have no row: "fits" told right, and what is not predicted and not objected to. A line says how many those are.
 std::string publishedText(const std::vector<FigureComparison>& figures, const OutputStyle& style, bool everything);
 
+/// One figure in base units: bytes, seconds, TFLOP/s or parameters.
+Json figureToJson(const FigureComparison& figure);
+
 /// Figures in base units (bytes, seconds, TFLOP/s, parameters) with the summaries.
 Json publishedToJson(const std::vector<FigureComparison>& figures);
 
