@@ -13,7 +13,7 @@
 
 namespace shardwright {
 
-/// Seconds since the step began.
+/// Seconds since the compute stream ended the step before. What is issued ahead of it starts below zero.
 struct Interval {
     double start = 0;
     double end = 0;
@@ -33,8 +33,11 @@ struct Timeline {
     double hiddenCommunicationSeconds = 0;
 };
 
-/// Simulates one step in steady state: what a step leaves running overlaps the next. Repeated segments are simulated
-/// until one repetition takes as long as the one before and the rest is extrapolated.
+/// Simulates one step in steady state: step after step, each on the clocks that the one before left, until one moves
+/// them like the one before. Repeated segments likewise; the rest of their repetitions is extrapolated.
+///
+/// Breakdown: the compute stream's busy time by kind of operation; where it is idle, the operations that it is waiting
+/// for, each for the time that it ran meanwhile, and the host where it is still issuing.
 Timeline simulate(const Schedule& schedule, const OpTimes& times);
 
 } // namespace shardwright
