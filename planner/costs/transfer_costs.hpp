@@ -15,7 +15,7 @@ public:
 
     double copyToDevice(Bytes bytes, bool pinned) const; // one GPU's copy, all GPUs of the node copying
     double copyToHost(Bytes bytes, bool pinned) const;
-    double nvmeRead(Bytes bytes) const; // of one rank; the node's ranks share its drives
+    double nvmeRead(Bytes bytes) const; // of one rank; the node's ranks share its drives. Infinite where it has none
     double nvmeWrite(Bytes bytes) const;
     double gpuMemory(Bytes readPlusWritten) const;                      // a kernel bound by the GPU's memory
     double hostOptimizer(Bytes readPlusWritten, bool vectorized) const; // one rank's share of the node's cores and
@@ -23,7 +23,16 @@ public:
     double launch() const;                                              // host time to issue one kernel
 
 private:
-    const Cluster* m_cluster;
+    double copy(Bytes bytes, bool pinned) const;
+
+    // bytes/s of one rank
+    double m_pinned = 0;
+    double m_pageable = 0;
+    double m_nvmeRead = 0;
+    double m_nvmeWrite = 0;
+    double m_gpuMemory = 0;
+    double m_vectorizedOptimizer = 0;
+    double m_plainOptimizer = 0;
 };
 
 } // namespace shardwright

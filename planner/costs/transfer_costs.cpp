@@ -1,0 +1,106 @@
+#include "planner/costs/transfer_costs.hpp"
+
+#include <algorithm>
+#include <limits>
+
+namespace shardwright {
+
+namespace {
+
+// Share of the nominal bandwidth that kernels bound by a GPU's memory reach. measured: 0.77 for copies on H100 (2573 of
+// 3350 GB/s, github.com/NVIDIA/nccl issue 1264) and 0.87 for large triads (github.com/NVIDIA/cccl pull request 9881);
+// between the two for kernels that read four tensors and write three.
+constexpr double kGpuMemoryShare = 0.80;
+
+// The same for host memory when all cores stream. measured: STREAM on two-socket servers, some 0.8 of the theoretical
+// rate of all channels (www.cs.virginia.edu/stream).
+constexpr double kHostMemoryShare = 0.8;
+
+// What one thread copies into the driver's pinned staging buffer, after which the copy over PCIe follows. measured:
+// 5 to 6 GB/s pageable beside 11 to 12 pinned over PCIe 3.0 (github.com/rapidsai/dask-cuda pull request 98); DeepSpeed
+// saw 6 times on one GPU and 4 to 5 on eight (github.com/deepspeedai/DeepSpeed pull request 5301).
+constexpr double kStagingBandwidth = 10e9;
+constexpr double kStagingPasses = 3; // over host memory: read, write to the buffer, read by the copy engine
+
+// DeepSpeedCPUAdam's bytes read and written (28 a parameter) as a share of nominal host memory bandwidth. measured:
+// 0.22, 0.51, 1.03, 2.41 and 2.57 s for 1, 2, 4, 8 and 10 billion parameters on a DGX-2 with 255.9 GB/s, the median
+// (ZeRO-Offload, arXiv 2101.06840 table 4).
+constexpr double kCpuAdamMemoryShare = 0.426;
+// PyTorch's own Adam on the CPU takes 1.39, 2.75, 5.71, 11.93 and 14.76 s there: the median of the ratios. DeepSpeed's
+// documentation says five to seven times.
+constexpr double kPlainAdamSlowdown = 5.5;
+// assumed: what one core streams through Adam, where few cores stand beside much memory bandwidth
+constexpr double kCpuAdamPerCore = 10e9;
+
+constexpr double kCopyLatency = 10e-6;  // assumed: setting up one asynchronous copy
+constexpr double kNvmeLatency = 100e-6; // vendor: a read of flash, some 80 to 100 us on data-centre drives
+// assumed: PyTorch's eager dispatch from Python to cudaLaunchKernel, 5 to 10 us an operator
+constexpr double kLaunch = 6e-6;
+
+double secondsAt(Bytes bytes, double bytesPerSecond, double latency)
+{
+    if (bytes <= Bytes(0))
+        return 0;
+    if (bytesPerSecond <= 0)
+        return std::numeric_limits<double>::infinity();
+    return latency + bytes.asDouble() / bytesPerSecond;
+}
+
+} // namespace
+
+TransferCosts::TransferCosts(const Cluster& cluster)
+{
+    const double ranks = std::max(1, cluster.gpusPerNode);
+    const double hostMemory = cluster.hostMemoryBandwidth.value * kHostMemoryShare / ranks;
+    m_pinned = std::min(cluster.pcieBandwidth.value, hostMemory);
+    m_pageable = std::min(1 / (1 / cluster.pcieBandwidth.value + 1 / kStagingBandwidth), hostMemory / kStagingPasses);
+    m_nvmeRead = cluster.nvmeReadBandwidth.value / ranks;
+    m_nvmeWrite = cluster.nvmeWriteBandwidth.value / ranks;
+    m_gpuMemory = cluster.gpu.memoryBandwidth.value * kGpuMemoryShare;
+    m_vectorizedOptimizer = std::min(cluster.hostMemoryBandwidth.value * kCpuAdamMemoryShare,
+                                     kCpuAdamPerCore * std::max(1, cluster.cpuCores)) /
+                            ranks;
+    m_plainOptimizer = m_vectorizedOptimizer / kPlainAdamSlowdown;
+}
+
+double TransferCosts::copy(Bytes bytes, bool pinned) const
+{
+    return secondsAt(bytes, pinned ? m_pinned : m_pageable, kCopyLatency);
+}
+
+double TransferCosts::copyToDevice(Bytes bytes, bool pinned) const
+{
+    return copy(bytes, pinned);
+}
+
+double TransferCosts::copyToHost(Bytes bytes, bool pinned) const
+{
+    return copy(bytes, pinned);
+}
+
+double TransferCosts::nvmeRead(Bytes bytes) const
+{
+    return secondsAt(bytes, m_nvmeRead, kNvmeLatency);
+}
+
+double TransferCosts::nvmeWrite(Bytes bytes) const
+{
+    return secondsAt(bytes, m_nvmeWrite, kNvmeLatency);
+}
+
+double TransferCosts::gpuMemory(Bytes readPlusWritten) const
+{
+    return secondsAt(readPlusWritten, m_gpuMemory, 0);
+}
+
+double TransferCosts::hostOptimizer(Bytes readPlusWritten, bool vectorized) const
+{
+    return secondsAt(readPlusWritten, vectorized ? m_vectorizedOptimizer : m_plainOptimizer, 0);
+}
+
+double TransferCosts::launch() const
+{
+    return kLaunch;
+}
+
+} // namespace shardwright
