@@ -115,9 +115,11 @@ private:
 
 } // namespace
 
-ClosedForm::ClosedForm(const PlanInput& input)
-    : m_rules(makeRules(input)), m_key(m_rules->structureKey()),
-      m_parameters(std::max<std::int64_t>(1, input.model.parameters()))
+ClosedForm::ClosedForm(const PlanInput& input) : ClosedForm(makeRules(input), input.model) {}
+
+ClosedForm::ClosedForm(std::unique_ptr<FrameworkRules> rules, const Model& model)
+    : m_rules(std::move(rules)), m_key(m_rules->structureKey()),
+      m_parameters(std::max<std::int64_t>(1, model.parameters()))
 {
     const Schedule schedule = m_rules->emit();
     compileMemory(schedule);

@@ -32,6 +32,8 @@ class ClosedForm {
 public:
     /// Compiles the structure that `input` has. The model of `input` must outlive this.
     explicit ClosedForm(const PlanInput& input);
+    /// Likewise of rules that are there already.
+    explicit ClosedForm(std::unique_ptr<FrameworkRules> rules, const Model& model);
     ~ClosedForm();
 
     /// The figures of a candidate of the same model and structure (FrameworkRules::structureKey). Equal to
@@ -40,6 +42,8 @@ public:
 
     /// The structure it was compiled for.
     const std::string& structureKey() const { return m_key; }
+    /// The rules, with the sizes of the candidate last evaluated.
+    const FrameworkRules& rules() const { return *m_rules; }
     /// Moments that may be the peak, over all places.
     std::size_t moments() const;
 

@@ -1,0 +1,205 @@
+#include "planner/search/engine.hpp"
+
+#include <exception>
+#include <thread>
+#include <tuple>
+
+#include "core/units.hpp"
+
+namespace shardwright::search {
+
+namespace {
+
+bool isSet(const std::atomic<bool>* flag)
+{
+    return flag != nullptr && flag->load(std::memory_order_relaxed);
+}
+
+struct Node {
+    Score floor;
+    Path path;
+};
+
+bool sooner(const Node& left, const Node& right)
+{
+    return std::tie(left.floor, left.path) < std::tie(right.floor, right.path);
+}
+
+/// The children that are possible, the most promising first.
+std::vector<Node> childrenOf(Explorer& explorer, const Path& path)
+{
+    std::vector<Node> children;
+    const std::size_t choices = explorer.choices(path);
+    children.reserve(choices);
+    Path child = path;
+    for (std::size_t i = 0; i < choices; ++i) {
+        child.push(i);
+        if (const auto floor = explorer.floor(child))
+            children.push_back({*floor, child});
+        child.pop();
+    }
+    std::sort(children.begin(), children.end(), sooner);
+    return children;
+}
+
+/// One subtree, depth first.
+class Descent {
+public:
+    Descent(Explorer& explorer, Archive archive, const Options& options)
+        : m_explorer(explorer), m_archive(std::move(archive)), m_options(options)
+    {
+    }
+
+    void visit(const Node& node)
+    {
+        if (isSet(m_options.stop))
+            return;
+        if (!m_options.everything && !m_archive.admits(node.floor, node.path)) {
+            m_counts.beaten += candidatesBelow(m_explorer, node.path);
+            return;
+        }
+        if (m_explorer.complete(node.path)) {
+            ++m_counts.evaluated;
+            if (const auto score = m_explorer.evaluate(node.path, m_archive))
+                m_archive.insert({*score, node.path});
+            return;
+        }
+        for (const Node& child : childrenOf(m_explorer, node.path))
+            visit(child);
+    }
+
+    const Archive& archive() const { return m_archive; }
+    const Counts& counts() const { return m_counts; }
+
+private:
+    Explorer& m_explorer;
+    Archive m_archive;
+    Counts m_counts;
+    const Options& m_options;
+};
+
+// The first rounds are short, so that later ones know good candidates.
+constexpr std::size_t kFirstRound = 8;
+constexpr std::size_t kLongestRound = 256;
+
+/// The tree cut into subtrees, the most promising first.
+std::vector<Node> cut(Explorer& explorer, std::size_t wanted)
+{
+    std::vector<Node> nodes{{Score{}, Path{}}};
+    for (bool grown = true; grown && nodes.size() < wanted;) {
+        grown = false;
+        std::vector<Node> next;
+        for (const Node& node : nodes) {
+            if (explorer.complete(node.path)) {
+                next.push_back(node);
+                continue;
+            }
+            grown = true;
+            for (Node& child : childrenOf(explorer, node.path))
+                next.push_back(child);
+        }
+        nodes = std::move(next);
+    }
+    std::sort(nodes.begin(), nodes.end(), sooner);
+    return nodes;
+}
+
+class Rounds {
+public:
+    Rounds(const std::vector<std::unique_ptr<Explorer>>& explorers, const Wanted& wanted, const Options& options)
+        : m_explorers(explorers), m_options(options), m_outcome{Archive(wanted), {}, true}
+    {
+    }
+
+    Outcome run()
+    {
+        m_nodes = cut(*m_explorers.front(), m_options.subtrees);
+        std::size_t length = kFirstRound;
+        for (std::size_t begin = 0; begin < m_nodes.size() && !stopped(); begin += length) {
+            if (begin > 0)
+                length = std::min(2 * length, kLongestRound);
+            round(begin, std::min(begin + length, m_nodes.size()));
+        }
+        m_outcome.proven = !stopped();
+        return std::move(m_outcome);
+    }
+
+private:
+    struct Result {
+        std::vector<Found> found;
+        Counts counts;
+    };
+
+    bool stopped() const { return isSet(m_options.stop); }
+
+    void round(std::size_t begin, std::size_t end)
+    {
+        std::vector<Result> results(end - begin);
+        std::vector<std::exception_ptr> failures(m_explorers.size());
+        std::atomic<std::size_t> next = begin;
+        const auto work = [&](std::size_t worker) {
+            try {
+                for (std::size_t i = next++; i < end; i = next++) {
+                    Descent descent(*m_explorers[worker], m_outcome.archive, m_options);
+                    descent.visit(m_nodes[i]);
+                    results[i - begin] = {descent.archive().found(), descent.counts()};
+                    if (worker == 0 && m_options.progress)
+                        m_options.progress(i + 1, m_nodes.size(), descent.archive());
+                }
+            } catch (...) {
+                failures[worker] = std::current_exception();
+                next = end;
+            }
+        };
+        std::vector<std::thread> others;
+        const std::size_t workers = std::min(m_explorers.size(), end - begin);
+        for (std::size_t worker = 1; worker < workers; ++worker)
+            others.emplace_back(work, worker);
+        work(0);
+        for (std::thread& other : others)
+            other.join();
+        for (const std::exception_ptr& failure : failures)
+            if (failure)
+                std::rethrow_exception(failure);
+        for (const Result& result : results) {
+            for (const Found& found : result.found)
+                m_outcome.archive.insert(found);
+            m_outcome.counts.evaluated += result.counts.evaluated;
+            m_outcome.counts.beaten += result.counts.beaten;
+        }
+    }
+
+    const std::vector<std::unique_ptr<Explorer>>& m_explorers;
+    const Options& m_options;
+    Outcome m_outcome;
+    std::vector<Node> m_nodes;
+};
+
+} // namespace
+
+Outcome explore(const std::vector<std::unique_ptr<Explorer>>& explorers, const Wanted& wanted, const Options& options)
+{
+    return Rounds(explorers, wanted, options).run();
+}
+
+std::int64_t candidatesBelow(Explorer& explorer, const Path& path)
+{
+    if (explorer.complete(path))
+        return 1;
+    const std::size_t choices = explorer.choices(path);
+    if (choices == 0)
+        return 0;
+    Path child = path;
+    child.push(0);
+    if (explorer.complete(child))
+        return static_cast<std::int64_t>(choices); // the last axis
+    std::int64_t count = 0;
+    for (std::size_t i = 0; i < choices; ++i) {
+        child = path;
+        child.push(i);
+        count = checkedAdd(count, candidatesBelow(explorer, child));
+    }
+    return count;
+}
+
+} // namespace shardwright::search

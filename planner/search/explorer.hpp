@@ -1,0 +1,50 @@
+#pragma once
+
+// The search's view of planning: candidates, whether they fit, how long their steps take.
+
+#include "core/plan.hpp"
+#include "planner/search/candidates.hpp"
+#include "planner/search/clock.hpp"
+#include "planner/search/engine.hpp"
+#include "planner/search/memory_check.hpp"
+#include "planner/search/tally.hpp"
+
+namespace shardwright::search {
+
+/// What candidates are scored by. Time: seconds per step, then memory. Gpus: how many, then seconds. GpuTime: seconds
+/// times GPUs. MemoryAndTime: the two figures of a front. Possible: all that fit are equally good.
+enum class Measure : std::uint8_t { Time, Gpus, GpuTime, MemoryAndTime, Possible };
+
+class PlanExplorer final : public Explorer {
+public:
+    /// `candidates` must outlive this.
+    PlanExplorer(const Candidates& candidates, Measure measure, std::unique_ptr<Clock> clock);
+
+    bool complete(const Path& path) const override { return path.size() == kAxes; }
+    std::size_t choices(const Path& path) override { return m_candidates.choices(path); }
+    std::optional<Score> floor(const Path& path) override;
+    std::optional<Score> evaluate(const Path& path, const Archive& archive) override;
+
+    /// Why candidates were turned down, so far.
+    const Tally& tally() const { return m_tally; }
+
+private:
+    PlanInput input() const
+    {
+        return {m_candidates.scenario().model, m_candidate.cluster, m_candidate.training, m_candidate.strategy};
+    }
+    Score score(double seconds, Bytes memory, std::int64_t gpus) const;
+    std::optional<Score> planned(const Path& path, double seconds, std::int64_t gpus);
+
+    const Candidates& m_candidates;
+    Measure m_measure;
+    std::unique_ptr<Clock> m_clock;
+    MemoryCheck m_memory;
+    Candidate m_candidate;
+    Tally m_tally;
+};
+
+/// Why a plan is none to take: nothing for one that fits with room for the allocator.
+std::optional<Reason> obstacleOf(const Plan& plan);
+
+} // namespace shardwright::search

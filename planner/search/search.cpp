@@ -1,0 +1,59 @@
+#include "planner/search/search.hpp"
+
+#include "planner/plan_builder.hpp"
+#include "planner/search/explorer.hpp"
+
+namespace shardwright::search {
+
+namespace {
+
+Measure measureOf(const Request& request)
+{
+    if (request.front)
+        return Measure::MemoryAndTime;
+    switch (request.objective) {
+    case Objective::TokensPerSecond: // of a fixed number of tokens
+    case Objective::StepTime: return Measure::Time;
+    case Objective::GpuHours:
+    case Objective::Cost: return Measure::GpuTime;
+    case Objective::FewestGpus: return Measure::Gpus;
+    case Objective::LargestModel:
+    case Objective::LongestSequence:
+    case Objective::LargestMicroBatch: break;
+    }
+    return Measure::Possible;
+}
+
+} // namespace
+
+Result search(const Candidates& candidates, const Request& request, const MakeClock& makeClock)
+{
+    std::vector<std::unique_ptr<Explorer>> explorers;
+    for (int i = 0; i < std::max(1, request.threads); ++i)
+        explorers.push_back(std::make_unique<PlanExplorer>(candidates, measureOf(request), makeClock()));
+    Options options;
+    options.stop = request.stop;
+    options.everything = request.judgeAll;
+    if (request.progress)
+        options.progress = [&](std::size_t done, std::size_t all, const Archive&) { request.progress(done, all); };
+    const Wanted wanted{request.front ? Wanted::Kind::Front : Wanted::Kind::Ranking, request.top};
+    Outcome outcome = explore(explorers, wanted, options);
+    Result result;
+    result.declared = candidatesBelow(*explorers.front(), Path{});
+    result.counts = outcome.counts;
+    result.proven = outcome.proven;
+    for (const auto& explorer : explorers)
+        result.rejected.add(static_cast<const PlanExplorer&>(*explorer).tally());
+    for (const Found& found : outcome.archive.found()) {
+        Answer answer{candidates.assignment(found.path), candidates.start(), {}};
+        candidates.apply(answer.assignment, answer.candidate);
+        answer.candidate.strategy.name = candidates.strategyName(answer.assignment);
+        const PlanInput input{candidates.scenario().model, answer.candidate.cluster, answer.candidate.training,
+                              answer.candidate.strategy};
+        answer.plan = buildPlan(input, {.curve = false, .allocator = true, .suggest = false});
+        result.answers.push_back(std::move(answer));
+    }
+    return result;
+}
+
+} // namespace shardwright::search
