@@ -29,4 +29,25 @@ int optimizerMoments(Optimizer optimizer);
 /// True for AdamW of torch in its default foreach form, whose step makes a temporary of one moment's size.
 bool foreachTemporaries(const Training& training);
 
+/// Dtypes of what an optimizer step touches.
+struct SteppedDtypes {
+    DType parameters = DType::Fp32;
+    DType gradients = DType::Fp32;
+    DType states = DType::Fp32;
+};
+
+/// Whether one kernel does the whole step, or one elementwise kernel after the other runs over all tensors.
+enum class StepForm : std::uint8_t { Fused, Foreach };
+
+/// torch.optim's form under the training's settings.
+StepForm torchStepForm(const Training& training);
+
+/// Bytes that a step over `elements` parameters reads plus writes. Caches are taken to hold nothing from one kernel to
+/// the next: shards are far larger.
+Bytes optimizerStepBytes(Optimizer optimizer, StepForm form, std::int64_t elements, const SteppedDtypes& dtypes);
+
+/// Bytes that the gradients' norm (one pass) and their scaling by it (read and write) move; nothing where the training
+/// does not clip. torch.nn.utils.clip_grad_norm_ scales whatever the norm is.
+Bytes clippingBytes(const Training& training, Bytes gradients);
+
 } // namespace shardwright

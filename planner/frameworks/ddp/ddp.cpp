@@ -71,6 +71,17 @@ public:
         assignBuckets();
         m_foreach = m_sizes.addBuffer(
             kForeach, foreachTemporaries(m_training) ? bytesOf(m_model.trainableParameters(), m_trained) : Bytes(0));
+        const Bytes gradients = modelStates().gradients;
+        const auto add = [this](std::string_view name, std::string_view formula, std::string_view source, Bytes moved) {
+            return m_sizes.addPayload({name, formula, source, moved, m_trained});
+        };
+        m_copyBack = add("reduced buckets copied to the gradients", "2 l x P", "reducer finalize_bucket_dense",
+                         m_options.gradientAsBucketView ? Bytes(0) : gradients * 2);
+        m_clip = add("gradient norm and clipping", "3 l x P", "torch.nn.utils.clip_grad_norm_",
+                     clippingBytes(m_training, gradients));
+        m_step = add("optimizer step", "accesses x P", "torch.optim",
+                     optimizerStepBytes(m_training.optimizer, torchStepForm(m_training), m_model.trainableParameters(),
+                                        {m_trained, m_trained, m_trained}));
     }
 
     std::string structureKey() const override
@@ -134,9 +145,11 @@ public:
 private:
     struct TypeSizes {
         BufferClassId parameters = -1, moments = -1, buckets = -1;
-        std::vector<BufferClassId> gradients; // by module
-        std::vector<BufferClassId> casts;     // by module
-        std::vector<BufferClassId> unpacked;  // by module
+        std::vector<BufferClassId> gradients;                         // by module
+        std::vector<BufferClassId> casts;                             // by module
+        std::vector<BufferClassId> unpacked;                          // by module
+        std::vector<PayloadId> castCopies, unpackings, accumulations; // by module, -1 where there is no such buffer
+        PayloadId castBack = -1, copyIn = -1;
     };
 
     bool packs() const { return m_training.lora && m_training.lora->baseDtype; }
@@ -167,6 +180,8 @@ private:
         Bytes gradient;
         Bytes cast;
         Bytes unpacked;
+        Bytes castRead;
+        Bytes packedRead;
         for (const int id : module.parameters) {
             const ParameterSpec& parameter = type.parameters[static_cast<std::size_t>(id)];
             const DType stored = storedIn(type, parameter);
@@ -177,6 +192,9 @@ private:
                 unpacked += computed;
             else if (stored != m_compute)
                 cast += computed;
+            else
+                continue;
+            (packed(type, parameter) ? packedRead : castRead) += bytesOf(parameter.numel, stored) * parameter.repeat;
         }
         const auto add = [&](const BufferSpec& spec, Bytes bytes) {
             return bytes == Bytes(0) ? -1 : m_sizes.addBuffer(spec, bytes, index);
@@ -184,6 +202,15 @@ private:
         sizes.gradients.push_back(add(kGradient, gradient));
         sizes.casts.push_back(add(kAutocastWeight, cast));
         sizes.unpacked.push_back(add(kUnpackedWeight, unpacked));
+        const auto move = [&](std::string_view name, std::string_view formula, std::string_view source, Bytes moved) {
+            return moved == Bytes(0) ? -1 : m_sizes.addPayload({name, formula, source, moved, m_compute});
+        };
+        sizes.castCopies.push_back(
+            move("weights cast to the compute dtype", "(l + c) x numel", "autocast cached_cast", castRead + cast));
+        sizes.unpackings.push_back(move("weights dequantised", "packed + c x numel",
+                                        "bitsandbytes functional.py dequantize_4bit", packedRead + unpacked));
+        sizes.accumulations.push_back(
+            move("gradient added to an earlier one", "3 l x numel", "torch AccumulateGrad", gradient * 3));
     }
 
     void defineType(int index, TypeSizes& sizes)
@@ -198,6 +225,14 @@ private:
         sizes.buckets = m_sizes.addBuffer(kBuckets, m_options.gradientAsBucketView ? Bytes(0) : gradients, index);
         for (const LeafModule& module : m_activations.modules(index))
             defineCopies(type, module, index, sizes);
+        Bytes castBack;
+        for (const ParameterSpec& parameter : type.parameters)
+            if (const DType stored = storedIn(type, parameter); parameter.trainable && stored != m_compute)
+                castBack += (bytesOf(parameter.numel, m_compute) + bytesOf(parameter.numel, stored)) * parameter.repeat;
+        sizes.castBack = m_sizes.addPayload(
+            {"gradients cast to the stored dtype", "(c + l) x P_l", "torch ToCopyBackward", castBack, m_trained});
+        sizes.copyIn = m_sizes.addPayload({"gradients divided and copied to the bucket", "2 l x P_l",
+                                           "reducer mark_variable_ready_dense", gradients * 2, m_trained});
     }
 
     /// reducer compute_bucket_assignment_by_size, as rebuilt after the first backward: gradients join a bucket in the
@@ -258,7 +293,10 @@ private:
                 microStep(step);
             }
             m_builder.beginSegment("optimizer step");
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_clip);
             m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_step);
             m_builder.free(m_builder.allocate(m_rules.m_foreach));
             m_builder.op(OpKind::Release, Stream::Compute, Phase::AfterStep);
             for (std::vector<BufferId>& layer : m_gradients)
@@ -273,6 +311,7 @@ private:
             if (const BufferClassId unpacked = at(layer).unpacked[static_cast<std::size_t>(module)]; unpacked >= 0) {
                 m_builder.op(OpKind::Dequantize, Stream::Compute,
                              pass == Pass::Forward ? Phase::Forward : Phase::Backward, layer);
+                m_builder.move(at(layer).unpackings[static_cast<std::size_t>(module)]);
                 m_unpacked = m_builder.allocate(unpacked);
             }
             BufferId& cast = m_casts[static_cast<std::size_t>(layer)][static_cast<std::size_t>(module)];
@@ -281,6 +320,7 @@ private:
                 return;
             m_builder.op(OpKind::Copy, Stream::Compute, pass == Pass::Forward ? Phase::Forward : Phase::Backward,
                          layer);
+            m_builder.move(at(layer).castCopies[static_cast<std::size_t>(module)]);
             cast = m_builder.allocate(castClass);
         }
 
@@ -296,10 +336,13 @@ private:
                 return;
             BufferId& gradient = m_gradients[static_cast<std::size_t>(layer)][static_cast<std::size_t>(module)];
             const BufferId fresh = m_builder.allocate(gradientClass);
-            if (gradient >= 0)
-                m_builder.free(fresh); // added to what is there
-            else
+            if (gradient < 0) {
                 gradient = fresh;
+                return;
+            }
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward, layer);
+            m_builder.move(at(layer).accumulations[static_cast<std::size_t>(module)]);
+            m_builder.free(fresh); // added to what is there
         }
 
     private:
@@ -322,6 +365,11 @@ private:
                 if (step.last)
                     allReduce(layer);
             }
+            if (step.last) {
+                m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward);
+                m_builder.move(m_rules.m_copyBack);
+                m_builder.wait(m_lastReduced); // reducer finalize_backward: of every bucket
+            }
             m_walk.endMicroStep(m_builder);
         }
 
@@ -330,7 +378,8 @@ private:
             const bool tied = m_rules.m_model.layer(static_cast<std::size_t>(layer)).parameters.empty();
             if (tied)
                 return;
-            m_builder.op(OpKind::Release, Stream::Compute, Phase::Backward, layer);
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward, layer);
+            m_builder.move(at(layer).castBack);
             for (BufferId& cast : m_casts[static_cast<std::size_t>(layer)])
                 if (cast >= 0) {
                     m_builder.free(cast);
@@ -340,9 +389,13 @@ private:
 
         void allReduce(int layer)
         {
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward, layer);
+            m_builder.move(at(layer).copyIn);
+            const OpId filled = m_builder.lastOp();
             for (const PayloadId bucket : m_rules.m_buckets[static_cast<std::size_t>(layer)]) {
-                m_builder.op(OpKind::AllReduce, Stream::Reduce, Phase::Backward, layer);
+                m_lastReduced = m_builder.op(OpKind::AllReduce, Stream::Reduce, Phase::Backward, layer);
                 m_builder.send(bucket, m_rules.m_world);
+                m_builder.wait(filled);
             }
         }
 
@@ -352,6 +405,7 @@ private:
         std::vector<std::vector<BufferId>> m_gradients;
         std::vector<std::vector<BufferId>> m_casts;
         BufferId m_unpacked = -1;
+        OpId m_lastReduced = -1;
     };
 
     const Model& m_model;
@@ -365,6 +419,7 @@ private:
     std::vector<TypeSizes> m_types;                // by layer type
     std::vector<std::vector<PayloadId>> m_buckets; // by layer in whose backward they fill up
     BufferClassId m_foreach = -1;
+    PayloadId m_copyBack = -1, m_clip = -1, m_step = -1;
 };
 
 } // namespace

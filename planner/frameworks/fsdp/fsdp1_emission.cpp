@@ -46,9 +46,18 @@ protected:
                 builder().allocate(sizesOf(unit).moments);
     }
 
+    /// runtime _root_pre_forward, _wait_for_computation_stream: the unshard streams wait for the compute stream, here
+    /// only.
+    void enterRootForward(OpId compute) override
+    {
+        m_rootForward = compute;
+        m_lastUnshard = m_awaited = m_lastCollective = m_lastReduced = -1;
+    }
+
     void preForward(int unit) override
     {
         unshard(unit, Phase::Forward);
+        waitForUnshard(Phase::Forward);
         if (!options().forwardPrefetch)
             return;
         const int next = afterInForward(unit);
@@ -72,6 +81,7 @@ protected:
     {
         if (!stateOf(unit).prefetched)
             unshard(unit, Phase::Backward);
+        waitForUnshard(Phase::Backward);
         if (options().backwardPrefetch == BackwardPrefetch::Pre)
             prefetchBefore(unit);
     }
@@ -80,7 +90,7 @@ protected:
     {
         UnitState& state = stateOf(unit);
         const bool sync = step.last || !options().noSync;
-        flattenGradients(unit);
+        const OpId flattened = flattenGradients(unit);
         // A heuristic of runtime _should_free_in_backward: strategies that keep parameters after forward keep them
         // between the micro-steps of no_sync too.
         if (sync || m_rules.reshardsAfterForward() || !shape().sharded())
@@ -88,13 +98,18 @@ protected:
         if (options().backwardPrefetch == BackwardPrefetch::Post)
             prefetchBefore(unit);
         if (sync && sizesOf(unit).trains)
-            reduce(state, sizesOf(unit));
+            reduce(state, sizesOf(unit), flattened);
     }
 
-    /// The host waits for all streams: what they still used is free now.
+    /// runtime _post_backward_final_callback: the compute stream waits for every reduction; under CPUOffload the host
+    /// waits for the compute stream. What other streams still used is free now.
     void leaveBackward() override
     {
         op(OpKind::Release, Stream::Compute, Phase::Backward);
+        if (offload())
+            builder().blockHost(m_lastReduced);
+        else
+            builder().wait(m_lastReduced);
         reclaimUsed();
         reclaimFlat();
         while (!m_freed.empty())
@@ -123,16 +138,36 @@ private:
     const Fsdp1Options& options() const { return m_rules.m_options; }
     bool offload() const { return options().offloadParams; }
 
+    /// The compute stream waits for all that the unshard stream has been given.
+    void waitForUnshard(Phase phase)
+    {
+        if (m_lastUnshard == m_awaited)
+            return;
+        op(OpKind::Release, Stream::Compute, phase);
+        builder().wait(m_lastUnshard);
+        m_awaited = m_lastUnshard;
+    }
+
+    /// All-gathers and reduce-scatters share a communicator, whose kernels run one after the other in the order of
+    /// issue (FSDP, arXiv 2304.11277 sec. 3.3.2).
+    void takeTurn(OpId collective)
+    {
+        builder().wait(m_lastCollective);
+        m_lastCollective = collective;
+    }
+
     /// runtime _FreeEventQueue: the host waits until the oldest freed unit is really free before it issues a third
     /// all-gather.
     void limitAllGathers()
     {
-        if (options().limitAllGathers && m_freed.size() >= kMaximumAllGathersInFlight)
-            reclaimOldest();
+        if (!options().limitAllGathers || m_freed.size() < kMaximumAllGathersInFlight)
+            return;
+        builder().blockHost(m_freed.front().freedBy);
+        reclaimOldest();
     }
     void reclaimOldest()
     {
-        builder().reclaim(m_freed.front());
+        builder().reclaim(m_freed.front().buffer);
         m_freed.pop_front();
     }
     void reclaimUsed()
@@ -159,13 +194,15 @@ private:
     BufferId upload(const Fsdp1Unit& sizes, Phase phase)
     {
         op(OpKind::CopyToDevice, Stream::HostToDevice, phase);
+        builder().wait(m_rootForward);
         reclaimUsed();
         builder().move(sizes.uploadCopy);
         const BufferId low = sizes.casts ? builder().allocate(sizes.lowPrecision) : -1;
-        const BufferId copy = builder().allocate(sizes.upload);
+        const BufferId whole = builder().allocate(sizes.upload);
         if (low < 0)
-            return copy;
-        builder().free(copy);
+            return whole;
+        copy(Stream::HostToDevice, phase, sizes.cast);
+        builder().free(whole);
         return low;
     }
 
@@ -182,16 +219,23 @@ private:
             useWholeShard(unit, phase);
             return;
         }
-        BufferId source = offload() ? upload(sizes, phase) : -1;
-        op(OpKind::AllGather, Stream::AllGather, phase);
-        if (!offload()) {
+        BufferId source = -1;
+        OpId prepared = -1; // in the pre-unshard stream
+        if (offload()) {
+            source = upload(sizes, phase);
+            prepared = builder().lastOp();
+        } else if (sizes.casts) {
+            prepared = copy(Stream::HostToDevice, phase, sizes.cast);
+            builder().wait(m_rootForward);
             reclaimUsed();
-            if (sizes.casts)
-                source = builder().allocate(sizes.lowPrecision);
+            source = builder().allocate(sizes.lowPrecision);
         }
+        m_lastUnshard = op(OpKind::AllGather, Stream::AllGather, phase);
+        builder().wait(prepared < 0 ? m_rootForward : prepared);
         limitAllGathers();
         state.unsharded = builder().allocate(sizes.unsharded);
         builder().send(sizes.gather, shape().shardGroup);
+        takeTurn(m_lastUnshard);
         if (source >= 0)
             freeAfterGather(source);
     }
@@ -204,10 +248,12 @@ private:
             return;
         if (offload()) {
             stateOf(unit).unsharded = upload(sizes, phase);
-            return;
+        } else {
+            copy(Stream::HostToDevice, phase, sizes.cast);
+            builder().wait(m_rootForward);
+            stateOf(unit).unsharded = builder().allocate(sizes.lowPrecision);
         }
-        op(OpKind::Copy, Stream::HostToDevice, phase);
-        stateOf(unit).unsharded = builder().allocate(sizes.lowPrecision);
+        m_lastUnshard = builder().lastOp();
     }
 
     void reshard(int unit, Phase phase)
@@ -215,9 +261,9 @@ private:
         UnitState& state = stateOf(unit);
         if (state.unsharded < 0)
             return;
-        op(OpKind::Release, Stream::Compute, phase);
+        const OpId freedBy = op(OpKind::Release, Stream::Compute, phase);
         builder().freeDeferred(state.unsharded);
-        m_freed.push_back(state.unsharded);
+        m_freed.push_back({state.unsharded, freedBy});
         state.unsharded = -1;
     }
 
@@ -231,13 +277,14 @@ private:
     }
 
     /// Autograd's split backward concatenates the modules' gradients once all of them are there.
-    void flattenGradients(int unit)
+    OpId flattenGradients(int unit)
     {
         UnitState& state = stateOf(unit);
         const Fsdp1Unit& sizes = sizesOf(unit);
         if (!sizes.trains)
-            return;
-        op(OpKind::Copy, Stream::Compute, Phase::Backward);
+            return -1;
+        const OpId flattened =
+            copy(Stream::Compute, Phase::Backward, state.flatGradient >= 0 ? sizes.flattenAdding : sizes.flatten);
         const BufferId zeros = builder().allocate(sizes.zeroGradient);
         const BufferId flat = builder().allocate(sizes.flatGradient);
         builder().free(zeros);
@@ -246,6 +293,7 @@ private:
             builder().free(flat); // added to what no_sync left
         else
             state.flatGradient = flat;
+        return flattened;
     }
 
     /// Casts and pads the flat gradient in the post-backward stream; what autograd made is free once that has run.
@@ -274,55 +322,87 @@ private:
         m_usedByReduce = autograd;
     }
 
-    void reduce(UnitState& state, const Fsdp1Unit& sizes)
+    /// `ready`: what the post-backward stream waits for.
+    void reduce(UnitState& state, const Fsdp1Unit& sizes, OpId ready)
     {
         const bool sharded = shape().sharded();
         const bool casts = shape().reduce != shape().trained;
         const bool addsUp = state.gradientShard >= 0;
         const bool becomesGradient = !casts && !addsUp && !offload();
-        op(sharded ? OpKind::ReduceScatter : OpKind::AllReduce, Stream::Reduce, Phase::Backward);
+        const bool hybrid = sharded && shape().replicas.ranks > 1;
+        copy(Stream::Reduce, Phase::Backward, sizes.reduceInput);
+        builder().wait(ready);
         reclaimFlat();
         const BufferId flat = state.flatGradient;
         const BufferId input = reduceInput(state, sizes, becomesGradient && !sharded);
         BufferId output = input;
+        const OpId scattered = op(sharded ? OpKind::ReduceScatter : OpKind::AllReduce, Stream::Reduce, Phase::Backward);
         if (sharded) {
             output = builder().allocate(becomesGradient ? sizes.gradientShard : sizes.reduceOutput);
             builder().send(sizes.scatter, shape().shardGroup);
+            takeTurn(scattered);
             if (input == flat)
                 freeAutogradGradient(flat);
             else
                 builder().free(input);
-            if (shape().replicas.ranks > 1) {
+            if (hybrid) {
                 op(OpKind::AllReduce, Stream::Replicate, Phase::Backward);
+                builder().wait(scattered);
                 builder().send(sizes.replicate, shape().replicaGroup);
             }
         } else {
             builder().send(sizes.scatter, shape().replicaGroup);
         }
+        // What follows stays in the stream of the last collective.
+        const Stream after = hybrid ? Stream::Replicate : Stream::Reduce;
+        copy(after, Phase::Backward, addsUp ? sizes.settleAdding : sizes.settle);
+        m_lastReduced = builder().lastOp();
         if (becomesGradient) {
             state.gradientShard = output;
             return;
         }
-        op(offload() ? OpKind::CopyToHost : OpKind::Copy, offload() ? Stream::DeviceToHost : Stream::Reduce,
-           Phase::Backward);
-        if (offload())
-            builder().move(sizes.downloadCopy);
+        BufferId reduced = -1;
         if (casts) {
-            const BufferId converted = builder().allocate(sizes.gradientShard);
-            builder().free(output);
-            output = converted;
+            reduced = output;
+            output = builder().allocate(sizes.gradientShard);
         }
+        if (offload())
+            download(sizes, after);
+        if (casts)
+            builder().free(reduced);
         if (offload() || addsUp)
             builder().free(output);
         else
             state.gradientShard = output;
     }
 
+    /// runtime _offload_grad: asynchronous unless parameters are whole.
+    void download(const Fsdp1Unit& sizes, Stream stream)
+    {
+        m_lastReduced = op(OpKind::CopyToHost, stream, Phase::Backward);
+        builder().move(sizes.downloadCopy);
+        if (shape().sharded())
+            return;
+        op(OpKind::Release, stream, Phase::Backward);
+        builder().blockHost(m_lastReduced);
+    }
+
+    /// Unsharded parameters that the program let go of while the compute stream may still use them.
+    struct Freed {
+        BufferId buffer;
+        OpId freedBy;
+    };
+
     const Fsdp1Rules& m_rules;
     std::vector<UnitState> m_states;
-    std::deque<BufferId> m_freed;         // unsharded parameters let go of, oldest first
+    std::deque<Freed> m_freed;            // oldest first
     std::vector<BufferId> m_usedByGather; // shards that the last all-gather reads
     BufferId m_usedByReduce = -1;         // the flat gradient that the last reduction reads
+    OpId m_rootForward = -1;              // where the compute stream stood when the root's forward began
+    OpId m_lastUnshard = -1;              // last operation of the unshard stream ...
+    OpId m_awaited = -1;                  // ... and that which the compute stream waits for already
+    OpId m_lastCollective = -1;           // of the shard group
+    OpId m_lastReduced = -1;              // last operation after a reduction
 };
 
 Schedule Fsdp1Rules::emit() const

@@ -103,6 +103,16 @@ std::int64_t shardRanksOf(const PlanInput& input)
     return input.ranks(); // a world of one rank falls back to NO_SHARD by itself
 }
 
+/// What gradients are divided by before the reduction, that they neither over- nor underflow: about the square root of
+/// the ranks. algorithms/_comm_hooks/default_hooks.py DefaultState._get_gradient_predivide_factor.
+std::int64_t predivideFactor(std::int64_t ranks)
+{
+    std::int64_t factor = 1;
+    while (ranks % factor == 0 && ranks / factor > factor)
+        factor *= 2;
+    return factor;
+}
+
 FsdpShape shapeOf(const PlanInput& input)
 {
     const auto& options = std::get<Fsdp1Options>(input.strategy.options);
@@ -275,8 +285,51 @@ FsdpRules::Kept Fsdp1Rules::defineUnit(std::size_t index)
         m_sizes.addPayload({"shard to the GPU", "d x E / N", "flat_param pre_unshard", stored, m_shape.trained});
     unit.downloadCopy = m_sizes.addPayload(
         {"gradient shard to the host", "d x E / N", "runtime _offload_grad", gradient, m_shape.trained});
+    defineUnitCopies(unit, gradientFlat, trainableFlat, unit.casts ? stored + bytesOf(shard, compute) : Bytes(0));
     m_units.push_back(unit);
     return {stored, gradientShard, stepped};
+}
+
+/// `flat`: elements of the unit's flat gradient.
+void Fsdp1Rules::defineUnitCopies(Fsdp1Unit& unit, std::int64_t flat, std::int64_t trainableFlat, Bytes casting)
+{
+    const DType compute = m_shape.compute;
+    const DType reduce = m_shape.reduce;
+    const auto add = [this](std::string_view name, std::string_view formula, std::string_view source, Bytes moved) {
+        return m_sizes.addPayload({name, formula, source, moved, m_shape.compute});
+    };
+    unit.cast =
+        add("shard cast to the compute dtype", "(d + c) x E / N", "flat_param _use_low_precision_shard", casting);
+    const Bytes made = bytesOf(flat, compute);
+    const std::int64_t zeros = std::max<std::int64_t>(0, flat - trainableFlat);
+    const Bytes flattening = bytesOf(std::min(flat, trainableFlat), compute) + bytesOf(zeros, compute) * 2 + made;
+    unit.flatten = add("gradients concatenated", "2 c x E", "torch split_with_sizes_backward", flattening);
+    unit.flattenAdding = add("gradients concatenated and added up", "5 c x E",
+                             "torch split_with_sizes_backward, AccumulateGrad", flattening + made * 3);
+    // runtime _div_if_needed divides before and after the reduction.
+    const std::int64_t ranks = checkedMultiply(m_shape.shardRanks, m_shape.replicas.ranks);
+    const std::int64_t before = predivideFactor(ranks);
+    const Bytes reduced = bytesOf(flat, reduce);
+    Bytes input;
+    if (reduce != compute)
+        input += made + reduced;
+    if (unit.padded)
+        input += reduced * 2;
+    if (before > 1)
+        input += reduced * 2;
+    unit.reduceInput =
+        add("flat gradient cast, padded and divided", "c x E + r x E a copy", "runtime _reduce_grad", input);
+    const std::int64_t shard = ceilDivide(flat, m_shape.shardRanks);
+    const Bytes reducedShard = bytesOf(shard, reduce);
+    const Bytes kept = bytesOf(shard, m_shape.trained);
+    Bytes settled;
+    if (ranks / before > 1)
+        settled += reducedShard * 2;
+    if (reduce != m_shape.trained)
+        settled += reducedShard + kept;
+    unit.settle = add("gradient shard divided and cast", "(3 r + d) x E / N", "runtime _reduce_grad", settled);
+    unit.settleAdding = add("gradient shard divided, cast and added up", "(3 r + 4 d) x E / N",
+                            "runtime _accumulate_sharded_grad", settled + kept * 3);
 }
 
 std::vector<std::string> fsdp1Refusals(const PlanInput& input)

@@ -13,6 +13,8 @@ struct Fsdp1Unit {
     BufferClassId zeroGradient = -1, flatGradient = -1, reduceCast = -1, reducePadded = -1, reduceOutput = -1;
     BufferClassId gradientShard = -1, initModule = -1, initFlat = -1;
     PayloadId gather = -1, scatter = -1, replicate = -1, uploadCopy = -1, downloadCopy = -1;
+    // Copies within the GPU.
+    PayloadId cast = -1, flatten = -1, flattenAdding = -1, reduceInput = -1, settle = -1, settleAdding = -1;
 };
 
 class Fsdp1Rules final : public FsdpRules {
@@ -30,6 +32,7 @@ private:
     friend class Fsdp1Emission;
 
     Kept defineUnit(std::size_t type) override;
+    void defineUnitCopies(Fsdp1Unit& unit, std::int64_t flat, std::int64_t trainableFlat, Bytes casting);
     std::int64_t flatNumel(const UnitType& type, bool trainableOnly) const;
     bool reshardsAfterForward() const;
     std::string paddingKey() const;

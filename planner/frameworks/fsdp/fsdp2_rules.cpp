@@ -243,6 +243,7 @@ void Fsdp2Rules::defineUnitCommunication(const UnitType& type, Fsdp2Unit& unit)
     Bytes whole;
     Bytes stored;
     Bytes cast; // a frozen shard that is stored in the compute dtype is gathered as it is
+    Bytes storedToCast;
     Bytes largestStored;
     Bytes largestCast;
     for (const ParameterSpec* parameter : type.parameters) {
@@ -255,6 +256,7 @@ void Fsdp2Rules::defineUnitCommunication(const UnitType& type, Fsdp2Unit& unit)
         if (dtype == gathered)
             continue;
         cast += bytesOf(one, compute) * parameter->repeat;
+        storedToCast += bytesOf(one, dtype) * parameter->repeat;
         largestCast = std::max(largestCast, bytesOf(one, compute));
     }
     // Shards are copied and cast one by one: a copy lives on only where no cast replaces it. A single rank copies each
@@ -280,6 +282,40 @@ void Fsdp2Rules::defineUnitCommunication(const UnitType& type, Fsdp2Unit& unit)
         m_sizes.addPayload({"gradient shards", "r x shard", "collectives foreach_reduce", reduced, m_shape.reduce});
     unit.downloadCopy = m_sizes.addPayload({"gradient shard to the host", "d x shard", "collectives foreach_reduce",
                                             bytesOf(unit.trainable, m_shape.trained), m_shape.trained});
+    defineUnitCopies(unit, {whole, stored, storedToCast + cast, reduced, reducedWhole});
+}
+
+void Fsdp2Rules::defineUnitCopies(Fsdp2Unit& unit, const UnitBytes& bytes)
+{
+    const auto add = [this](std::string_view name, std::string_view formula, std::string_view source, Bytes moved) {
+        return m_sizes.addPayload({name, formula, source, moved, m_shape.compute});
+    };
+    const Bytes shard = share(bytes.whole, 1, m_shape.shardRanks);
+    // A shard that is cast is read in its own dtype and written in the gathered one; then every shard is copied to its
+    // place in the all-gather's output.
+    unit.copyIn = add("shards cast and copied in", "(d + 3 c) x shard", "collectives all_gather_copy_in",
+                      bytes.casting + shard * 2);
+    const Bytes fewer = share(bytes.whole, 1, std::max<std::int64_t>(1, m_options.reshardGroup));
+    unit.copyInFromFewer =
+        add("shards over fewer ranks copied in", "2 c x shard x N / m", "collectives all_gather_copy_in", fewer * 2);
+    unit.copyOut =
+        add("gathered parameters copied out", "2 c x shard x N", "collectives split_with_sizes_copy", bytes.whole * 2);
+    unit.toFewer = add("parameters resharded to fewer ranks", "2 c x shard x N / m",
+                       "param to_sharded_post_forward: clone", fewer * 2);
+    unit.copyWhole = add("parameters cast and copied", "(d + c) x numel", "param_group wait_for_unshard, one rank",
+                         bytes.stored + bytes.whole);
+    const Bytes gradients = bytesOf(checkedMultiply(unit.trainable, m_shape.shardRanks), m_shape.compute);
+    unit.widen = add("gradients cast to the reduce dtype", "(c + r) x numel", "param to_accumulated_grad_if_needed",
+                     gradients + bytes.reducedWhole);
+    unit.reduceCopyIn = add("gradients copied in", "(c + r) x shard x N", "collectives foreach_reduce_scatter_copy_in",
+                            gradients + bytes.reducedWhole);
+    unit.reduceAlone =
+        add("gradients copied on a single rank", "2 r x shard", "collectives foreach_reduce", bytes.reduced * 2);
+    const Bytes kept = bytesOf(unit.trainable, m_shape.trained);
+    const Bytes cast = m_shape.reduce == m_shape.trained ? Bytes(0) : bytes.reduced + kept;
+    unit.settle = add("gradient shards cast", "(r + d) x shard", "collectives foreach_reduce", cast);
+    unit.settleAdding =
+        add("gradient shards cast and added up", "(r + 4 d) x shard", "collectives foreach_reduce", cast + kept * 3);
 }
 
 std::vector<std::string> fsdp2Refusals(const PlanInput& input)

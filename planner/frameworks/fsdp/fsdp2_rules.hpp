@@ -15,6 +15,9 @@ struct Fsdp2Unit {
     BufferClassId postForward = -1, postForwardCast = -1;
     BufferClassId reduceInput = -1, reduceOutput = -1, gradientShard = -1;
     PayloadId gather = -1, scatter = -1, replicate = -1, uploadCopy = -1, downloadCopy = -1;
+    // Copies within the GPU.
+    PayloadId copyIn = -1, copyInFromFewer = -1, copyOut = -1, toFewer = -1, copyWhole = -1;
+    PayloadId widen = -1, reduceCopyIn = -1, reduceAlone = -1, settle = -1, settleAdding = -1;
 };
 
 class Fsdp2Rules final : public FsdpRules {
@@ -33,6 +36,14 @@ private:
 
     Kept defineUnit(std::size_t type) override;
     void defineUnitCommunication(const UnitType& type, Fsdp2Unit& unit);
+    struct UnitBytes {
+        Bytes whole;        // gathered
+        Bytes stored;       // shard as it is stored
+        Bytes casting;      // read and written to cast it to the compute dtype
+        Bytes reduced;      // gradient shard in the reduce dtype
+        Bytes reducedWhole; // gradients in the reduce dtype, padded
+    };
+    void defineUnitCopies(Fsdp2Unit& unit, const UnitBytes& bytes);
     std::int64_t shardOf(const ParameterSpec& parameter) const;
     DType storedIn(const UnitType& type, const ParameterSpec& parameter) const;
     DType gatheredIn(const UnitType& type, const ParameterSpec& parameter) const;

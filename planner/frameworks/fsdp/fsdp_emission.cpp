@@ -74,8 +74,10 @@ void FsdpEmission::afterStage(Pass pass, int layer, int module)
     if (pass != Pass::Backward)
         return;
     const int type = m_shape.model.layers[static_cast<std::size_t>(layer)];
-    const BufferClassId gradientClass =
-        m_shape.gradientOfModule[static_cast<std::size_t>(type)][static_cast<std::size_t>(module)];
+    const auto of = [type, module](const auto& table) {
+        return table[static_cast<std::size_t>(type)][static_cast<std::size_t>(module)];
+    };
+    const BufferClassId gradientClass = of(m_shape.gradientOfModule);
     if (gradientClass < 0)
         return;
     std::vector<ModuleGradient>& gradients = gradientsOf(unitOf(layer, module));
@@ -88,10 +90,12 @@ void FsdpEmission::afterStage(Pass pass, int layer, int module)
         return;
     }
     if (known->microStep != m_microStep) {
+        copy(Stream::Compute, Phase::Backward, of(m_shape.accumulationOfModule));
         m_builder.free(fresh); // added in place to what no_sync left (AccumulateGrad)
         return;
     }
     // A tied weight's gradients meet in autograd's input buffer, which makes a new tensor of their sum.
+    copy(Stream::Compute, Phase::Backward, of(m_shape.tiedSumOfModule));
     const BufferId sum = m_builder.allocate(gradientClass);
     m_builder.free(known->buffer);
     m_builder.free(fresh);
@@ -162,6 +166,7 @@ void FsdpEmission::microStep(const MicroStep& step)
     m_inForward.assign(m_gradients.size(), false);
     m_inBackward.assign(m_gradients.size(), false);
     m_walk.beginMicroStep(m_builder);
+    enterRootForward(m_builder.lastOp());
     if (!empty(kRootUnit))
         enterForward(kRootUnit);
     for (m_layer = 0; m_layer < layers; ++m_layer) {
@@ -195,13 +200,20 @@ void FsdpEmission::microStep(const MicroStep& step)
 
 void FsdpEmission::optimizerStep()
 {
+    OpId onHost = -1;
     if (m_shape.options.offloadParams) {
         m_builder.op(OpKind::HostOptimizerStep, Stream::Host, Phase::Optimizer);
+        m_builder.move(m_shape.clip);
+        onHost = m_builder.op(OpKind::HostOptimizerStep, Stream::Host, Phase::Optimizer);
+        m_builder.move(m_shape.step);
     } else {
+        copy(Stream::Compute, Phase::Optimizer, m_shape.clip);
         m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
+        m_builder.move(m_shape.step);
         m_builder.free(m_builder.allocate(m_shape.foreach));
     }
     m_builder.op(OpKind::Release, Stream::Compute, Phase::AfterStep);
+    m_builder.blockHost(onHost); // the host steps itself
     dropGradients();
 }
 

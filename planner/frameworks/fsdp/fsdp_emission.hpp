@@ -21,6 +21,8 @@ protected:
     static constexpr int kRootUnit = 0;
 
     virtual void initialise() = 0;
+    /// The root's forward begins, in every micro-step; `compute` is the last operation of the compute stream.
+    virtual void enterRootForward(OpId compute) = 0;
     virtual void preForward(int unit) = 0;
     virtual void postForward(int unit) = 0;
     /// The root module's forward has returned.
@@ -62,7 +64,14 @@ protected:
     int unitCount() const { return static_cast<int>(m_shape.units.units.size()); }
     const FsdpShape& shape() const { return m_shape; }
     ScheduleBuilder& builder() { return m_builder; }
-    void op(OpKind kind, Stream stream, Phase phase) { m_builder.op(kind, stream, phase, m_layer); }
+    OpId op(OpKind kind, Stream stream, Phase phase) { return m_builder.op(kind, stream, phase, m_layer); }
+    /// A copy within the GPU.
+    OpId copy(Stream stream, Phase phase, PayloadId payload)
+    {
+        const OpId id = op(OpKind::Copy, stream, phase);
+        m_builder.move(payload);
+        return id;
+    }
     ActivationWalk& walk() { return m_walk; }
 
 private:

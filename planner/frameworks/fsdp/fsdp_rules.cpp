@@ -41,17 +41,39 @@ void FsdpRules::resizeShape(const PlanInput& input, std::int64_t shardRanks)
     for (std::size_t type = 0; type < shape.units.types.size(); ++type)
         m_kept.push_back(defineUnit(type));
     shape.gradientOfModule.clear();
+    shape.accumulationOfModule.clear();
+    shape.tiedSumOfModule.clear();
     for (std::size_t type = 0; type < shape.model.layerTypes.size(); ++type) {
         std::vector<BufferClassId> classes;
-        for (const LeafModule& module : shape.activations.modules(static_cast<int>(type)))
-            classes.push_back(module.trainable == 0
-                                  ? -1
-                                  : m_sizes.addBuffer(kModuleGradient, bytesOf(module.trainable, shape.compute),
-                                                      static_cast<int>(type)));
+        std::vector<PayloadId> accumulations;
+        std::vector<PayloadId> sums;
+        for (const LeafModule& module : shape.activations.modules(static_cast<int>(type))) {
+            const bool trains = module.trainable > 0;
+            const Bytes fresh = bytesOf(module.trainable, shape.compute);
+            const Bytes kept = bytesOf(module.trainable, shape.reduce);
+            classes.push_back(trains ? m_sizes.addBuffer(kModuleGradient, fresh, static_cast<int>(type)) : -1);
+            accumulations.push_back(
+                trains ? m_sizes.addPayload({"gradient added to that of earlier micro-steps", "(c + 2 r) x numel",
+                                             "torch AccumulateGrad", fresh + kept * 2, shape.reduce})
+                       : -1);
+            sums.push_back(trains ? m_sizes.addPayload({"gradients of a tied weight added up", "3 c x numel",
+                                                        "torch autograd InputBuffer", fresh * 3, shape.compute})
+                                  : -1);
+        }
         shape.gradientOfModule.push_back(std::move(classes));
+        shape.accumulationOfModule.push_back(std::move(accumulations));
+        shape.tiedSumOfModule.push_back(std::move(sums));
     }
     const bool temporaries = foreachTemporaries(shape.training) && !shape.options.offloadParams;
-    shape.foreach = m_sizes.addBuffer(kForeach, temporaries ? bytesOf(keptByRank().stepped, shape.trained) : Bytes(0));
+    const Kept kept = keptByRank();
+    shape.foreach = m_sizes.addBuffer(kForeach, temporaries ? bytesOf(kept.stepped, shape.trained) : Bytes(0));
+    shape.clip =
+        m_sizes.addPayload({"gradient norm and clipping", "3 d x shards", "torch.nn.utils.clip_grad_norm_",
+                            clippingBytes(shape.training, bytesOf(kept.gradients, shape.trained)), shape.trained});
+    shape.step = m_sizes.addPayload({"optimizer step", "accesses x shards", "torch.optim",
+                                     optimizerStepBytes(shape.training.optimizer, torchStepForm(shape.training),
+                                                        kept.stepped, {shape.trained, shape.trained, shape.trained}),
+                                     shape.trained});
 }
 
 FsdpRules::Kept FsdpRules::keptByRank() const

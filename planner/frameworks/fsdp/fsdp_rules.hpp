@@ -39,7 +39,11 @@ struct FsdpShape {
     GroupId shardGroup = -1;
     GroupId replicaGroup = -1;
     std::vector<std::vector<BufferClassId>> gradientOfModule; // [layer type][module], -1 without a gradient
+    // Copies that autograd makes: a gradient added to what no_sync left, and to a tied weight's other use.
+    std::vector<std::vector<PayloadId>> accumulationOfModule; // [layer type][module], -1 without a gradient
+    std::vector<std::vector<PayloadId>> tiedSumOfModule;
     BufferClassId foreach = -1;
+    PayloadId clip = -1, step = -1;
 
     bool sharded() const { return shardRanks > 1; }
     const UnitType& typeOf(int unit) const { return units.typeOf(unit); }

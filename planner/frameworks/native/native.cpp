@@ -68,6 +68,17 @@ public:
         m_types.assign(m_model.layerTypes.size(), {});
         for (std::size_t type = 0; type < m_types.size(); ++type)
             defineType(static_cast<int>(type), m_types[type]);
+        std::int64_t stepped = 0;
+        for (const int type : m_model.layers)
+            stepped = checkedAdd(stepped, optimizerElements(m_types[static_cast<std::size_t>(type)]));
+        m_clip = m_sizes.addPayload({"gradient norm and clipping", "3 c x P / N", kPaper,
+                                     clippingBytes(m_training, bytesOf(stepped, m_compute)), m_compute});
+        // One kernel a layer; parameters are written in the compute dtype too.
+        m_step = m_sizes.addPayload(
+            {"optimizer step", "accesses x P / N", kPaper,
+             optimizerStepBytes(m_training.optimizer, StepForm::Fused, stepped, {DType::Fp32, m_compute, DType::Fp32}) +
+                 (mixed() ? bytesOf(stepped, m_compute) : Bytes(0)),
+             DType::Fp32});
     }
 
     std::string structureKey() const override
@@ -131,7 +142,8 @@ private:
         std::int64_t all = 0, trainable = 0, shard = 0, trainableShard = 0; // elements
         BufferClassId parameters = -1, master = -1, moments = -1, gathered = -1, gradientShard = -1;
         std::vector<BufferClassId> gradients; // by module
-        PayloadId gather = -1, reduce = -1, toHost = -1, toDevice = -1;
+        PayloadId gather = -1, reduce = -1, toHost = -1, toDevice = -1, addShard = -1;
+        std::vector<PayloadId> accumulations; // by module
     };
 
     bool mixed() const { return m_compute != DType::Fp32; }
@@ -162,9 +174,14 @@ private:
         sizes.moments = add(offload ? kHostMoments : kMoments, stateBytes(optimizer));
         sizes.gathered = add(kGathered, bytesOf(padded, m_compute));
         sizes.gradientShard = add(kGradientShard, bytesOf(sizes.trainableShard, m_compute));
-        for (const LeafModule& module : m_activations.modules(index))
-            sizes.gradients.push_back(module.trainable == 0 ? -1
-                                                            : add(kGradient, bytesOf(module.trainable, m_compute)));
+        for (const LeafModule& module : m_activations.modules(index)) {
+            const Bytes gradient = bytesOf(module.trainable, m_compute);
+            sizes.gradients.push_back(module.trainable == 0 ? -1 : add(kGradient, gradient));
+            sizes.accumulations.push_back(m_sizes.addPayload(
+                {"gradient added to an earlier one", "3 c x numel", kPaper, gradient * 3, m_compute}));
+        }
+        sizes.addShard = m_sizes.addPayload({"gradient shard added to an earlier one", "3 c x P_l / N", kPaper,
+                                             bytesOf(sizes.trainableShard, m_compute) * 3, m_compute});
         sizes.gather = m_sizes.addPayload({"parameters", "c x P_l", kPaper, bytesOf(padded, m_compute), m_compute});
         sizes.reduce =
             m_sizes.addPayload({"gradients", "c x P_l", kPaper, bytesOf(paddedTrainable, m_compute), m_compute});
@@ -209,6 +226,7 @@ private:
             if (!shardsParameters())
                 return;
             gather(layer, pass == Pass::Forward ? Phase::Forward : Phase::Backward);
+            awaitGather(layer, pass == Pass::Forward ? Phase::Forward : Phase::Backward);
             const int next = pass == Pass::Forward ? layer + 1 : layer - 1;
             const bool inside = next >= 0 && next < static_cast<int>(m_layers.size());
             if (m_rules.m_options.prefetch && inside && layer == m_layer &&
@@ -225,15 +243,19 @@ private:
                 return;
             BufferId& gradient = state(layer).gradients[static_cast<std::size_t>(module)];
             const BufferId fresh = m_builder.allocate(gradientClass);
-            if (gradient >= 0)
-                m_builder.free(fresh); // accumulated in place
-            else
+            if (gradient < 0) {
                 gradient = fresh;
+                return;
+            }
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward, layer);
+            m_builder.move(at(layer).accumulations[static_cast<std::size_t>(module)]);
+            m_builder.free(fresh); // accumulated in place
         }
 
     private:
         struct LayerState {
             BufferId gathered = -1;
+            OpId arriving = -1; // its gather, until the compute stream waits for it
             BufferId gradientShard = -1;
             std::vector<BufferId> gradients;
         };
@@ -253,16 +275,34 @@ private:
         {
             if (state(layer).gathered >= 0 || at(layer).all == 0)
                 return;
-            m_builder.op(OpKind::AllGather, Stream::AllGather, phase, layer);
+            const OpId gathering = m_builder.op(OpKind::AllGather, Stream::AllGather, phase, layer);
             state(layer).gathered = m_builder.allocate(at(layer).gathered);
+            state(layer).arriving = gathering;
             m_builder.send(at(layer).gather, m_rules.m_world);
+            m_builder.wait(m_lastRelease); // it takes the memory that was let go of
+            takeTurn(gathering);
+        }
+
+        void awaitGather(int layer, Phase phase)
+        {
+            if (state(layer).arriving < 0)
+                return;
+            m_builder.op(OpKind::Release, Stream::Compute, phase, layer);
+            m_builder.wait(std::exchange(state(layer).arriving, -1));
+        }
+
+        /// There is one communicator: collectives run in the order of issue.
+        void takeTurn(OpId collective)
+        {
+            m_builder.wait(m_lastCollective);
+            m_lastCollective = collective;
         }
 
         void release(int layer, Phase phase)
         {
             if (state(layer).gathered < 0)
                 return;
-            m_builder.op(OpKind::Release, Stream::Compute, phase, layer);
+            m_lastRelease = m_builder.op(OpKind::Release, Stream::Compute, phase, layer);
             m_builder.free(state(layer).gathered);
             state(layer).gathered = -1;
         }
@@ -272,14 +312,22 @@ private:
             const TypeSizes& sizes = at(layer);
             if (sizes.trainable == 0 || (stage() <= 1 && !step.last))
                 return;
-            m_builder.op(stage() == 0 ? OpKind::AllReduce : OpKind::ReduceScatter, Stream::Reduce, Phase::Backward,
-                         layer);
+            const OpId made = m_builder.lastOp();
+            m_lastReduced = m_builder.op(stage() == 0 ? OpKind::AllReduce : OpKind::ReduceScatter, Stream::Reduce,
+                                         Phase::Backward, layer);
             m_builder.send(sizes.reduce, m_rules.m_world);
+            m_builder.wait(made);
+            takeTurn(m_lastReduced);
             if (stage() < 2)
                 return; // stage 1 keeps whole gradients until the step and reduces them in place
-            if (state(layer).gradientShard < 0)
+            const bool addsUp = state(layer).gradientShard >= 0;
+            if (!addsUp)
                 state(layer).gradientShard = m_builder.allocate(sizes.gradientShard);
             freeGradients(layer);
+            if (!addsUp)
+                return;
+            m_lastReduced = m_builder.op(OpKind::Copy, Stream::Reduce, Phase::Backward, layer);
+            m_builder.move(sizes.addShard);
         }
 
         void freeGradients(int layer)
@@ -295,6 +343,8 @@ private:
         {
             const int layers = static_cast<int>(m_layers.size());
             m_walk.beginMicroStep(m_builder);
+            m_lastRelease = m_builder.lastOp();
+            m_lastCollective = -1;
             for (m_layer = 0; m_layer < layers; ++m_layer) {
                 m_walk.forward(m_builder, m_layer, *this);
                 if (m_layer + 1 < layers && !heldForTying(m_layer)) // the last layer is needed again at once
@@ -307,6 +357,8 @@ private:
                 release(m_layer, Phase::Backward);
                 reduce(m_layer, step);
             }
+            m_builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
+            m_builder.wait(std::exchange(m_lastReduced, -1));
             m_walk.endMicroStep(m_builder);
         }
 
@@ -318,14 +370,29 @@ private:
                     m_builder.op(kind, stream, Phase::Optimizer, static_cast<std::int32_t>(layer));
                     m_builder.move(at(static_cast<int>(layer)).*payload);
                 }
+                return m_builder.lastOp();
             };
-            if (offload)
-                move(OpKind::CopyToHost, Stream::DeviceToHost, &TypeSizes::toHost);
-            m_builder.op(offload ? OpKind::HostOptimizerStep : OpKind::OptimizerStep,
-                         offload ? Stream::Host : Stream::Compute, Phase::Optimizer);
-            if (offload)
-                move(OpKind::CopyToDevice, Stream::HostToDevice, &TypeSizes::toDevice);
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_clip);
+            const OpId clipped = m_builder.lastOp();
+            OpId down = -1;
+            if (offload) {
+                m_builder.op(OpKind::Release, Stream::DeviceToHost, Phase::Optimizer);
+                m_builder.wait(clipped);
+                down = move(OpKind::CopyToHost, Stream::DeviceToHost, &TypeSizes::toHost);
+            }
+            const OpId stepped = m_builder.op(offload ? OpKind::HostOptimizerStep : OpKind::OptimizerStep,
+                                              offload ? Stream::Host : Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_step);
+            m_builder.blockHost(down); // the host steps itself
+            OpId up = -1;
+            if (offload) {
+                m_builder.op(OpKind::Release, Stream::HostToDevice, Phase::Optimizer);
+                m_builder.blockHost(stepped);
+                up = move(OpKind::CopyToDevice, Stream::HostToDevice, &TypeSizes::toDevice);
+            }
             m_builder.op(OpKind::Release, Stream::Compute, Phase::AfterStep);
+            m_builder.wait(up);
             for (std::size_t layer = 0; layer < m_layers.size(); ++layer) {
                 freeGradients(static_cast<int>(layer));
                 if (m_layers[layer].gradientShard >= 0)
@@ -333,11 +400,16 @@ private:
             }
             if (stage() == 0 || stage() >= 3)
                 return;
+            const OpId updated = m_builder.lastOp();
             for (std::size_t layer = 0; layer < m_layers.size();
                  ++layer) { // updated shards back to everybody, in place
                 m_builder.op(OpKind::AllGather, Stream::AllGather, Phase::AfterStep, static_cast<std::int32_t>(layer));
                 m_builder.send(at(static_cast<int>(layer)).reduce, m_rules.m_world);
+                m_builder.wait(updated);
             }
+            const OpId everywhere = m_builder.lastOp();
+            m_builder.op(OpKind::Release, Stream::Compute, Phase::AfterStep);
+            m_builder.wait(everywhere);
         }
 
         const NativeRules& m_rules;
@@ -345,6 +417,9 @@ private:
         ActivationWalk m_walk;
         std::vector<LayerState> m_layers;
         int m_layer = -1;
+        OpId m_lastRelease = -1;
+        OpId m_lastCollective = -1;
+        OpId m_lastReduced = -1;
     };
 
     const Model& m_model;
@@ -356,6 +431,7 @@ private:
     std::int64_t m_ranks = 1;
     GroupId m_world = -1;
     std::vector<TypeSizes> m_types; // by layer type
+    PayloadId m_clip = -1, m_step = -1;
 };
 
 } // namespace
