@@ -69,9 +69,10 @@ private:
 std::vector<std::string> shippedScenarios()
 {
     std::vector<std::string> paths;
-    for (const auto& entry : fs::recursive_directory_iterator(fs::path(homeFolder()) / "scenarios"))
-        if (entry.path().extension() == ".json" && entry.path().parent_path().filename() != "clusters")
-            paths.push_back(entry.path().string());
+    for (const fs::path& folder : {fs::path("scenarios"), fs::path("scenarios") / "published"})
+        for (const auto& entry : fs::directory_iterator(fs::path(homeFolder()) / folder))
+            if (entry.path().extension() == ".json")
+                paths.push_back(entry.path().string());
     std::sort(paths.begin(), paths.end());
     return paths;
 }
