@@ -25,6 +25,23 @@ constexpr BufferSpec kHostInput{"checkpointed input in host memory",
                                 Place::HostPageable,
                                 Stream::DeviceToHost};
 
+/// What checkpointing runs again. torch.utils.checkpoint without reentrance stops once backward has what it asked for
+/// (set_checkpoint_early_stop, torch 2.1): torchtitan, torchtune and llm-foundry wrap their blocks so. transformers'
+/// gradient_checkpointing_enable, DeepSpeed's and Megatron's full recomputation run the whole block; a compiled block
+/// and Megatron's recomputed attention core hold nothing that is not needed.
+RecomputeRange recomputeRange(const Training& training)
+{
+    if (training.compile)
+        return RecomputeRange::OnlyNeeded;
+    switch (training.implementation) {
+    case Implementation::Torchtitan:
+    case Implementation::Torchtune:
+    case Implementation::LlmFoundry: return RecomputeRange::UntilLastNeeded;
+    default: break;
+    }
+    return training.checkpointing == Checkpointing::Selective ? RecomputeRange::OnlyNeeded : RecomputeRange::Whole;
+}
+
 } // namespace
 
 void StageObserver::beforeStage(Pass, int, int) {}
@@ -67,8 +84,12 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
         }
         m_checkpointed.push_back(m_keeping.back());
         m_keeping.back().compile(KeepMode::Keep);
-        m_checkpointed.back().compile(layerType.kind == LayerKind::Block ? mode : KeepMode::Keep);
+        m_checkpointed.back().compile(layerType.kind == LayerKind::Block ? mode : KeepMode::Keep,
+                                      recomputeRange(training));
     }
+    for (std::size_t layer = 0; layer < model.layers.size(); ++layer)
+        if (model.layer(layer).kind == LayerKind::Embedding)
+            m_embeddingLayer = static_cast<int>(layer);
     m_loss = lossProgram(context, logits);
     m_loss.compile(KeepMode::Keep);
 }
@@ -88,28 +109,23 @@ void ActivationModel::defineSizes(SizeTable& sizes, const Training& training) co
                           sizes.buffers[static_cast<std::size_t>(m_hostCheckpoint)].bytes, m_compute});
 }
 
+bool ActivationModel::checkpointed(int layer) const
+{
+    if (m_checkpointing == Checkpointing::None ||
+        m_model->layer(static_cast<std::size_t>(layer)).kind != LayerKind::Block)
+        return false;
+    return (layer - m_embeddingLayer - 1) % m_checkpointEvery == 0;
+}
+
+const LayerProgram& ActivationModel::program(int layer) const
+{
+    const auto type = static_cast<std::size_t>(m_model->layers[static_cast<std::size_t>(layer)]);
+    return checkpointed(layer) ? m_checkpointed[type] : m_keeping[type];
+}
+
 ActivationWalk::ActivationWalk(const ActivationModel& activations)
     : m_activations(&activations), m_layers(activations.model().layers.size())
 {
-    for (std::size_t layer = 0; layer < m_layers.size(); ++layer)
-        if (activations.model().layer(layer).kind == LayerKind::Embedding)
-            m_embeddingLayer = static_cast<int>(layer);
-}
-
-bool ActivationWalk::checkpointed(int layer) const
-{
-    const ActivationModel& activations = *m_activations;
-    const auto position = static_cast<std::size_t>(layer);
-    if (activations.m_checkpointing == Checkpointing::None ||
-        activations.model().layer(position).kind != LayerKind::Block)
-        return false;
-    return (layer - m_embeddingLayer - 1) % activations.m_checkpointEvery == 0;
-}
-
-const LayerProgram& ActivationWalk::program(int layer) const
-{
-    const auto type = static_cast<std::size_t>(m_activations->model().layers[static_cast<std::size_t>(layer)]);
-    return checkpointed(layer) ? m_activations->m_checkpointed[type] : m_activations->m_keeping[type];
 }
 
 void ActivationWalk::carryOver(ScheduleBuilder& builder)
@@ -143,7 +159,7 @@ void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, 
     OpId current = -1;
     for (std::size_t part = 0; part < pass.size(); ++part) {
         const ProgramStage& stage = pass[part];
-        const int owner = tied ? m_embeddingLayer : layer;
+        const int owner = tied ? m_activations->m_embeddingLayer : layer;
         const int module = stage.module;
         if (module >= 0)
             observer.beforeStage(kind, owner, tied ? 0 : module);
@@ -168,14 +184,14 @@ void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, 
 
 void ActivationWalk::forward(ScheduleBuilder& builder, int layer, StageObserver& observer)
 {
-    const LayerProgram& layerProgram = program(layer);
+    const LayerProgram& layerProgram = m_activations->program(layer);
     LayerState& state = m_layers[static_cast<std::size_t>(layer)];
     state.slots.assign(layerProgram.slots(), -1);
     state.slots[kInput] = m_carried;
     run(builder, layerProgram, layerProgram.forwardPass(), Pass::Forward, layer, observer);
     m_carried = state.slots[kOutput];
     state.slots[kOutput] = -1;
-    if (m_activations->m_hostCheckpoint >= 0 && checkpointed(layer)) {
+    if (m_activations->m_hostCheckpoint >= 0 && m_activations->checkpointed(layer)) {
         builder.op(OpKind::CopyToHost, Stream::DeviceToHost, Phase::Forward, layer);
         builder.move(m_activations->m_checkpointCopy);
         state.hostCopy = builder.allocate(m_activations->m_hostCheckpoint);
@@ -222,7 +238,7 @@ void ActivationWalk::loss(ScheduleBuilder& builder, StageObserver& observer)
 
 void ActivationWalk::backward(ScheduleBuilder& builder, int layer, StageObserver& observer)
 {
-    const LayerProgram& layerProgram = program(layer);
+    const LayerProgram& layerProgram = m_activations->program(layer);
     LayerState& state = m_layers[static_cast<std::size_t>(layer)];
     if (state.hostCopy >= 0) {
         builder.op(OpKind::CopyToDevice, Stream::HostToDevice, Phase::Backward, layer);

@@ -42,6 +42,10 @@ public:
     /// Its buffer classes, in the order of defineSizes.
     const std::vector<ScaledClass>& classes() const { return m_classes; }
     DType compute() const { return m_compute; }
+    /// Of the layer at this position of Model::layers.
+    bool checkpointed(int layer) const;
+    const LayerProgram& program(int layer) const;
+    const LayerProgram& loss() const { return m_loss; }
 
 private:
     friend class ActivationWalk;
@@ -50,6 +54,7 @@ private:
     DType m_compute;
     Checkpointing m_checkpointing;
     int m_checkpointEvery;
+    int m_embeddingLayer = 0;
     bool m_holdsLogits;
     std::vector<std::vector<LeafModule>> m_modules; // by layer type
     std::vector<LayerProgram> m_keeping;            // by layer type: everything is kept
@@ -89,8 +94,6 @@ private:
         std::vector<BufferId> slots;
         BufferId hostCopy = -1;
     };
-    bool checkpointed(int layer) const;
-    const LayerProgram& program(int layer) const;
     void run(ScheduleBuilder& builder, const LayerProgram& program, const ProgramPass& pass, Pass kind, int layer,
              StageObserver& observer);
     void startOp(ScheduleBuilder& builder, Pass kind, int layer, int module);
@@ -102,7 +105,6 @@ private:
     BufferId m_gradCarried = -1; // their gradient on the way back
     BufferId m_batch = -1;
     BufferId m_heldLogits = -1;
-    int m_embeddingLayer = 0;
 };
 
 } // namespace shardwright

@@ -80,12 +80,13 @@ void BlockWriter::attention(const NormTensors& before)
         m_logSumExp = tensor(kLogSumExp, m_arch.heads, 4);
         if (m_rules.copiesAttentionOut)
             m_attentionHeads = tensor(kAttentionHeads, outWidth());
-        m_program.forward(-1, {m_queryRead, m_keyRead, m_valueRead}, {m_attentionHeads, m_logSumExp});
+        m_program.forward(-1, {m_queryRead, m_keyRead, m_valueRead}, {m_attentionHeads, m_logSumExp})
+            .is(WorkKind::Attention);
         m_program.forward(-1, {m_attentionHeads}, {m_attentionOut});
     }
     const int out = find(ModuleKind::AttentionOut);
     m_attentionProjected = hidden(kProjected);
-    m_program.forward(out, {m_attentionOut, before.out}, {m_attentionProjected});
+    m_program.forward(out, {m_attentionOut}, {m_attentionProjected}, {before.out});
     adapter(out);
     m_attentionProjected = dropout(m_attentionProjected, m_attentionResidualMask);
 }
@@ -141,11 +142,15 @@ void BlockWriter::rotate()
         return;
     }
     // q * cos, rotate_half(q), rotate_half(q) * sin, their sum; the caller's names hold both inputs until the end.
-    m_program.forward(
-        -1, {queryBefore},
-        {tensor(kRotary, queryWidth()), tensor(kRotary, queryWidth()), tensor(kRotary, queryWidth()), m_query});
-    m_program.forward(-1, {keyBefore, queryBefore},
-                      {tensor(kRotary, keyWidth()), tensor(kRotary, keyWidth()), tensor(kRotary, keyWidth()), m_key});
+    const auto turn = [&](int before, int after, std::int64_t width) {
+        const int timesCos = tensor(kRotary, width);
+        const int halves = tensor(kRotary, width);
+        const int timesSin = tensor(kRotary, width);
+        m_program.forward(-1, {before}, {timesCos, halves, timesSin, after}, {queryBefore})
+            .kernels(5, {before, timesCos, halves, timesSin});
+    };
+    turn(queryBefore, m_query, queryWidth());
+    turn(keyBefore, m_key, keyWidth());
 }
 
 /// Multi-head latent attention: queries, keys and values through low-rank matrices.
@@ -205,7 +210,8 @@ void BlockWriter::eagerAttention(int normOut)
     const int repeated = compiled || !m_rules.repeatsHeads ? -1 : m_keyRead;
     const int value = m_value;
     int scores = square(kScores, each);
-    m_program.forward(-1, {m_queryRead, m_keyRead, query, key, value, normOut}, {scores});
+    m_program.forward(-1, {m_queryRead, m_keyRead}, {scores}, {query, key, value, normOut})
+        .is(WorkKind::AttentionScores);
     if (!compiled)
         for (int rebinding = 0; rebinding < 2; ++rebinding) { // times the scale, plus the mask
             const int next = square(kScores, each);
@@ -214,16 +220,17 @@ void BlockWriter::eagerAttention(int normOut)
         }
     if (m_rules.softcap) {
         m_softcap = square(kSoftcap, m_c);
-        m_program.forward(-1, {scores}, {m_softcap});
+        m_program.forward(-1, {scores}, {m_softcap}).kernels(2, {m_softcap, m_softcap}); // divided, then tanh
         scores = square(kScores, m_c);
         m_program.forward(-1, {m_softcap}, {scores});
     }
     m_softmax = square(kSoftmax, upcast ? 4 : each);
-    m_program.forward(-1, {scores, query, key, value}, {upcast && !compiled ? square(kScoresFp32, 4) : -1, m_softmax});
+    const int fp32 = upcast && !compiled ? square(kScoresFp32, 4) : -1;
+    m_program.forward(-1, {scores}, {fp32, m_softmax}, {query, key, value}).kernels(fp32 >= 0 ? 2 : 1, {fp32});
     m_probabilities = m_softmax;
     if (upcast || (each == 4 && m_c != 4)) {
         m_probabilities = square(kProbabilities, m_c);
-        m_program.forward(-1, {m_softmax, scores}, {m_probabilities});
+        m_program.forward(-1, {m_softmax}, {m_probabilities}, {scores});
     }
     m_dropped = m_probabilities;
     if (m_arch.attentionDropout > 0) {
@@ -236,7 +243,8 @@ void BlockWriter::eagerAttention(int normOut)
         m_program.forward(-1, {m_value}, {m_valueRead});
     }
     const int product = tensor(kProduct, outWidth());
-    m_program.forward(-1, {m_dropped, m_valueRead, query, key, value, repeated, normOut}, {product});
+    m_program.forward(-1, {m_dropped, m_valueRead}, {product}, {query, key, value, repeated, normOut})
+        .is(WorkKind::AttentionContext);
     m_program.forward(-1, {product}, {m_attentionOut});
 }
 
@@ -255,8 +263,10 @@ int BlockWriter::attentionBackward(const NormTensors& before, int gradOut)
         eagerAttentionBackward(gradAttention, gradQuery, gradKey, gradValue);
     } else {
         const int accumulator = tensor(kGradFlash, queryWidth(), 4);
-        m_program.backward(-1, {gradAttention, m_queryRead, m_keyRead, m_valueRead, m_attentionHeads, m_logSumExp},
-                           {accumulator, gradQuery, gradKey, gradValue});
+        m_program
+            .backward(-1, {gradAttention, m_queryRead, m_keyRead, m_valueRead, m_attentionHeads, m_logSumExp},
+                      {accumulator, gradQuery, gradKey, gradValue})
+            .is(WorkKind::Attention);
     }
     if (m_rules.repeatsHeads) {
         const int summedKey = tensor(kGradKeyValue, keyWidth());
@@ -278,7 +288,7 @@ int BlockWriter::attentionBackward(const NormTensors& before, int gradOut)
 void BlockWriter::eagerAttentionBackward(int gradOut, int gradQuery, int gradKey, int gradValue)
 {
     int grad = square(kGradScores, m_c);
-    m_program.backward(-1, {gradOut, m_valueRead, m_dropped}, {grad, gradValue});
+    m_program.backward(-1, {gradOut, m_valueRead, m_dropped}, {grad, gradValue}).is(WorkKind::AttentionContext);
     const auto next = [&](std::int64_t each, int read) {
         const int made = square(kGradScores, each);
         m_program.backward(-1, {grad, read}, {made});
@@ -297,16 +307,19 @@ void BlockWriter::eagerAttentionBackward(int gradOut, int gradQuery, int gradKey
         next(m_c, m_softcap);
     if (!m_training.compile)
         next(each, -1); // the scale
-    m_program.backward(-1, {grad, m_queryRead, m_keyRead}, {gradQuery, gradKey});
+    m_program.backward(-1, {grad, m_queryRead, m_keyRead}, {gradQuery, gradKey}).is(WorkKind::AttentionScores);
 }
 
 int BlockWriter::rotateBackward(int grad, const BufferSpec& spec, std::int64_t width)
 {
     const int result = tensor(spec, width);
-    if (m_training.compile)
+    if (m_training.compile) {
         m_program.backward(-1, {grad}, {result});
-    else
-        m_program.backward(-1, {grad}, {tensor(kRotary, width), tensor(kRotary, width), result});
+    } else {
+        const int timesSin = tensor(kRotary, width);
+        const int halves = tensor(kRotary, width);
+        m_program.backward(-1, {grad}, {timesSin, halves, result}).kernels(5, {grad, timesSin, halves, result, result});
+    }
     return result;
 }
 
@@ -334,7 +347,14 @@ int BlockWriter::projectionsBackward(int normOut, int gradQuery, int gradKey, in
         const int read = m_modules[static_cast<std::size_t>(module)].needsInput() ? normOut : -1;
         const bool first = i == projections - 1;
         const int addend = first ? sum : hidden(kGradHidden);
-        m_program.backward(module, {i == 0 ? gradQuery : i == 1 ? gradKey : gradValue, read, sum}, {addend});
+        ProgramStep& product = m_program.backward(module,
+                                                  {i == 0   ? gradQuery
+                                                   : i == 1 ? gradKey
+                                                            : gradValue,
+                                                   read},
+                                                  {addend}, {sum});
+        if (!first)
+            product.kernels(2, {sum, sum, addend});
     }
     return sum;
 }
@@ -358,7 +378,9 @@ int BlockWriter::latentBackward(int normOut, int gradQuery, int gradKey, int gra
         gradQueryInput = tensor(kGradLatent, m_arch.qLoraRank);
         normBackward(m_context, m_program, m_type, m_queryLatent, m_arch.qLoraRank, gradOut, gradQueryInput);
     }
-    m_program.backward(find(ModuleKind::AttentionIn, index), {gradQueryInput, normOut, sum}, {hidden(kGradHidden)});
+    const int addend = hidden(kGradHidden);
+    m_program.backward(find(ModuleKind::AttentionIn, index), {gradQueryInput, normOut}, {addend}, {sum})
+        .kernels(2, {sum, sum, addend});
     return sum;
 }
 

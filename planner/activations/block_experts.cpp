@@ -45,27 +45,27 @@ void BlockWriter::experts(int input)
     const int logits = tensor(kRouterLogits, m_arch.experts, 4);
     m_routerLogits = tensor(kRouterWeights, m_arch.experts, 4);
     m_program.forward(find(ModuleKind::Router), {routerInput}, {logits});
-    m_program.forward(-1, {logits}, {m_routerLogits});
+    m_program.forward(-1, {logits}, {m_routerLogits}).kernels(3, {m_routerLogits}); // and top-k, renormalisation
     m_expertInput = tensor(kExpertInput, routedHidden);
-    m_program.forward(-1, {input}, {m_expertInput});
+    m_program.forward(-1, {input}, {m_expertInput}).kernels(4, {m_expertInput}); // sort, counts; k reads a token
     const bool fused = m_training.implementation == Implementation::HuggingFace;
     m_inner = inner(m_expertInput, ModuleKind::ExpertIn, ModuleKind::ExpertOut,
                     checkedMultiply(routed, m_arch.expertFfn), fused);
     m_expertOutput = tensor(kExpertOutput, routedHidden);
     const int weighted = tensor(kExpertWeighted, routedHidden, each);
     const int ordered = tensor(kExpertWeighted, routedHidden, each);
-    m_program.forward(find(ModuleKind::ExpertOut), {m_inner.product, m_expertInput}, {m_expertOutput});
-    m_program.forward(-1, {m_expertOutput, m_routerLogits, m_expertInput}, {weighted});
-    m_program.forward(-1, {weighted, m_expertOutput, m_expertInput}, {ordered});
+    m_program.forward(find(ModuleKind::ExpertOut), {m_inner.product}, {m_expertOutput}, {m_expertInput});
+    m_program.forward(-1, {m_expertOutput, m_routerLogits}, {weighted}, {m_expertInput});
+    m_program.forward(-1, {weighted}, {ordered}, {m_expertOutput, m_expertInput});
     m_mlpOut = hidden(kMlpOut);
     const int sum = each == m_c ? m_mlpOut : tensor(kExpertSum, m_arch.hidden, each);
-    m_program.forward(-1, {ordered, m_expertOutput, m_expertInput}, {sum, m_mlpOut});
+    m_program.forward(-1, {ordered}, {sum, m_mlpOut}, {m_expertOutput, m_expertInput}).kernels(sum == m_mlpOut ? 1 : 2);
     if (find(ModuleKind::SharedIn) >= 0) {
         const int routedOut = m_mlpOut;
         m_sharedInner = inner(input, ModuleKind::SharedIn, ModuleKind::SharedOut, m_arch.sharedExpertFfn, false);
         const int shared = hidden(kMlpOut);
         m_mlpOut = hidden(kMlpOut);
-        m_program.forward(find(ModuleKind::SharedOut), {m_sharedInner.product, routedOut}, {shared});
+        m_program.forward(find(ModuleKind::SharedOut), {m_sharedInner.product}, {shared}, {routedOut});
         if (m_rules.gatesSharedExpert)
             m_sharedOut = shared;
         m_program.forward(-1, {routedOut, shared}, {m_mlpOut});
@@ -93,26 +93,29 @@ int BlockWriter::expertsBackward(const NormTensors& before, int gradOut)
     m_program.backward(-1, {gradOut}, {expanded});
     const int zeros = gradExpert(each);
     const int ordered = gradExpert(each);
-    m_program.backward(-1, {expanded, gradOut}, {zeros, ordered});
+    m_program.backward(-1, {expanded}, {zeros, ordered}, {gradOut}).kernels(2);
     const int gradWeights = gradExpert(each);
     const int gradWeighted = gradExpert(each);
-    m_program.backward(-1, {ordered, m_expertOutput, m_routerLogits}, {gradWeighted, gradWeights});
+    m_program.backward(-1, {ordered, m_expertOutput, m_routerLogits}, {gradWeighted, gradWeights})
+        .kernels(3, {ordered, gradWeights});
     int gradOutput = gradWeighted;
     if (each != m_c) {
         gradOutput = gradExpert(m_c);
-        m_program.backward(-1, {gradWeighted, ordered, gradWeights}, {gradOutput});
+        m_program.backward(-1, {gradWeighted}, {gradOutput}, {ordered, gradWeights});
     }
     const int gradExpertInput = innerBackward(ifTrains(ModuleKind::ExpertIn, m_expertInput), gradOutput, m_inner,
                                               kGradExpertInput, routedHidden);
     const int emptied = hidden(kGradHidden);
     const int gathered = hidden(kGradHidden);
-    m_program.backward(-1, {gradExpertInput, gradInput}, {emptied, gathered});
+    m_program.backward(-1, {gradExpertInput}, {emptied, gathered}, {gradInput}).kernels(2, {gathered});
     if (m_routerInput >= 0) {
         const int gradRouter = tensor(kGradRouterInput, m_arch.hidden, 4);
-        m_program.backward(find(ModuleKind::Router), {m_routerInput, gathered, gradInput}, {gradRouter});
-        m_program.backward(-1, {gradRouter, gradInput}, {});
+        m_program.backward(find(ModuleKind::Router), {m_routerInput}, {gradRouter}, {gathered, gradInput});
+        m_program.backward(-1, {gradRouter}, {}, {gradInput}).kernels(2, {gathered, gathered, gathered});
     } else {
-        m_program.backward(find(ModuleKind::Router), {input, gradInput, gathered}, {hidden(kGradHidden)});
+        const int addend = hidden(kGradHidden);
+        m_program.backward(find(ModuleKind::Router), {input}, {addend}, {gradInput, gathered})
+            .kernels(2, {gathered, gathered, addend});
     }
     return gathered;
 }

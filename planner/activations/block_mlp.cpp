@@ -32,7 +32,7 @@ void BlockWriter::mlp(const NormTensors& before)
     } else {
         m_inner = inner(before.out, ModuleKind::MlpIn, ModuleKind::MlpOut, m_arch.ffn, m_rules.fusedGateUp);
         m_mlpOut = hidden(kMlpOut);
-        m_program.forward(find(ModuleKind::MlpOut), {m_inner.product, before.out}, {m_mlpOut});
+        m_program.forward(find(ModuleKind::MlpOut), {m_inner.product}, {m_mlpOut}, {before.out});
         adapter(find(ModuleKind::MlpOut));
     }
     m_mlpOut = dropout(m_mlpOut, m_mlpResidualMask);
@@ -68,7 +68,8 @@ BlockWriter::Inner BlockWriter::inner(int input, ModuleKind in, ModuleKind out, 
             adapter(second);
         }
         // "input" is an argument of the MLP's forward: named until it returns.
-        m_program.forward(-1, {compiled ? made.gate : made.activated, made.up, input}, {made.product});
+        m_program.forward(-1, {compiled ? made.gate : made.activated, fused && compiled ? -1 : made.up}, {made.product},
+                          {input});
         return made;
     }
     made.gate = tensor(kFullyConnected, width);
@@ -85,13 +86,13 @@ BlockWriter::Inner BlockWriter::inner(int input, ModuleKind in, ModuleKind out, 
         const int sum = tensor(kGeluTemporary, width);
         const int argument = tensor(kGeluTemporary, width);
         m_program.forward(-1, {made.gate}, {made.half});
-        m_program.forward(-1, {made.gate, made.half}, {cube});
-        m_program.forward(-1, {cube, made.half}, {scaled});
-        m_program.forward(-1, {made.gate, scaled, made.half}, {sum});
-        m_program.forward(-1, {sum, made.gate, made.half}, {argument});
-        m_program.forward(-1, {argument, made.gate, made.half}, {made.tanh});
-        m_program.forward(-1, {made.tanh, made.gate, made.half}, {made.onePlus});
-        m_program.forward(-1, {made.half, made.onePlus, made.gate}, {made.product});
+        m_program.forward(-1, {made.gate}, {cube}, {made.half});
+        m_program.forward(-1, {cube}, {scaled}, {made.half});
+        m_program.forward(-1, {made.gate, scaled}, {sum}, {made.half});
+        m_program.forward(-1, {sum}, {argument}, {made.gate, made.half});
+        m_program.forward(-1, {argument}, {made.tanh}, {made.gate, made.half});
+        m_program.forward(-1, {made.tanh}, {made.onePlus}, {made.gate, made.half});
+        m_program.forward(-1, {made.half, made.onePlus}, {made.product}, {made.gate});
     } else {
         m_program.forward(-1, {made.gate}, {made.product});
     }
@@ -125,7 +126,8 @@ int BlockWriter::innerBackward(int input, int gradOut, const Inner& made, const 
         m_program.backward(-1, {gradProduct, made.gate, made.up}, {gradUp, gradGate});
     } else {
         const int gradActivated = inside();
-        m_program.backward(-1, {gradProduct, made.activated, made.up}, {gradUp, gradActivated});
+        m_program.backward(-1, {gradProduct, made.activated, made.up}, {gradUp, gradActivated})
+            .kernels(2, {gradProduct});
         m_program.backward(-1, {gradActivated, made.gate}, {gradGate});
     }
     const int gateModule = find(made.in);
@@ -137,7 +139,9 @@ int BlockWriter::innerBackward(int input, int gradOut, const Inner& made, const 
     }
     const int upModule = countOf(made.in) > 1 ? find(made.in, 1) : gateModule;
     m_program.backward(upModule, {gradUp, input}, {result});
-    m_program.backward(gateModule, {gradGate, input, result}, {tensor(resultSpec, resultWidth)}); // summed in place
+    const int addend = tensor(resultSpec, resultWidth);
+    m_program.backward(gateModule, {gradGate, input}, {addend}, {result})
+        .kernels(2, {result, result, addend}); // summed in place
     return result;
 }
 
@@ -146,18 +150,22 @@ int BlockWriter::composedGeluBackward(const Inner& made, int gradProduct)
     const auto inside = [&] { return tensor(kGradInner, made.width); };
     const int gradHalf = inside();
     const int gradOnePlus = inside();
-    m_program.backward(-1, {gradProduct, made.half, made.onePlus}, {gradHalf, gradOnePlus});
+    m_program.backward(-1, {gradProduct, made.half, made.onePlus}, {gradHalf, gradOnePlus}).kernels(2, {gradProduct});
     const int gradArgument = inside();
-    m_program.backward(-1, {gradOnePlus, made.tanh, gradHalf}, {gradArgument});
+    m_program.backward(-1, {gradOnePlus, made.tanh}, {gradArgument}, {gradHalf});
     const int gradSum = inside();
-    m_program.backward(-1, {gradArgument, gradHalf}, {gradSum});
+    m_program.backward(-1, {gradArgument}, {gradSum}, {gradHalf});
     const int gradCube = inside();
-    m_program.backward(-1, {gradSum, gradHalf}, {gradCube});
+    m_program.backward(-1, {gradSum}, {gradCube}, {gradHalf});
     const int square = inside();
     const int tripled = inside();
     const int chained = inside();
-    m_program.backward(-1, {gradCube, made.gate, gradSum, gradHalf}, {square, tripled, chained});
-    m_program.backward(-1, {gradSum, chained, gradHalf}, {inside()}); // 0.5 of gradHalf, then summed in place
+    m_program.backward(-1, {gradCube, made.gate}, {square, tripled, chained}, {gradSum, gradHalf})
+        .kernels(3, {square, tripled});
+    const int halved = inside();
+    m_program
+        .backward(-1, {gradSum, chained, gradHalf}, {halved}) // 0.5 of gradHalf, then summed in place
+        .kernels(3, {gradSum, gradSum, gradSum, halved});
     return gradSum;
 }
 

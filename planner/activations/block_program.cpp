@@ -25,6 +25,12 @@ BlockWriter::BlockWriter(const ProgramContext& context, int layerType, const std
       m_training(context.training), m_rules(context.rules), m_c(context.computeBytes())
 {
     m_program.setBoundary(context.hidden);
+    if (m_training.compile) {
+        std::vector<bool> products;
+        for (const LeafModule& module : modules)
+            products.push_back(module.outFeatures > 0);
+        m_program.fusePointwise(std::move(products));
+    }
 }
 
 /// A compiled block keeps what feeds a matrix product or attention, although it is a pointwise result: the partitioner
@@ -58,7 +64,10 @@ LayerProgram BlockWriter::write()
         m_mlpOut = afterMlp.out;
     }
     // The model's loop ("hidden_states = layer(hidden_states)") holds the input until the block returns.
-    m_program.forward(-1, {kInput, parallel ? m_attentionProjected : m_residual, m_mlpOut}, {kOutput});
+    if (parallel)
+        m_program.forward(-1, {kInput, m_attentionProjected, m_mlpOut}, {kOutput}).kernels(2, {kOutput, kOutput});
+    else
+        m_program.forward(-1, {m_residual, m_mlpOut}, {kOutput}, {kInput});
 
     const int gradMlpInput = mlpBackward(second, sandwich ? normThrough(afterMlp, kGradOutput) : kGradOutput);
     int gradResidual = kGradOutput;
@@ -70,7 +79,7 @@ LayerProgram BlockWriter::write()
     const int gradAttention =
         attentionBackward(first, sandwich ? normThrough(afterAttention, gradAttentionOut) : gradAttentionOut);
     if (!ownNorm)
-        m_program.backward(-1, {gradAttention, gradMlpInput}, {}); // summed in place
+        m_program.backward(-1, {gradAttention, gradMlpInput}, {}).kernels(1, {gradAttention}); // summed in place
     normBackwardInto(first, gradAttention, gradResidual, kGradInput);
 
     if (m_context.variant.checkpointChildren && m_training.checkpointing == Checkpointing::Full) {
@@ -164,8 +173,8 @@ void BlockWriter::adapter(int module)
     if (module < 0 || m_modules[static_cast<std::size_t>(module)].loraRank == 0)
         return;
     const int innerActivation = tensor(kLoraHidden, m_modules[static_cast<std::size_t>(module)].loraRank);
-    m_program.forward(module, {}, {innerActivation});
-    m_program.backward(-1, {innerActivation}, {});
+    m_program.forward(module, {}, {innerActivation}).is(WorkKind::Adapter);
+    m_program.backward(-1, {innerActivation}, {}).is(WorkKind::Adapter).of(module);
 }
 
 /// What selective checkpointing keeps.

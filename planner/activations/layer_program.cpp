@@ -20,14 +20,46 @@ void LayerProgram::setBoundary(BufferClassId bufferClass)
         setSlotClass(slot, bufferClass);
 }
 
-void LayerProgram::forward(int module, std::initializer_list<int> uses, std::initializer_list<int> makes)
+ProgramStep& ProgramStep::kernels(int count, std::initializer_list<int> again)
 {
-    m_forward.push_back({module, existing(uses), existing(makes)});
+    m_work.kernels = count;
+    for (const int slot : again)
+        if (slot >= 0)
+            m_work.again.push_back(static_cast<std::int16_t>(slot));
+    return *this;
 }
 
-void LayerProgram::backward(int module, std::initializer_list<int> uses, std::initializer_list<int> makes)
+ProgramStep LayerProgram::step(int module, std::initializer_list<int> reads, std::initializer_list<int> makes,
+                               std::initializer_list<int> holds) const
 {
-    m_backward.push_back({module, existing(uses), existing(makes)});
+    ProgramStep step;
+    step.m_module = step.m_work.module = module;
+    step.m_uses = existing(reads);
+    step.m_makes = existing(makes);
+    step.m_work.reads.assign(step.m_uses.begin(), step.m_uses.end());
+    step.m_work.writes.assign(step.m_makes.begin(), step.m_makes.end());
+    const bool makesNothing = makes.size() > 0 && std::all_of(step.m_makes.begin(), step.m_makes.end(), [&](int slot) {
+                                  return std::find(step.m_uses.begin(), step.m_uses.end(), slot) != step.m_uses.end();
+                              });
+    if (makesNothing && module < 0) // a cast or copy that the case at hand does not need
+        step.m_work.kind = WorkKind::Nothing;
+    for (const int slot : existing(holds))
+        step.m_uses.push_back(slot);
+    return step;
+}
+
+ProgramStep& LayerProgram::forward(int module, std::initializer_list<int> reads, std::initializer_list<int> makes,
+                                   std::initializer_list<int> holds)
+{
+    m_forward.push_back(step(module, reads, makes, holds));
+    return m_forward.back();
+}
+
+ProgramStep& LayerProgram::backward(int module, std::initializer_list<int> reads, std::initializer_list<int> makes,
+                                    std::initializer_list<int> holds)
+{
+    m_backward.push_back(step(module, reads, makes, holds));
+    return m_backward.back();
 }
 
 std::vector<int> LayerProgram::existing(std::initializer_list<int> wanted) const
@@ -41,30 +73,35 @@ std::vector<int> LayerProgram::existing(std::initializer_list<int> wanted) const
 
 bool LayerProgram::usedInBackward(int slot) const
 {
-    return std::any_of(m_backward.begin(), m_backward.end(), [slot](const Step& step) {
-        return std::find(step.uses.begin(), step.uses.end(), slot) != step.uses.end();
+    return std::any_of(m_backward.begin(), m_backward.end(), [slot](const ProgramStep& step) {
+        return std::find(step.m_uses.begin(), step.m_uses.end(), slot) != step.m_uses.end();
     });
 }
 
 /// The events of running `steps`: makes what is not yet present, drops everything not in `keeps` after its last use.
-ProgramPass LayerProgram::passOf(const std::vector<Step>& steps, const std::vector<bool>& keeps,
-                                 const std::vector<bool>& present) const
+/// `runs`: which steps compute; the others' results are there already or nobody needs them.
+ProgramPass LayerProgram::passOf(const Steps& steps, const std::vector<bool>& keeps, const std::vector<bool>& present,
+                                 const std::vector<bool>& runs) const
 {
     std::vector<std::size_t> lastTouch(slots(), 0);
     std::vector<bool> alive = present;
     for (std::size_t i = 0; i < steps.size(); ++i) {
-        for (const int slot : steps[i].uses)
+        for (const int slot : steps[i].m_uses)
             lastTouch[static_cast<std::size_t>(slot)] = i;
-        for (const int slot : steps[i].makes)
+        for (const int slot : steps[i].m_makes)
             lastTouch[static_cast<std::size_t>(slot)] = i;
     }
     ProgramPass pass;
     for (std::size_t i = 0; i < steps.size(); ++i) {
-        const Step& step = steps[i];
-        if (pass.empty() || (step.module >= 0 && pass.back().module != step.module))
-            pass.push_back({step.module, {}});
+        const ProgramStep& step = steps[i];
+        if (pass.empty() || (step.m_module >= 0 && pass.back().module != step.m_module))
+            pass.push_back({step.m_module, {}, {}});
+        if (runs[i] && step.m_work.kind != WorkKind::Nothing) {
+            pass.back().work.push_back(step.m_work);
+            pass.back().work.back().step = static_cast<int>(i);
+        }
         std::vector<SlotEvent>& events = pass.back().events;
-        for (const int slot : step.makes) {
+        for (const int slot : step.m_makes) {
             if (alive[static_cast<std::size_t>(slot)])
                 continue;
             alive[static_cast<std::size_t>(slot)] = true;
@@ -72,10 +109,10 @@ ProgramPass LayerProgram::passOf(const std::vector<Step>& steps, const std::vect
         }
         for (std::size_t slot = 0; slot < slots(); ++slot)
             if (alive[slot] && !keeps[slot] && lastTouch[slot] <= i) {
-                const bool touchedEver = std::any_of(steps.begin(), steps.end(), [&](const Step& s) {
+                const bool touchedEver = std::any_of(steps.begin(), steps.end(), [&](const ProgramStep& s) {
                     const int id = static_cast<int>(slot);
-                    return std::find(s.uses.begin(), s.uses.end(), id) != s.uses.end() ||
-                           std::find(s.makes.begin(), s.makes.end(), id) != s.makes.end();
+                    return std::find(s.m_uses.begin(), s.m_uses.end(), id) != s.m_uses.end() ||
+                           std::find(s.m_makes.begin(), s.m_makes.end(), id) != s.m_makes.end();
                 });
                 if (!touchedEver && i + 1 < steps.size())
                     continue; // never read in this pass: goes at its end
@@ -83,18 +120,91 @@ ProgramPass LayerProgram::passOf(const std::vector<Step>& steps, const std::vect
                 events.push_back({static_cast<std::int16_t>(slot), false});
             }
     }
+    if (m_fused)
+        fuse(pass, steps, keeps);
     return pass;
 }
 
-void LayerProgram::compile(KeepMode mode)
+/// Neighbours bound by memory become one kernel: it reads each tensor once and writes those that outlive it.
+void LayerProgram::fuse(ProgramPass& pass, const Steps& steps, const std::vector<bool>& keeps) const
+{
+    const auto fusable = [&](const StepWork& work) {
+        return work.kind == WorkKind::ByModule &&
+               (work.module < 0 || !m_products[static_cast<std::size_t>(work.module)]);
+    };
+    const auto contains = [](const std::vector<std::int16_t>& slots, std::int16_t slot) {
+        return std::find(slots.begin(), slots.end(), slot) != slots.end();
+    };
+    StepWork* chain = nullptr;
+    std::vector<StepWork*> chains;
+    std::vector<int> ends; // of each chain: its last step
+    for (ProgramStage& stage : pass) {
+        std::vector<StepWork> kept;
+        kept.reserve(stage.work.size()); // the chain's place stays where it is
+        for (StepWork& work : stage.work) {
+            if (!fusable(work)) {
+                kept.push_back(std::move(work));
+                chain = nullptr;
+                continue;
+            }
+            if (chain == nullptr) {
+                kept.push_back({WorkKind::ByModule, work.module, {}, {}, {}, 1, work.times, work.step});
+                chain = &kept.back();
+                chains.push_back(chain);
+                ends.push_back(0);
+            }
+            for (const std::int16_t slot : work.reads)
+                if (!contains(chain->reads, slot) && !contains(chain->writes, slot))
+                    chain->reads.push_back(slot);
+            chain->writes.insert(chain->writes.end(), work.writes.begin(), work.writes.end());
+            ends.back() = work.step;
+        }
+        stage.work = std::move(kept);
+    }
+    for (std::size_t i = 0; i < chains.size(); ++i) {
+        std::vector<std::int16_t>& writes = chains[i]->writes;
+        const auto dies = [&](std::int16_t slot) {
+            return !keeps[static_cast<std::size_t>(slot)] &&
+                   std::none_of(steps.begin() + ends[i] + 1, steps.end(),
+                                [&](const ProgramStep& later) { return contains(later.m_work.reads, slot); });
+        };
+        writes.erase(std::remove_if(writes.begin(), writes.end(), dies), writes.end());
+    }
+}
+
+/// Which steps of the forward recomputation runs: what is present is not made again.
+std::vector<bool> LayerProgram::recomputed(const std::vector<bool>& saved, const std::vector<bool>& present,
+                                           RecomputeRange range) const
+{
+    std::vector<bool> wanted = saved;
+    std::vector<bool> runs(m_forward.size(), false);
+    bool neededLater = range == RecomputeRange::Whole;
+    for (std::size_t i = m_forward.size(); i-- > 0;) {
+        const ProgramStep& step = m_forward[i];
+        const auto missing = [&](int slot) { return !present[static_cast<std::size_t>(slot)]; };
+        const bool makesMissing =
+            step.m_makes.empty() || std::any_of(step.m_makes.begin(), step.m_makes.end(), missing);
+        const bool needed = std::any_of(step.m_makes.begin(), step.m_makes.end(), [&](int slot) {
+            return missing(slot) && wanted[static_cast<std::size_t>(slot)];
+        });
+        neededLater |= needed;
+        runs[i] = range == RecomputeRange::OnlyNeeded ? needed : neededLater && makesMissing;
+        if (runs[i])
+            for (const std::int16_t slot : step.m_work.reads)
+                wanted[static_cast<std::size_t>(slot)] = true;
+    }
+    return runs;
+}
+
+void LayerProgram::compile(KeepMode mode, RecomputeRange range)
 {
     const std::size_t count = slots();
     std::vector<bool> saved(count, false);
     for (std::size_t slot = 0; slot < count; ++slot)
         saved[slot] = usedInBackward(static_cast<int>(slot));
     const auto made = [&](int slot) {
-        return std::any_of(m_forward.begin(), m_forward.end(), [slot](const Step& step) {
-            return std::find(step.makes.begin(), step.makes.end(), slot) != step.makes.end();
+        return std::any_of(m_forward.begin(), m_forward.end(), [slot](const ProgramStep& step) {
+            return std::find(step.m_makes.begin(), step.m_makes.end(), slot) != step.m_makes.end();
         });
     };
     std::vector<bool> present(count, false);
@@ -109,7 +219,8 @@ void LayerProgram::compile(KeepMode mode)
                       ((mode == KeepMode::Keep && saved[slot]) || (mode == KeepMode::Policy && m_policy[slot]));
     if (m_heldSlot >= 0)
         keeps[static_cast<std::size_t>(m_heldSlot)] = true;
-    m_forwardPass = passOf(m_forward, keeps, present);
+    const std::vector<bool> allForward(m_forward.size(), true);
+    m_forwardPass = passOf(m_forward, keeps, present, allForward);
 
     std::vector<bool> afterForward = keeps;
     afterForward[kOutput] = false; // belongs to the next layer now
@@ -120,7 +231,7 @@ void LayerProgram::compile(KeepMode mode)
         keepsAgain[kOutput] = false;
         for (std::size_t slot = kFirstOwnSlot; slot < count; ++slot)
             keepsAgain[slot] = made(static_cast<int>(slot)) && (saved[slot] || afterForward[slot]);
-        m_recomputePass = passOf(m_forward, keepsAgain, afterForward);
+        m_recomputePass = passOf(m_forward, keepsAgain, afterForward, recomputed(saved, afterForward, range));
         afterForward = keepsAgain;
     }
     afterForward[kGradOutput] = classOf(kGradOutput) >= 0;
@@ -128,7 +239,7 @@ void LayerProgram::compile(KeepMode mode)
     keepsNothing[kGradInput] = true;
     if (m_heldSlot >= 0)
         keepsNothing[static_cast<std::size_t>(m_heldSlot)] = true;
-    m_backwardPass = passOf(m_backward, keepsNothing, afterForward);
+    m_backwardPass = passOf(m_backward, keepsNothing, afterForward, std::vector<bool>(m_backward.size(), true));
 }
 
 } // namespace shardwright

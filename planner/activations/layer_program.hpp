@@ -20,10 +20,34 @@ struct SlotEvent {
     bool makes;
 };
 
+/// What a step computes. ByModule: what its module is: a matrix product, a table lookup, or else a kernel bound by
+/// memory.
+enum class WorkKind : std::uint8_t {
+    ByModule,
+    Attention,        // fused: flash or memory-efficient
+    AttentionScores,  // batched product of queries and keys
+    AttentionContext, // batched product of probabilities and values
+    Adapter,          // a module's low-rank adapter beside it
+    Nothing,          // names are dropped, nothing runs
+};
+
+/// What one step runs: kernels that read and write tensors. A chain of fused pointwise steps is one of these.
+struct StepWork {
+    WorkKind kind = WorkKind::ByModule;
+    int module = -1;
+    std::vector<std::int16_t> reads; // slots
+    std::vector<std::int16_t> writes;
+    std::vector<std::int16_t> again; // slots that kernels in between read or write once more
+    int kernels = 1;
+    int times = 1; // it runs chunk by chunk, each as large as its tensors are
+    int step = -1; // the first of the program's steps in it
+};
+
 /// Steps that run without another leaf module beginning.
 struct ProgramStage {
     int module = -1; // leaf module that computes here, or -1 for steps without parameters
     std::vector<SlotEvent> events;
+    std::vector<StepWork> work;
 };
 using ProgramPass = std::vector<ProgramStage>;
 
@@ -31,7 +55,41 @@ using ProgramPass = std::vector<ProgramStage>;
 /// Policy: keeps its input and the tensors of a policy (selective checkpointing).
 enum class KeepMode : std::uint8_t { Keep, Discard, Policy };
 
-///
+/// What recomputation runs again of what is not kept. Whole: the forward to its end (reentrant checkpointing).
+/// UntilLastNeeded: stops when backward has all it needs (torch.utils.checkpoint without reentrance, early stop).
+/// OnlyNeeded: what backward reads and what that is made from (a compiled graph; Megatron's recomputed core).
+enum class RecomputeRange : std::uint8_t { Whole, UntilLastNeeded, OnlyNeeded };
+
+/// One step of a layer's forward or backward.
+class ProgramStep {
+public:
+    /// What it computes, where that is not what its module is.
+    ProgramStep& is(WorkKind kind)
+    {
+        m_work.kind = kind;
+        return *this;
+    }
+    ProgramStep& of(int module) // whose work it is, where no new stage begins
+    {
+        m_work.module = module;
+        return *this;
+    }
+    /// It is `count` kernels, which read or write each of `again` once more than the step's lists say.
+    ProgramStep& kernels(int count, std::initializer_list<int> again = {});
+    ProgramStep& times(int count)
+    {
+        m_work.times = count;
+        return *this;
+    }
+
+private:
+    friend class LayerProgram;
+    int m_module = -1;
+    std::vector<int> m_uses; // read or held alive
+    std::vector<int> m_makes;
+    StepWork m_work;
+};
+
 /// A tensor of class -1 does not exist (an optional one): steps may name it all the same.
 class LayerProgram {
 public:
@@ -42,10 +100,18 @@ public:
     void setBoundary(BufferClassId bufferClass); // class of input, output and both gradients
     void setSlotClass(int slot, BufferClassId bufferClass) { m_classes[static_cast<std::size_t>(slot)] = bufferClass; }
 
-    /// Appends a step. It makes `makes` in order while `uses` are alive; tensors it neither keeps nor hands on die with
-    /// it.
-    void forward(int module, std::initializer_list<int> uses, std::initializer_list<int> makes);
-    void backward(int module, std::initializer_list<int> uses, std::initializer_list<int> makes);
+    /// Appends a step. It makes `makes` in order, reading `reads`, while `holds` are alive too; tensors it neither
+    /// keeps nor hands on die with it. The result is good until the next step is appended.
+    ProgramStep& forward(int module, std::initializer_list<int> reads, std::initializer_list<int> makes,
+                         std::initializer_list<int> holds = {});
+    ProgramStep& backward(int module, std::initializer_list<int> reads, std::initializer_list<int> makes,
+                          std::initializer_list<int> holds = {});
+    /// Neighbouring steps bound by memory run as one kernel (torch.compile). `products`: which modules are not.
+    void fusePointwise(std::vector<bool> products)
+    {
+        m_fused = true;
+        m_products = std::move(products);
+    }
     /// Whether any backward step reads it.
     bool usedInBackward(int slot) const;
     /// Marks a tensor as kept by selective checkpointing.
@@ -56,7 +122,7 @@ public:
     int heldSlot() const { return m_heldSlot; }
 
     /// Works out the passes; call once after all steps.
-    void compile(KeepMode mode);
+    void compile(KeepMode mode, RecomputeRange range = RecomputeRange::Whole);
 
     const ProgramPass& forwardPass() const { return m_forwardPass; }
     const ProgramPass& recomputePass() const { return m_recomputePass; } // empty in mode Keep
@@ -66,19 +132,22 @@ public:
     BufferClassId classOf(int slot) const { return m_classes[static_cast<std::size_t>(slot)]; }
 
 private:
-    struct Step {
-        int module;
-        std::vector<int> uses;
-        std::vector<int> makes;
-    };
+    using Steps = std::vector<ProgramStep>;
     std::vector<int> existing(std::initializer_list<int> wanted) const;
-    ProgramPass passOf(const std::vector<Step>& steps, const std::vector<bool>& keeps,
-                       const std::vector<bool>& present) const;
+    ProgramStep step(int module, std::initializer_list<int> reads, std::initializer_list<int> makes,
+                     std::initializer_list<int> holds) const;
+    ProgramPass passOf(const Steps& steps, const std::vector<bool>& keeps, const std::vector<bool>& present,
+                       const std::vector<bool>& runs) const;
+    void fuse(ProgramPass& pass, const Steps& steps, const std::vector<bool>& keeps) const;
+    std::vector<bool> recomputed(const std::vector<bool>& saved, const std::vector<bool>& present,
+                                 RecomputeRange range) const;
 
     std::vector<BufferClassId> m_classes;
     std::vector<bool> m_policy;
-    std::vector<Step> m_forward;
-    std::vector<Step> m_backward;
+    Steps m_forward;
+    Steps m_backward;
+    bool m_fused = false;
+    std::vector<bool> m_products; // by module
     ProgramPass m_forwardPass;
     ProgramPass m_recomputePass;
     ProgramPass m_backwardPass;

@@ -55,20 +55,20 @@ NormTensors normForward(const ProgramContext& context, LayerProgram& program, in
     norm.statistics = tensor(kRsqrt, rows, 4);
     const int square = tensor(kSquare, width, 4);
     program.forward(module, {input}, {c == 4 ? -1 : norm.fp32});
-    program.forward(module, {norm.fp32}, {square, norm.statistics});
+    program.forward(module, {norm.fp32}, {square, norm.statistics}).kernels(4, {square}); // pow, mean, + eps, rsqrt
     if (norm.kind == NormSteps::EagerInFp32) {
         norm.hat = tensor(kHatFp32, width, 4);
         const int product = c == 4 ? -1 : tensor(kProduct, width, 4);
         program.forward(module, {norm.fp32, norm.statistics}, {norm.hat});
         program.forward(module, {norm.hat}, {product});
-        program.forward(module, {norm.hat, product}, {norm.out});
+        program.forward(module, {product >= 0 ? product : norm.hat}, {norm.out}, {norm.hat});
         return norm;
     }
     const int scaled = tensor(kScaled, width, 4);
     norm.hat = c == 4 ? scaled : tensor(kHat, width, c);
     program.forward(module, {norm.fp32, norm.statistics}, {scaled});
     program.forward(module, {scaled}, {c == 4 ? -1 : norm.hat});
-    program.forward(module, {scaled, norm.hat}, {norm.out});
+    program.forward(module, {norm.hat}, {norm.out}, {scaled});
     return norm;
 }
 
@@ -76,7 +76,8 @@ void normBackward(const ProgramContext& context, LayerProgram& program, int laye
                   std::int64_t width, int gradOut, int gradInput)
 {
     if (norm.kind == NormSteps::Kernel) {
-        program.backward(norm.module, {gradOut, norm.input, norm.statistics}, {gradInput});
+        program.backward(norm.module, {gradOut, norm.input, norm.statistics}, {gradInput})
+            .kernels(2, {gradOut, norm.input}); // the weights' gradient is a kernel of its own
         return;
     }
     const std::int64_t c = context.computeBytes();
@@ -86,24 +87,27 @@ void normBackward(const ProgramContext& context, LayerProgram& program, int laye
         const int upcast = c == 4 ? gradOut : fp32();
         const int weightProduct = fp32();
         program.backward(norm.module, {gradOut}, {c == 4 ? -1 : upcast});
-        program.backward(norm.module, {upcast, norm.hat}, {weightProduct, gradHatFp32});
+        program.backward(norm.module, {upcast, norm.hat}, {weightProduct, gradHatFp32})
+            .kernels(3, {upcast, weightProduct});
     } else {
         // Both products of the weight's multiplication exist before the weight's is summed up.
         const int weightProduct = program.tensor(context.add(kGradHat, width, c, layerType));
         const int gradHat = c == 4 ? gradHatFp32 : program.tensor(context.add(kGradHat, width, c, layerType));
-        program.backward(norm.module, {gradOut, norm.hat}, {weightProduct, gradHat});
+        program.backward(norm.module, {gradOut, norm.hat}, {weightProduct, gradHat})
+            .kernels(3, {gradOut, weightProduct});
         program.backward(norm.module, {gradHat}, {c == 4 ? -1 : gradHatFp32});
     }
     const int through = fp32();
     const int statisticsProduct = fp32();
-    program.backward(norm.module, {gradHatFp32, norm.fp32, norm.statistics}, {through, statisticsProduct});
+    program.backward(norm.module, {gradHatFp32, norm.fp32, norm.statistics}, {through, statisticsProduct})
+        .kernels(5, {gradHatFp32, statisticsProduct}); // and the mean's and the root's
     const int mean = fp32();
-    program.backward(norm.module, {through, norm.fp32}, {mean});
+    program.backward(norm.module, {}, {mean}, {through, norm.fp32});
     const int power = fp32();
     const int doubled = fp32();
     const int chained = fp32();
-    program.backward(norm.module, {through, mean, norm.fp32}, {power, doubled, chained});
-    program.backward(norm.module, {through, chained}, {gradInput});
+    program.backward(norm.module, {mean, norm.fp32}, {power, doubled, chained}, {through}).kernels(3, {power, doubled});
+    program.backward(norm.module, {through, chained}, {gradInput}).kernels(2, {through, through}); // summed, then cast
 }
 
 } // namespace shardwright

@@ -63,11 +63,11 @@ LayerProgram embeddingProgram(const ProgramContext& context, const std::vector<L
                                            : static_cast<int>(kOutput);
     program.forward(0, {}, {looked});
     for (int module = 1; module <= last; ++module)
-        program.forward(module, {looked}, {more});
+        program.forward(module, {}, {more}, {looked});
     if (last > 0)
         program.forward(-1, {looked, more}, {summed});
     if (changed && (last == 0 || dropped))
-        program.forward(-1, {looked, more, summed == kOutput ? -1 : summed}, {kOutput, mask});
+        program.forward(-1, {summed == kOutput ? looked : summed}, {kOutput, mask}, {looked, more});
     int grad = kGradOutput;
     if (dropped || context.rules.scalesEmbedding) {
         grad = program.tensor(context.add(kGradLookedUp, states, context.computeBytes()));
@@ -84,7 +84,8 @@ LayerProgram finalNormProgram(const ProgramContext& context, const std::vector<L
     program.setBoundary(context.hidden);
     const std::int64_t states = context.model.architecture.hidden;
     const NormTensors norm = normForward(context, program, -1, 0, kInput, states, 1, kOutput);
-    program.forward(-1, {kInput, kOutput}, {}); // the caller holds the input until the norm returns
+    program.forward(-1, {kInput, kOutput}, {})
+        .is(WorkKind::Nothing); // the caller holds the input until the norm returns
     normBackward(context, program, -1, norm, states, kGradOutput, kGradInput);
     return program;
 }
@@ -111,15 +112,16 @@ LayerProgram lossProgram(const ProgramContext& context, BufferClassId logits)
     const bool cast = context.compute != DType::Fp32; // .float() of fp32 logits is no copy
     switch (training.loss) {
     case LossKind::Fused: {
-        const std::int64_t chunk = ceilDivide(all, lossChunks(context.model.architecture));
+        const int chunks = static_cast<int>(lossChunks(context.model.architecture));
+        const std::int64_t chunk = ceilDivide(all, chunks);
         const int forwardChunk = program.tensor(context.add(kLogitsChunk, chunk, 4));
-        program.forward(-1, {kInput}, {forwardChunk});
-        program.backward(-1, {kInput}, {kGradInput});
+        program.forward(-1, {kInput}, {forwardChunk}).times(chunks);
+        program.backward(-1, {kInput}, {kGradInput}).times(chunks);
         return program;
     }
     case LossKind::Compiled: {
         const int statistics = program.tensor(context.add(kLossStatistics, 1, 8));
-        program.forward(-1, {kInput}, {statistics});
+        program.forward(-1, {kInput}, {statistics}).kernels(2, {kInput}); // the greatest, then the sum
         program.backward(-1, {kInput, statistics}, {kGradInput});
         if (training.holdsLogits)
             program.handOver(kInput);
@@ -131,13 +133,13 @@ LayerProgram lossProgram(const ProgramContext& context, BufferClassId logits)
         const int logSoftmax = program.tensor(context.add(kLogSoftmax, all, 4));
         program.forward(-1, {kInput}, {fp32});
         program.forward(-1, {fp32}, {shifted});
-        program.forward(-1, {shifted, fp32}, {logSoftmax});
+        program.forward(-1, {shifted}, {logSoftmax}, {fp32}).kernels(2); // and the loss of the labels
         const int gradNll = program.tensor(context.add(kGradNll, all, 4));
         const int gradLogSoftmax = program.tensor(context.add(kGradLogSoftmax, all, 4));
         const int gradSlice = program.tensor(context.add(kGradSlice, all, 4));
-        program.backward(-1, {logSoftmax}, {gradNll});
+        program.backward(-1, {}, {gradNll}, {logSoftmax}).kernels(2);
         program.backward(-1, {gradNll, logSoftmax}, {gradLogSoftmax});
-        program.backward(-1, {gradLogSoftmax}, {gradSlice});
+        program.backward(-1, {gradLogSoftmax}, {gradSlice}).kernels(2, {gradSlice});
         program.backward(-1, {gradSlice}, {kGradInput});
         if (training.holdsLogits)
             program.handOver(fp32);
@@ -148,10 +150,11 @@ LayerProgram lossProgram(const ProgramContext& context, BufferClassId logits)
     const int fp32 = cast ? program.tensor(context.add(kLogitsFp32, all, 4)) : static_cast<int>(kInput);
     const int logSoftmax = program.tensor(context.add(kLogSoftmax, all, 4));
     program.forward(-1, {kInput}, {cast ? fp32 : -1});
-    program.forward(-1, {kInput, fp32}, {logSoftmax}); // the caller's logits live until the loss is there
+    program.forward(-1, {fp32}, {logSoftmax}, {kInput})
+        .kernels(2); // and the loss of the labels; the caller's logits live until the loss is there
     const int gradNll = program.tensor(context.add(kGradNll, all, 4));
     const int gradLogSoftmax = program.tensor(context.add(kGradLogSoftmax, all, 4));
-    program.backward(-1, {logSoftmax}, {gradNll});
+    program.backward(-1, {}, {gradNll}, {logSoftmax}).kernels(2);
     program.backward(-1, {gradNll, logSoftmax}, {gradLogSoftmax});
     program.backward(-1, {gradLogSoftmax}, {kGradInput});
     if (training.holdsLogits)

@@ -1,0 +1,69 @@
+#include "planner/costs/attention_kernels.hpp"
+
+#include <algorithm>
+
+namespace shardwright {
+
+namespace {
+
+// Sequence length at which causal attention runs at half its final rate: diagonal blocks are computed whole, and each
+// row of blocks fills and drains its pipeline. FlashAttention-2 (arXiv 2307.08691, figure 4, A100, causal, forward and
+// backward, TFLOP/s at 512, 1k, 2k, 4k, 8k, 16k): 88 119 140 156 165 171 at head size 64; 99 133 155 173 182 189 at
+// 128.
+constexpr double kHalfRateForward = 400;
+constexpr double kHalfRateBackward = 640;
+// Without the mask, from github.com/Dao-AILab/flash-attention/pull/2688 (H100, head size 64).
+constexpr double kHalfRateForwardDense = 70;
+constexpr double kHalfRateBackwardDense = 290;
+
+/// Head sizes that kernels are compiled for: others are padded.
+std::int64_t paddedHead(std::int64_t size)
+{
+    for (const std::int64_t known : {32, 64, 96, 128, 160, 192, 256})
+        if (size <= known)
+            return known;
+    return size;
+}
+
+double share(double at64, double at128, std::int64_t head)
+{
+    constexpr double kBeyond128 = 0.85; // assumed: smaller blocks at head sizes above 128
+    if (head <= 64)
+        return at64;
+    if (head <= 128)
+        return at64 + (at128 - at64) * static_cast<double>(head - 64) / 64;
+    return at128 * kBeyond128;
+}
+
+double flops(const AttentionShape& shape, std::int64_t headDim, std::int64_t valueDim, bool backward)
+{
+    const double pairs = static_cast<double>(shape.sequences * shape.heads) * static_cast<double>(shape.queries) *
+                         static_cast<double>(shape.keys) * (shape.causal ? 0.5 : 1.0);
+    const auto dims = static_cast<double>(backward ? 3 * headDim + 2 * valueDim : headDim + valueDim);
+    return 2 * pairs * dims;
+}
+
+} // namespace
+
+double attentionFlops(const AttentionShape& shape, bool backward)
+{
+    return flops(shape, shape.headDim, shape.valueDim, backward);
+}
+
+double attentionSeconds(const Gpu& gpu, const GpuFacts& facts, DType dtype, const AttentionShape& shape, bool backward)
+{
+    if (shape.sequences <= 0 || shape.heads <= 0 || shape.queries <= 0 || shape.keys <= 0)
+        return 0;
+    const std::int64_t head = std::max(shape.headDim, shape.valueDim);
+    const AttentionRates& rates = facts.attention;
+    const double rate =
+        backward ? share(rates.backward64, rates.backward128, head) : share(rates.forward64, rates.forward128, head);
+    const double tensorShare = dtype == DType::Fp32 ? facts.vectorShare : facts.tensorShare;
+    const double peak = sustainedFlops(gpu, facts, dtype) / tensorShare;
+    const double half = shape.causal ? (backward ? kHalfRateBackward : kHalfRateForward)
+                                     : (backward ? kHalfRateBackwardDense : kHalfRateForwardDense);
+    const double work = flops(shape, paddedHead(shape.headDim), paddedHead(shape.valueDim), backward);
+    return work / (peak * rate) * (1 + half / static_cast<double>(shape.queries)) + facts.kernelSeconds;
+}
+
+} // namespace shardwright

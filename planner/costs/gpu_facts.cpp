@@ -1,0 +1,99 @@
+#include "planner/costs/gpu_facts.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace shardwright {
+
+namespace {
+
+/// One row per architecture. `watts`: board power of the product that the shares were measured on.
+struct Architecture {
+    int capability;
+    int multiprocessors;
+    double watts;
+    GpuFacts facts;
+};
+
+// Sources.
+//  [azure]   github.com/Azure/AI-benchmarking-guide, results of ND A100 v4, ND H100 v5, ND H200 v5: cublasLt matrix
+//            products with random data after 10,000 warm-up runs, BabelStream, FlashAttention-2.
+//  [mamf]    github.com/stas00/ml-engineering, compute/accelerator: maximum achievable matmul FLOPS.
+//  [xla]     github.com/openxla/xla, service/gpu/model/matmul_interpolator_data.h: measured products on sm_90.
+//  [h800]    github.com/tile-ai/tilelang, benchmark/matmul/README.md: fp16 products of 8192 x 8192 x K on H800 SXM.
+//  [vidur]   github.com/microsoft/vidur, data/profiling/compute/a100: kernels of Llama-2 layers on A100 PCIe.
+//  [fa2]     FlashAttention-2, arXiv 2307.08691: 73 % forward and 63 % backward of an A100's peak, head size 128;
+//            up to 335 TFLOP/s forward and backward on H100.
+//  [fa-pr]   github.com/Dao-AILab/flash-attention/pull/2688: FlashAttention-2 on H100 by sequence length.
+//  [fa-b200] github.com/Dao-AILab/flash-attention/issues/1589: the same on B200.
+//  [a5000]   github.com/gpu-mode/ring-attention/issues/10: the same on RTX A5000.
+// tileRates, tileSeconds and productSeconds of 90 are a fit to [xla], of 80 to [azure] and [vidur].
+const Architecture kArchitectures[] = {
+    // V100. Assumed: cuBLAS on Volta near 80 % of 125 TFLOP/s; BabelStream 790-830 of 900 GB/s.
+    {70, 80, 300, {80, 0.80, 0, 0.90, {1, 0.98, 0.95, 0.85}, 8e-6, 4e-6, 2.5e-6, 0.88, {0.35, 0.25, 0.35, 0.25}}},
+    // T4. Assumed: its 70 W do not hold the clock that the peak is stated at.
+    {75, 40, 70, {40, 0.55, 0, 0.60, {1, 0.98, 0.95, 0.85}, 8e-6, 4e-6, 2.5e-6, 0.80, {0.35, 0.25, 0.35, 0.25}}},
+    // A100. Measured: 256.5 of 312 TFLOP/s at 16384^3 [azure]; add and triad 1.70 of 2.04 TB/s [azure]; attention
+    // [fa2],
+    // 179.5 TFLOP/s at head size 64 [azure].
+    {80, 108, 400, {108, 0.845, 0, 0.90, {1, 0.98, 0.97, 0.90}, 8e-6, 3e-6, 2e-6, 0.83, {0.61, 0.55, 0.73, 0.63}}},
+    // RTX 30, A40, A5000. Attention measured [a5000]: 84 and 77 of 111 TFLOP/s. The rest assumed.
+    {86, 82, 350, {82, 0.85, 0, 0.85, {1, 0.98, 0.95, 0.85}, 8e-6, 3e-6, 2e-6, 0.88, {0.75, 0.70, 0.75, 0.70}}},
+    // RTX 40, L4, L40S. Assumed.
+    {89, 128, 450, {128, 0.88, 0.80, 0.85, {1, 0.98, 0.95, 0.85}, 6e-6, 3e-6, 2e-6, 0.88, {0.75, 0.65, 0.78, 0.68}}},
+    // H100, H200. Measured: 766 of 989 TFLOP/s at 8192 x 8192 x 16384 [h800], 794 at most [mamf]; fp8 1377 of 1979 at
+    // 16384^3 [azure]; add and triad 2.97 of 3.35 TB/s [azure]; attention [fa-pr] at head size 64, 327.9 TFLOP/s
+    // forward and backward at 128 [azure].
+    {90, 132, 700, {132, 0.80, 0.70, 0.90, {1, 1, 0.79, 0.65}, 1.5e-6, 5.5e-6, 2e-6, 0.88, {0.33, 0.315, 0.38, 0.325}}},
+    // B200. Measured: 1745 of 2250 TFLOP/s at most, fp8 3432 of 4500 [mamf], sustained less by as much as on H100;
+    // attention [fa-b200]. The rest as H100.
+    {100, 148, 1000, {148, 0.74, 0.72, 0.90, {1, 1, 0.79, 0.65}, 1.5e-6, 5.5e-6, 2e-6, 0.88, {0.17, 0.15, 0.20, 0.17}}},
+};
+
+/// Clock that another board power leaves, relative to the product that was measured: A100 PCIe (300 W) reaches 0.9325
+/// of A100 SXM (400 W) in [mamf], which is the fourth root of the power; dynamic power alone would ask for the third.
+double powerFactor(double watts, double measuredWatts)
+{
+    return watts > 0 ? std::sqrt(std::sqrt(watts / measuredWatts)) : 1.0;
+}
+
+const Architecture& architectureOf(const Gpu& gpu)
+{
+    const Architecture* found = &kArchitectures[2];
+    for (const Architecture& architecture : kArchitectures)
+        if (architecture.capability <= gpu.computeCapability)
+            found = &architecture;
+    return *found;
+}
+
+} // namespace
+
+GpuFacts gpuFacts(const Gpu& gpu)
+{
+    const Architecture& architecture = architectureOf(gpu);
+    GpuFacts facts = architecture.facts;
+    if (gpu.multiprocessors > 0)
+        facts.multiprocessors = gpu.multiprocessors;
+    constexpr double kMostOfAnyPeak =
+        0.92; // assumed: power to spare does not lift a product above its instruction rate
+    const double power = powerFactor(gpu.power.value, architecture.watts);
+    facts.tensorShare = std::min(kMostOfAnyPeak, facts.tensorShare * power);
+    facts.fp8Share = std::min(kMostOfAnyPeak, facts.fp8Share * power);
+    return facts;
+}
+
+double sustainedFlops(const Gpu& gpu, const GpuFacts& facts, DType dtype)
+{
+    const auto peak = [&](DType wanted) {
+        const auto found = gpu.peakFlops.find(wanted);
+        return found == gpu.peakFlops.end() ? 0.0 : found->second.value;
+    };
+    if (dtype == DType::Fp8 && peak(DType::Fp8) > 0)
+        return peak(DType::Fp8) * facts.fp8Share;
+    if (dtype == DType::Fp32 && peak(DType::Fp32) > 0)
+        return peak(DType::Fp32) * facts.vectorShare;
+    const double same = dtype == DType::Fp16 ? peak(DType::Fp16) : peak(DType::Bf16);
+    return std::max({same, dtype == DType::Fp32 ? 0.0 : peak(DType::Fp16), peak(DType::Fp32)}) * facts.tensorShare;
+}
+
+} // namespace shardwright

@@ -1,0 +1,273 @@
+#include "planner/costs/step_costs.hpp"
+
+#include <algorithm>
+
+#include "planner/costs/attention_kernels.hpp"
+
+namespace shardwright {
+
+namespace {
+
+bool isExpert(ModuleKind kind)
+{
+    return kind == ModuleKind::ExpertIn || kind == ModuleKind::ExpertOut;
+}
+
+bool embeddingTrains(const Model& model)
+{
+    return std::any_of(model.layerTypes.begin(), model.layerTypes.end(), [](const LayerType& type) {
+        return type.kind == LayerKind::Embedding && type.trainableNumel() > 0;
+    });
+}
+
+/// Elements of the bias, which a linear layer adds within its product but sums up by a kernel of its own.
+bool trainsBias(const LeafModule& module, const LayerType& type)
+{
+    return std::any_of(module.parameters.begin(), module.parameters.end(), [&](int index) {
+        const ParameterSpec& parameter = type.parameters[static_cast<std::size_t>(index)];
+        return parameter.shape.size() == 1 && parameter.trainable && parameter.role != ParameterRole::Norm;
+    });
+}
+
+} // namespace
+
+StepCosts::StepCosts(const PlanInput& input, const ActivationModel& activations)
+    : m_input(input), m_activations(activations), m_facts(gpuFacts(input.cluster.gpu)),
+      m_bandwidth(sustainedBandwidth(input.cluster.gpu, m_facts)), m_elementBytes(bitsOf(activations.compute()) / 8),
+      m_scoresInFp32(familyRules(activations.model(), input.training).scoresInFp32),
+      m_tiedHeadTrains(embeddingTrains(activations.model())),
+      m_float8(input.training.precision.fp8 && input.cluster.gpu.peakFlops.count(DType::Fp8) > 0)
+{
+}
+
+Cost StepCosts::of(const StepWork& work, const LayerProgram& program, int layerType, bool backward) const
+{
+    switch (work.kind) {
+    case WorkKind::Nothing: return {};
+    case WorkKind::Attention: return fusedAttention(work, program, backward);
+    case WorkKind::AttentionScores:
+    case WorkKind::AttentionContext: return eagerProducts(work, program, backward);
+    case WorkKind::Adapter:
+        return adapter(m_activations.modules(layerType)[static_cast<std::size_t>(work.module)], backward);
+    case WorkKind::ByModule: break;
+    }
+    if (work.module < 0 || layerType < 0)
+        return pointwise(work, program);
+    const std::vector<LeafModule>& modules = m_activations.modules(layerType);
+    if (modules.empty()) // a head that borrows the embedding's weight
+        return moduleProduct(work, program, layerType, backward);
+    const LeafModule& module = modules[static_cast<std::size_t>(work.module)];
+    if (module.kind == ModuleKind::Embedding)
+        return lookup(work, program, layerType, backward);
+    return module.outFeatures > 0 ? moduleProduct(work, program, layerType, backward) : pointwise(work, program);
+}
+
+/// Of one tensor; 0 for one that does not exist.
+double StepCosts::bytes(const LayerProgram& program, int slot) const
+{
+    const BufferClassId id = program.classOf(slot);
+    if (id < 0)
+        return 0;
+    const ScaledClass& scaled = m_activations.classes()[static_cast<std::size_t>(id)];
+    const auto tokens = static_cast<double>(m_input.training.tokensPerMicroBatch());
+    return tokens * static_cast<double>(scaled.bytesPerToken) *
+           (scaled.timesSequence ? static_cast<double>(m_input.training.sequenceLength) : 1.0);
+}
+
+/// Elements a token, of the compute dtype.
+std::int64_t StepCosts::width(const LayerProgram& program, int slot) const
+{
+    const BufferClassId id = program.classOf(slot);
+    return id < 0 ? 0 : m_activations.classes()[static_cast<std::size_t>(id)].bytesPerToken / m_elementBytes;
+}
+
+std::int64_t StepCosts::heads(const LayerProgram& program, int slot, std::int64_t headDim,
+                              std::int64_t elementBytes) const
+{
+    return width(program, slot) * m_elementBytes / std::max<std::int64_t>(1, headDim * elementBytes);
+}
+
+Cost StepCosts::stream(double bytes, int kernels) const
+{
+    return {bytes / m_bandwidth + kernels * m_facts.kernelSeconds, 0, kernels};
+}
+
+Cost StepCosts::product(const MatrixProduct& product) const
+{
+    return {seconds(m_input.cluster.gpu, m_facts, product), product.flops(), 1};
+}
+
+Cost StepCosts::pointwise(const StepWork& work, const LayerProgram& program) const
+{
+    double moved = 0;
+    for (const std::vector<std::int16_t>* slots : {&work.reads, &work.writes, &work.again})
+        for (const std::int16_t slot : *slots)
+            moved += bytes(program, slot);
+    const int kernels = work.kernels * work.times;
+    return stream(moved * work.times, kernels);
+}
+
+/// Rows looked up, or the gradient of the table: it is zeroed and the rows are added to it (torch
+/// embedding_dense_backward sorts the ids first).
+Cost StepCosts::lookup(const StepWork& work, const LayerProgram& program, int layerType, bool backward) const
+{
+    if (!backward)
+        return stream(work.writes.empty() ? 0 : 2 * bytes(program, work.writes.front()), 1);
+    const LeafModule& module = m_activations.modules(layerType)[static_cast<std::size_t>(work.module)];
+    if (module.trainable == 0 || work.reads.empty())
+        return {};
+    constexpr int kKernels = 6; // sort in passes, segments, sum
+    const double table = static_cast<double>(module.trainable) * static_cast<double>(m_elementBytes);
+    return stream(table + 3 * bytes(program, work.reads.front()), kKernels);
+}
+
+/// The linear layer of a module: out = in W forward; the gradients of in and of W backward. Its shape is that of its
+/// tensors, so that a shard of it costs a shard.
+Cost StepCosts::moduleProduct(const StepWork& work, const LayerProgram& program, int layerType, bool backward) const
+{
+    const LayerType& type = m_activations.model().layerTypes[static_cast<std::size_t>(layerType)];
+    const std::vector<LeafModule>& modules = m_activations.modules(layerType);
+    const LeafModule* module = modules.empty() ? nullptr : &modules[static_cast<std::size_t>(work.module)];
+    const Architecture& arch = m_activations.model().architecture;
+    const Training& training = m_input.training;
+    const std::int64_t tokens = training.tokensPerMicroBatch();
+    const bool head = type.kind == LayerKind::Head;
+    const bool router = module != nullptr && module->kind == ModuleKind::Router;
+    const bool experts = module != nullptr && isExpert(module->kind);
+    const bool hasBoth = !work.reads.empty() && !work.writes.empty();
+
+    std::int64_t in = 0;
+    std::int64_t out = 0;
+    if (router || !hasBoth) {
+        in = module == nullptr ? arch.hidden : module->inFeatures;
+        out = module == nullptr ? arch.vocab : module->outFeatures;
+    } else {
+        in = width(program, backward ? work.writes.front() : work.reads.front());
+        out = width(program, backward ? work.reads.front() : work.writes.front());
+        if (head && training.loss == LossKind::Fused)
+            out *= lossChunks(arch);
+    }
+    MatrixProduct forward{1, tokens, out, in, m_activations.compute(), m_elementBytes};
+    if (experts) { // one product an expert; every token goes to `routed` of them
+        const std::int64_t routed = std::max<std::int64_t>(1, arch.expertsPerToken);
+        forward.batch = std::max<std::int64_t>(1, module->numel / (module->outFeatures * module->inFeatures));
+        forward.m = ceilDivide(tokens * routed, forward.batch);
+        forward.n = out / routed;
+        forward.k = in / routed;
+    }
+    const double inBytes = static_cast<double>(tokens * in * m_elementBytes);
+    const double outBytes = static_cast<double>(tokens * out * m_elementBytes);
+    Cost cost;
+    if (m_float8 && module != nullptr && type.kind == LayerKind::Block && !router && !experts) {
+        forward.dtype = DType::Fp8;
+        cost += float8Casts(*module, inBytes, outBytes, backward);
+    }
+    const std::optional<Lora>& lora = training.lora;
+    if (lora && lora->baseDtype && type.kind == LayerKind::Block && module != nullptr && module->frozen > 0) {
+        // bitsandbytes writes the weight out in the compute dtype before each product
+        const double perElement =
+            static_cast<double>(bitsOf(*lora->baseDtype)) / 8 + static_cast<double>(m_elementBytes);
+        cost += stream(perElement * static_cast<double>(module->frozen), 1);
+    }
+    if (!backward) {
+        cost += product(forward);
+    } else {
+        if (!work.writes.empty())
+            cost += product({forward.batch, forward.m, forward.k, forward.n, forward.dtype, m_elementBytes});
+        const bool trains = module == nullptr ? m_tiedHeadTrains : module->trainable > 0 && module->loraRank == 0;
+        if (trains)
+            cost += product({forward.batch, forward.k, forward.n, forward.m, forward.dtype, m_elementBytes});
+        if (module != nullptr && trainsBias(*module, type))
+            cost += stream(outBytes, 1);
+    }
+    double beside = 0;
+    for (const std::int16_t slot : work.again)
+        beside += bytes(program, slot);
+    if (work.kernels > 1)
+        cost += stream(beside, work.kernels - 1);
+    return cost;
+}
+
+/// Dynamic scaling by tensor (torchao.float8, the recipe of torchtitan): the largest value is found, then the tensor is
+/// written in fp8; gradients and inputs of the weight's gradient also in the other order, which the product asks for.
+/// The input's largest value comes out of the kernel that made it where blocks are compiled.
+Cost StepCosts::float8Casts(const LeafModule& module, double inBytes, double outBytes, bool backward) const
+{
+    const double c = static_cast<double>(m_elementBytes);
+    const double scan = m_input.training.compile ? 0 : 1; // of activations
+    const double weight = static_cast<double>(module.numel) * (2 * c + 1);
+    if (!backward)
+        return stream(inBytes * (scan + 1 + 1 / c) + weight, m_input.training.compile ? 3 : 5);
+    return stream(outBytes * (scan + 1 + 2 / c) + inBytes * 2 / c + weight, m_input.training.compile ? 4 : 7);
+}
+
+/// out += scale B A in, r ranks wide (peft lora.Linear): two thin products, the scaling and the sum.
+Cost StepCosts::adapter(const LeafModule& module, bool backward) const
+{
+    const std::int64_t tokens = m_input.training.tokensPerMicroBatch();
+    const DType dtype = m_activations.compute();
+    const std::int64_t c = m_elementBytes;
+    const std::int64_t rank = module.loraRank;
+    const double in = static_cast<double>(tokens * module.inFeatures * c);
+    const double out = static_cast<double>(tokens * module.outFeatures * c);
+    Cost cost;
+    if (!backward) {
+        cost += product({1, tokens, rank, module.inFeatures, dtype, c});
+        cost += product({1, tokens, module.outFeatures, rank, dtype, c});
+        cost += stream(5 * out, 2);
+        return cost;
+    }
+    cost += stream(2 * out, 1);
+    cost += product({1, tokens, rank, module.outFeatures, dtype, c}); // gradient of A's output
+    cost += product({1, rank, module.outFeatures, tokens, dtype, c}); // of B
+    cost += product({1, tokens, module.inFeatures, rank, dtype, c});  // of the input
+    cost += product({1, module.inFeatures, rank, tokens, dtype, c});  // of A
+    cost += stream(3 * in, 1);
+    return cost;
+}
+
+Cost StepCosts::fusedAttention(const StepWork& work, const LayerProgram& program, bool backward) const
+{
+    const Architecture& arch = m_activations.model().architecture;
+    const Training& training = m_input.training;
+    const int outSlot = backward ? work.reads.front() : work.writes.front();
+    const AttentionShape shape{training.microBatch,
+                               heads(program, outSlot, arch.valueHeadDim, m_elementBytes),
+                               training.sequenceLength,
+                               training.sequenceLength,
+                               arch.headDim,
+                               arch.valueHeadDim,
+                               true};
+    const int kernels = backward ? 3 : 1; // row sums of out times its gradient, the rest, the query's gradient cast
+    return {attentionSeconds(m_input.cluster.gpu, m_facts, m_activations.compute(), shape, backward) +
+                (kernels - 1) * m_facts.kernelSeconds,
+            attentionFlops(shape, backward), kernels};
+}
+
+/// Attention spelled out: the whole square of scores, for every head.
+Cost StepCosts::eagerProducts(const StepWork& work, const LayerProgram& program, bool backward) const
+{
+    const Architecture& arch = m_activations.model().architecture;
+    const Training& training = m_input.training;
+    const std::int64_t s = training.sequenceLength;
+    const bool scores = work.kind == WorkKind::AttentionScores;
+    const bool fp32 = scores && m_scoresInFp32;
+    const std::int64_t each = fp32 ? 4 : m_elementBytes;
+    const std::int64_t headDim = scores ? arch.headDim : arch.valueHeadDim;
+    // the tensor with one row of headDim a head: queries of the scores, the result of the context or its gradient
+    const int perHead = scores ? (backward ? work.writes.front() : work.reads.front())
+                               : (backward ? work.reads.front() : work.writes.front());
+    const std::int64_t batch =
+        training.microBatch * heads(program, perHead, headDim, scores && backward ? m_elementBytes : each);
+    const DType dtype = fp32 ? DType::Fp32 : m_activations.compute();
+    const MatrixProduct square{batch, s, s, headDim, dtype, each};
+    const MatrixProduct tall{batch, s, headDim, s, dtype, each};
+    Cost cost = product(scores != backward ? square : tall);
+    if (backward) { // context: of the probabilities and of the values; scores: of queries and of keys
+        cost = product(scores ? tall : square);
+        cost += product(tall);
+    }
+    return cost;
+}
+
+} // namespace shardwright
