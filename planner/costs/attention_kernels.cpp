@@ -16,6 +16,11 @@ constexpr double kHalfRateBackward = 640;
 constexpr double kHalfRateForwardDense = 70;
 constexpr double kHalfRateBackwardDense = 290;
 
+// FlashAttention-1 relative to 2 on A100, arXiv 2307.08691 sec. 1: it "only reaches 30-50 %" of the peak forward and
+// "25-35 %" backward, of which the middle, against 73 % and 63 %.
+constexpr double kFlash1Forward = 0.40 / 0.73;
+constexpr double kFlash1Backward = 0.30 / 0.63;
+
 /// Head sizes that kernels are compiled for: others are padded.
 std::int64_t paddedHead(std::int64_t size)
 {
@@ -50,14 +55,17 @@ double attentionFlops(const AttentionShape& shape, bool backward)
     return flops(shape, shape.headDim, shape.valueDim, backward);
 }
 
-double attentionSeconds(const Gpu& gpu, const GpuFacts& facts, DType dtype, const AttentionShape& shape, bool backward)
+double attentionSeconds(const Gpu& gpu, const GpuFacts& facts, DType dtype, const AttentionShape& shape, bool backward,
+                        AttentionKernels kernels)
 {
     if (shape.sequences <= 0 || shape.heads <= 0 || shape.queries <= 0 || shape.keys <= 0)
         return 0;
     const std::int64_t head = std::max(shape.headDim, shape.valueDim);
     const AttentionRates& rates = facts.attention;
-    const double rate =
+    double rate =
         backward ? share(rates.backward64, rates.backward128, head) : share(rates.forward64, rates.forward128, head);
+    if (kernels == AttentionKernels::Flash1)
+        rate = backward ? rates.backward128 * kFlash1Backward : rates.forward128 * kFlash1Forward;
     const double tensorShare = dtype == DType::Fp32 ? facts.vectorShare : facts.tensorShare;
     const double peak = sustainedFlops(gpu, facts, dtype) / tensorShare;
     const double half = shape.causal ? (backward ? kHalfRateBackward : kHalfRateForward)

@@ -16,9 +16,13 @@ struct AttentionShape {
     bool causal = true; // half of the products are skipped
 };
 
+/// Flash1: flash-attn before 2 and the Triton kernel of that time.
+enum class AttentionKernels : std::uint8_t { Flash2, Flash1 };
+
 /// FLOPs of the products that are not skipped: two forward, five backward (scores are made again).
 double attentionFlops(const AttentionShape& shape, bool backward);
 
-double attentionSeconds(const Gpu& gpu, const GpuFacts& facts, DType dtype, const AttentionShape& shape, bool backward);
+double attentionSeconds(const Gpu& gpu, const GpuFacts& facts, DType dtype, const AttentionShape& shape, bool backward,
+                        AttentionKernels kernels = AttentionKernels::Flash2);
 
 } // namespace shardwright

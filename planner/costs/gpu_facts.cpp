@@ -10,7 +10,6 @@ namespace {
 /// One row per architecture. `watts`: board power of the product that the shares were measured on.
 struct Architecture {
     int capability;
-    int multiprocessors;
     double watts;
     GpuFacts facts;
 };
@@ -27,27 +26,113 @@ struct Architecture {
 //  [fa-pr]   github.com/Dao-AILab/flash-attention/pull/2688: FlashAttention-2 on H100 by sequence length.
 //  [fa-b200] github.com/Dao-AILab/flash-attention/issues/1589: the same on B200.
 //  [a5000]   github.com/gpu-mode/ring-attention/issues/10: the same on RTX A5000.
-// tileRates, tileSeconds and productSeconds of 90 are a fit to [xla], of 80 to [azure] and [vidur].
+// Cache sizes are NVIDIA's (architecture white papers). tileRates, tileSeconds and productSeconds of 90 are a fit to
+// [xla], of 80 to [azure] and [vidur].
 const Architecture kArchitectures[] = {
-    // V100. Assumed: cuBLAS on Volta near 80 % of 125 TFLOP/s; BabelStream 790-830 of 900 GB/s.
-    {70, 80, 300, {80, 0.80, 0, 0.90, {1, 0.98, 0.95, 0.85}, 8e-6, 4e-6, 2.5e-6, 0.88, {0.35, 0.25, 0.35, 0.25}}},
+    // V100. Assumed: cuBLAS on Volta near 80 % of 125 TFLOP/s; BabelStream 790 to 830 of 900 GB/s; memory-efficient
+    // attention.
+    {.capability = 70,
+     .watts = 300,
+     .facts = {.multiprocessors = 80,
+               .tensorShare = 0.8,
+               .fp8Share = 0.0,
+               .vectorShare = 0.9,
+               .tileRates = {1.0, 0.98, 0.95, 0.85},
+               .tileSeconds = 8.0e-6,
+               .productSeconds = 4.0e-6,
+               .kernelSeconds = 2.5e-6,
+               .memoryShare = 0.88,
+               .cacheBytes = 6e6,
+               .attention = {0.35, 0.25, 0.35, 0.25}}},
     // T4. Assumed: its 70 W do not hold the clock that the peak is stated at.
-    {75, 40, 70, {40, 0.55, 0, 0.60, {1, 0.98, 0.95, 0.85}, 8e-6, 4e-6, 2.5e-6, 0.80, {0.35, 0.25, 0.35, 0.25}}},
-    // A100. Measured: 256.5 of 312 TFLOP/s at 16384^3 [azure]; add and triad 1.70 of 2.04 TB/s [azure]; attention
-    // [fa2],
-    // 179.5 TFLOP/s at head size 64 [azure].
-    {80, 108, 400, {108, 0.845, 0, 0.90, {1, 0.98, 0.97, 0.90}, 8e-6, 3e-6, 2e-6, 0.83, {0.61, 0.55, 0.73, 0.63}}},
+    {.capability = 75,
+     .watts = 70,
+     .facts = {.multiprocessors = 40,
+               .tensorShare = 0.55,
+               .fp8Share = 0.0,
+               .vectorShare = 0.6,
+               .tileRates = {1.0, 0.98, 0.95, 0.85},
+               .tileSeconds = 8.0e-6,
+               .productSeconds = 4.0e-6,
+               .kernelSeconds = 2.5e-6,
+               .memoryShare = 0.8,
+               .cacheBytes = 4e6,
+               .attention = {0.35, 0.25, 0.35, 0.25}}},
+    // A100. Measured: 256.5 of 312 TFLOP/s at 16384^3; add and triad 1.70 of 2.04 TB/s [azure]; attention 179.5 TFLOP/s
+    // at
+    // head size 64 [azure], the rest [fa2].
+    {.capability = 80,
+     .watts = 400,
+     .facts = {.multiprocessors = 108,
+               .tensorShare = 0.845,
+               .fp8Share = 0.0,
+               .vectorShare = 0.9,
+               .tileRates = {1.0, 0.98, 0.97, 0.9},
+               .tileSeconds = 8.0e-6,
+               .productSeconds = 3.0e-6,
+               .kernelSeconds = 2.0e-6,
+               .memoryShare = 0.83,
+               .cacheBytes = 40e6,
+               .attention = {0.61, 0.55, 0.73, 0.63}}},
     // RTX 30, A40, A5000. Attention measured [a5000]: 84 and 77 of 111 TFLOP/s. The rest assumed.
-    {86, 82, 350, {82, 0.85, 0, 0.85, {1, 0.98, 0.95, 0.85}, 8e-6, 3e-6, 2e-6, 0.88, {0.75, 0.70, 0.75, 0.70}}},
+    {.capability = 86,
+     .watts = 350,
+     .facts = {.multiprocessors = 82,
+               .tensorShare = 0.85,
+               .fp8Share = 0.0,
+               .vectorShare = 0.85,
+               .tileRates = {1.0, 0.98, 0.95, 0.85},
+               .tileSeconds = 8.0e-6,
+               .productSeconds = 3.0e-6,
+               .kernelSeconds = 2.0e-6,
+               .memoryShare = 0.88,
+               .cacheBytes = 6e6,
+               .attention = {0.75, 0.7, 0.75, 0.7}}},
     // RTX 40, L4, L40S. Assumed.
-    {89, 128, 450, {128, 0.88, 0.80, 0.85, {1, 0.98, 0.95, 0.85}, 6e-6, 3e-6, 2e-6, 0.88, {0.75, 0.65, 0.78, 0.68}}},
+    {.capability = 89,
+     .watts = 450,
+     .facts = {.multiprocessors = 128,
+               .tensorShare = 0.88,
+               .fp8Share = 0.8,
+               .vectorShare = 0.85,
+               .tileRates = {1.0, 0.98, 0.95, 0.85},
+               .tileSeconds = 6.0e-6,
+               .productSeconds = 3.0e-6,
+               .kernelSeconds = 2.0e-6,
+               .memoryShare = 0.88,
+               .cacheBytes = 72e6,
+               .attention = {0.75, 0.65, 0.78, 0.68}}},
     // H100, H200. Measured: 766 of 989 TFLOP/s at 8192 x 8192 x 16384 [h800], 794 at most [mamf]; fp8 1377 of 1979 at
-    // 16384^3 [azure]; add and triad 2.97 of 3.35 TB/s [azure]; attention [fa-pr] at head size 64, 327.9 TFLOP/s
-    // forward and backward at 128 [azure].
-    {90, 132, 700, {132, 0.80, 0.70, 0.90, {1, 1, 0.79, 0.65}, 1.5e-6, 5.5e-6, 2e-6, 0.88, {0.33, 0.315, 0.38, 0.325}}},
+    // 16384^3, add and triad 2.97 of 3.35 TB/s [azure]; attention at head size 64 [fa-pr], 327.9 TFLOP/s forward and
+    // backward at 128 [azure].
+    {.capability = 90,
+     .watts = 700,
+     .facts = {.multiprocessors = 132,
+               .tensorShare = 0.8,
+               .fp8Share = 0.7,
+               .vectorShare = 0.9,
+               .tileRates = {1.0, 1.0, 0.79, 0.65},
+               .tileSeconds = 1.5e-6,
+               .productSeconds = 5.5e-6,
+               .kernelSeconds = 2.0e-6,
+               .memoryShare = 0.88,
+               .cacheBytes = 50e6,
+               .attention = {0.33, 0.315, 0.38, 0.325}}},
     // B200. Measured: 1745 of 2250 TFLOP/s at most, fp8 3432 of 4500 [mamf], sustained less by as much as on H100;
     // attention [fa-b200]. The rest as H100.
-    {100, 148, 1000, {148, 0.74, 0.72, 0.90, {1, 1, 0.79, 0.65}, 1.5e-6, 5.5e-6, 2e-6, 0.88, {0.17, 0.15, 0.20, 0.17}}},
+    {.capability = 100,
+     .watts = 1000,
+     .facts = {.multiprocessors = 148,
+               .tensorShare = 0.74,
+               .fp8Share = 0.72,
+               .vectorShare = 0.9,
+               .tileRates = {1.0, 1.0, 0.79, 0.65},
+               .tileSeconds = 1.5e-6,
+               .productSeconds = 5.5e-6,
+               .kernelSeconds = 2.0e-6,
+               .memoryShare = 0.88,
+               .cacheBytes = 126e6,
+               .attention = {0.17, 0.15, 0.2, 0.17}}},
 };
 
 /// Clock that another board power leaves, relative to the product that was measured: A100 PCIe (300 W) reaches 0.9325

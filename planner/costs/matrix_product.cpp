@@ -1,6 +1,7 @@
 #include "planner/costs/matrix_product.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 namespace shardwright {
@@ -48,7 +49,9 @@ double seconds(const Gpu& gpu, const GpuFacts& facts, const MatrixProduct& produ
     const auto operands = static_cast<double>(product.batch) * k * static_cast<double>(product.m + product.n);
     const double bytes =
         operands * static_cast<double>(bitsOf(product.dtype)) / 8 + outputs * static_cast<double>(product.outBytes);
-    return std::max(best, bytes / bandwidth) + facts.productSeconds;
+    // What fits the cache is there already: operands are fresh. Loads and multiplications overlap, but not wholly.
+    const double moving = std::max(0.0, bytes - facts.cacheBytes) / bandwidth;
+    return std::cbrt(best * best * best + moving * moving * moving) + facts.productSeconds;
 }
 
 } // namespace shardwright

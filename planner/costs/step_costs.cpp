@@ -238,8 +238,11 @@ Cost StepCosts::fusedAttention(const StepWork& work, const LayerProgram& program
                                arch.headDim,
                                arch.valueHeadDim,
                                true};
+    // llm-foundry pinned flash-attn 1.0.9 and Triton's kernel of 2023 until its release 0.5.
+    const AttentionKernels generation =
+        training.implementation == Implementation::LlmFoundry ? AttentionKernels::Flash1 : AttentionKernels::Flash2;
     const int kernels = backward ? 3 : 1; // row sums of out times its gradient, the rest, the query's gradient cast
-    return {attentionSeconds(m_input.cluster.gpu, m_facts, m_activations.compute(), shape, backward) +
+    return {attentionSeconds(m_input.cluster.gpu, m_facts, m_activations.compute(), shape, backward, generation) +
                 (kernels - 1) * m_facts.kernelSeconds,
             attentionFlops(shape, backward), kernels};
 }
