@@ -11,6 +11,7 @@ namespace {
 struct Architecture {
     int capability;
     double watts;
+    double powerExponent; // of the clock that another board power leaves
     GpuFacts facts;
 };
 
@@ -25,6 +26,8 @@ struct Architecture {
 //            up to 335 TFLOP/s forward and backward on H100.
 //  [fa-pr]   github.com/Dao-AILab/flash-attention/pull/2688: FlashAttention-2 on H100 by sequence length.
 //  [fa-b200] github.com/Dao-AILab/flash-attention/issues/1589: the same on B200.
+//  [torchao] github.com/pytorch/ao, torchao/testing/float8/roofline_utils.py (2024): on an H100 of 500 W with 2.4 TB/s
+//            large products reach 0.6 of 989 TFLOP/s, large pointwise kernels 2.2 TB/s.
 //  [a5000]   github.com/gpu-mode/ring-attention/issues/10: the same on RTX A5000.
 // Cache sizes are NVIDIA's (architecture white papers). tileRates, tileSeconds and productSeconds of 90 are a fit to
 // [xla], of 80 to [azure] and [vidur].
@@ -33,6 +36,7 @@ const Architecture kArchitectures[] = {
     // attention.
     {.capability = 70,
      .watts = 300,
+     .powerExponent = 0.5,
      .facts = {.multiprocessors = 80,
                .tensorShare = 0.8,
                .fp8Share = 0.0,
@@ -47,6 +51,7 @@ const Architecture kArchitectures[] = {
     // T4. Assumed: its 70 W do not hold the clock that the peak is stated at.
     {.capability = 75,
      .watts = 70,
+     .powerExponent = 0.5,
      .facts = {.multiprocessors = 40,
                .tensorShare = 0.55,
                .fp8Share = 0.0,
@@ -63,6 +68,7 @@ const Architecture kArchitectures[] = {
     // head size 64 [azure], the rest [fa2].
     {.capability = 80,
      .watts = 400,
+     .powerExponent = 0.25,
      .facts = {.multiprocessors = 108,
                .tensorShare = 0.845,
                .fp8Share = 0.0,
@@ -77,6 +83,7 @@ const Architecture kArchitectures[] = {
     // RTX 30, A40, A5000. Attention measured [a5000]: 84 and 77 of 111 TFLOP/s. The rest assumed.
     {.capability = 86,
      .watts = 350,
+     .powerExponent = 0.5,
      .facts = {.multiprocessors = 82,
                .tensorShare = 0.85,
                .fp8Share = 0.0,
@@ -91,6 +98,7 @@ const Architecture kArchitectures[] = {
     // RTX 40, L4, L40S. Assumed.
     {.capability = 89,
      .watts = 450,
+     .powerExponent = 0.5,
      .facts = {.multiprocessors = 128,
                .tensorShare = 0.88,
                .fp8Share = 0.8,
@@ -107,6 +115,7 @@ const Architecture kArchitectures[] = {
     // backward at 128 [azure].
     {.capability = 90,
      .watts = 700,
+     .powerExponent = 0.85,
      .facts = {.multiprocessors = 132,
                .tensorShare = 0.8,
                .fp8Share = 0.7,
@@ -122,6 +131,7 @@ const Architecture kArchitectures[] = {
     // attention [fa-b200]. The rest as H100.
     {.capability = 100,
      .watts = 1000,
+     .powerExponent = 0.85,
      .facts = {.multiprocessors = 148,
                .tensorShare = 0.74,
                .fp8Share = 0.72,
@@ -135,11 +145,12 @@ const Architecture kArchitectures[] = {
                .attention = {0.17, 0.15, 0.2, 0.17}}},
 };
 
-/// Clock that another board power leaves, relative to the product that was measured: A100 PCIe (300 W) reaches 0.9325
-/// of A100 SXM (400 W) in [mamf], which is the fourth root of the power; dynamic power alone would ask for the third.
-double powerFactor(double watts, double measuredWatts)
+/// Clock that another board power leaves, relative to the product that was measured. A100: PCIe (300 W) reaches 0.9325
+/// of SXM (400 W) in [mamf], the power to 0.25. H100: the part of 500 W reaches 0.6 of the peak [torchao], that of 700
+/// W 0.8: the power to 0.85; B200 assumed alike, the others assumed between.
+double powerFactor(const Architecture& architecture, double watts)
 {
-    return watts > 0 ? std::sqrt(std::sqrt(watts / measuredWatts)) : 1.0;
+    return watts > 0 ? std::pow(watts / architecture.watts, architecture.powerExponent) : 1.0;
 }
 
 const Architecture& architectureOf(const Gpu& gpu)
@@ -161,9 +172,12 @@ GpuFacts gpuFacts(const Gpu& gpu)
         facts.multiprocessors = gpu.multiprocessors;
     constexpr double kMostOfAnyPeak =
         0.92; // assumed: power to spare does not lift a product above its instruction rate
-    const double power = powerFactor(gpu.power.value, architecture.watts);
+    const double power = powerFactor(architecture, gpu.power.value);
     facts.tensorShare = std::min(kMostOfAnyPeak, facts.tensorShare * power);
     facts.fp8Share = std::min(kMostOfAnyPeak, facts.fp8Share * power);
+    for (double* rate : {&facts.attention.forward64, &facts.attention.backward64, &facts.attention.forward128,
+                         &facts.attention.backward128})
+        *rate *= std::min(1.0, power); // assumed: attention is held back as products are
     return facts;
 }
 
