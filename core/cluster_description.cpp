@@ -36,10 +36,13 @@ A figure is a number with a unit, as text ("23.64 GiB") or with its origin:
   tag     vendor (a data sheet), measured, or assumed. The short text counts as assumed. Explanations repeat the source.
   units   memory: bytes MB MiB GB GiB TB TiB PB PiB     bandwidth: bytes/s MB/s GB/s GiB/s TB/s Gbit/s
           compute: FLOP/s GFLOP/s TFLOP/s PFLOP/s       time: s ms us ns          GB is 1e9 bytes, GiB is 2^30 bytes
+          power: W kW                                   price: $/h
 
 gpu
   name                product name, for messages
   compute_capability  major x 10 + minor: 70 V100, 75 T4, 80 A100, 86 RTX 3090, 89 RTX 4090 and L40S, 90 H100, 100 B200
+  multiprocessors     streaming multiprocessors (SMs); may be left out
+  power               at full load (TDP), as "400 W"; without it the result says nothing of energy
   memory              what the driver gives to programs, not the number on the box: torch.cuda.get_device_properties(0)
                       .total_memory, or "total capacity" in an out-of-memory message
   memory_bandwidth    of the GPU's own memory
@@ -55,6 +58,7 @@ inter_node            link between nodes; leave it out where there is only one n
   kind                infiniband, roce, efa or ethernet
   bandwidth           per NODE, all its network cards together, in one direction: eight cards of 400 Gbit/s are 3200 Gbit/s
   latency             of one hop
+  per_node            network cards of a node; one a GPU when absent
 host                  of one node
   memory              RAM
   memory_bandwidth    of the RAM; what the CPU optimizer streams at
@@ -62,6 +66,8 @@ host                  of one node
   pcie_bandwidth      between ONE GPU and pinned host memory, in one direction
 nvme                  of one node; leave it out where there is none to offload to
   capacity, read_bandwidth, write_bandwidth
+storage_bandwidth     of the whole cluster to where checkpoints go; without it the result says nothing of their time
+price_per_gpu_hour    as "2.5 $/h"; without it the result says nothing of money
 )";
 }
 

@@ -20,6 +20,13 @@ constexpr const char* kSchema = "shardwright-cluster/1";
 /// Figures that divide something or that nothing runs without.
 constexpr double kPositive = std::numeric_limits<double>::min();
 
+/// The figure `key` of `cursor` where it is given.
+Figure optionalFigure(const JsonCursor& cursor, const std::string& key, Quantity quantity)
+{
+    const auto member = cursor.find(key);
+    return member ? figureFromJson(*member, quantity, kPositive) : Figure{};
+}
+
 /// The figure `key` of `cursor`; absent is reported.
 Figure requireFigure(const JsonCursor& cursor, const std::string& key, Quantity quantity, const std::string& meaning)
 {
@@ -33,11 +40,14 @@ Gpu gpuFromJson(const JsonCursor& cursor)
     Gpu gpu;
     if (!cursor.expectObject())
         return gpu;
-    cursor.rejectUnknownKeys({"name", "compute_capability", "memory", "peak_flops", "memory_bandwidth"});
+    cursor.rejectUnknownKeys(
+        {"name", "compute_capability", "multiprocessors", "power", "memory", "peak_flops", "memory_bandwidth"});
     if (const auto name = cursor.require("name", "the product name, \"A100-SXM4-80GB\""))
         gpu.name = name->asString().value_or("");
     if (cursor.require("compute_capability", "major x 10 + minor: 80 for an A100, 90 for an H100"))
         cursor.read("compute_capability", gpu.computeCapability, 30, 999);
+    cursor.read("multiprocessors", gpu.multiprocessors, 1, 100000);
+    gpu.power = optionalFigure(cursor, "power", Quantity::Watts);
     gpu.memory = requireFigure(cursor, "memory", Quantity::Bytes, "what the driver gives to programs, \"79.25 GiB\"");
     gpu.memoryBandwidth = requireFigure(cursor, "memory_bandwidth", Quantity::BytesPerSecond, "as \"2039 GB/s\"");
     const auto peaks = cursor.require("peak_flops", "an object from dtype to dense FLOP/s");
@@ -58,21 +68,30 @@ Gpu gpuFromJson(const JsonCursor& cursor)
     return gpu;
 }
 
-Link linkFromJson(const JsonCursor& cursor, const std::string& bandwidthMeaning)
+enum class Tier : std::uint8_t { InNode, BetweenNodes };
+
+Link linkFromJson(const JsonCursor& cursor, Tier tier)
 {
     Link link;
     if (!cursor.expectObject())
         return link;
-    cursor.rejectUnknownKeys({"kind", "bandwidth", "latency"});
+    if (tier == Tier::BetweenNodes)
+        cursor.rejectUnknownKeys({"kind", "bandwidth", "latency", "per_node"});
+    else
+        cursor.rejectUnknownKeys({"kind", "bandwidth", "latency"});
     if (cursor.require("kind", allNames<LinkKind>()))
         cursor.read("kind", link.kind);
     if (link.kind == LinkKind::None) {
-        if (cursor.has("bandwidth") || cursor.has("latency"))
+        if (cursor.has("bandwidth") || cursor.has("latency") || cursor.has("per_node"))
             cursor.complain("has figures but kind \"none\"", "another kind, or no figures");
         return link;
     }
-    link.bandwidth = requireFigure(cursor, "bandwidth", Quantity::BytesPerSecond, bandwidthMeaning);
+    link.bandwidth = requireFigure(cursor, "bandwidth", Quantity::BytesPerSecond,
+                                   tier == Tier::InNode ? "per GPU, one direction, \"300 GB/s\""
+                                                        : "per node (all network cards), one direction, \"200 GB/s\"");
     link.latency = requireFigure(cursor, "latency", Quantity::Seconds, "of one hop, as \"3 us\"");
+    if (tier == Tier::BetweenNodes)
+        cursor.read("per_node", link.perNode, 1, 10000);
     return link;
 }
 
@@ -82,6 +101,8 @@ Json toJson(const Link& link)
     if (link.kind != LinkKind::None) {
         json["bandwidth"] = toJson(link.bandwidth, Quantity::BytesPerSecond);
         json["latency"] = toJson(link.latency, Quantity::Seconds);
+        if (link.perNode > 0)
+            json["per_node"] = link.perNode;
     }
     return json;
 }
@@ -119,8 +140,8 @@ Cluster clusterFromJson(const JsonCursor& cursor, const std::string& id)
     cluster.source = cursor.findings().file();
     if (!cursor.expectObject())
         return cluster;
-    cursor.rejectUnknownKeys(
-        {"schema", "name", "gpu", "gpus_per_node", "nodes", "intra_node", "inter_node", "host", "nvme"});
+    cursor.rejectUnknownKeys({"schema", "name", "gpu", "gpus_per_node", "nodes", "intra_node", "inter_node", "host",
+                              "nvme", "storage_bandwidth", "price_per_gpu_hour"});
     if (const auto schema = cursor.find("schema"); schema && schema->json() != kSchema)
         schema->complain("is another format", std::string("\"") + kSchema + "\"");
     cursor.read("name", cluster.name);
@@ -130,15 +151,24 @@ Cluster clusterFromJson(const JsonCursor& cursor, const std::string& id)
         cursor.read("gpus_per_node", cluster.gpusPerNode, 1, kMostGpusPerNode);
     cursor.read("nodes", cluster.nodes, 1, kMostNodes);
     if (const auto link = cursor.find("intra_node"))
-        cluster.intraNode = linkFromJson(*link, "per GPU, one direction, \"300 GB/s\"");
+        cluster.intraNode = linkFromJson(*link, Tier::InNode);
     if (const auto link = cursor.find("inter_node"))
-        cluster.interNode = linkFromJson(*link, "per node (all network cards), one direction, \"200 GB/s\"");
+        cluster.interNode = linkFromJson(*link, Tier::BetweenNodes);
     if (const auto host = cursor.require("host", "an object that describes the node's memory, CPU and PCIe"))
         readHost(*host, cluster);
     if (const auto nvme = cursor.find("nvme"))
         readNvme(*nvme, cluster);
+    readRunningCosts(cursor, cluster);
     checkLinks(cursor, cluster);
     return cluster;
+}
+
+void readRunningCosts(const JsonCursor& cursor, Cluster& cluster)
+{
+    if (cursor.has("storage_bandwidth"))
+        cluster.storageBandwidth = optionalFigure(cursor, "storage_bandwidth", Quantity::BytesPerSecond);
+    if (cursor.has("price_per_gpu_hour"))
+        cluster.pricePerGpuHour = optionalFigure(cursor, "price_per_gpu_hour", Quantity::DollarsPerHour);
 }
 
 void checkLinks(const JsonCursor& cursor, const Cluster& cluster)
@@ -178,11 +208,17 @@ Json toJson(const Cluster& cluster)
     Json json{{"schema", kSchema}, {"name", cluster.name}};
     Json gpu{{"name", cluster.gpu.name},
              {"compute_capability", cluster.gpu.computeCapability},
+             {"multiprocessors", cluster.gpu.multiprocessors},
+             {"power", toJson(cluster.gpu.power, Quantity::Watts)},
              {"memory", toJson(cluster.gpu.memory, Quantity::Bytes)},
              {"memory_bandwidth", toJson(cluster.gpu.memoryBandwidth, Quantity::BytesPerSecond)},
              {"peak_flops", Json::object()}};
     for (const auto& [dtype, figure] : cluster.gpu.peakFlops)
         gpu["peak_flops"][std::string(nameOf(dtype))] = toJson(figure, Quantity::FlopsPerSecond);
+    if (cluster.gpu.multiprocessors == 0)
+        gpu.erase("multiprocessors");
+    if (cluster.gpu.power.value == 0)
+        gpu.erase("power");
     json["gpu"] = std::move(gpu);
     json["gpus_per_node"] = cluster.gpusPerNode;
     json["nodes"] = cluster.nodes;
@@ -196,6 +232,10 @@ Json toJson(const Cluster& cluster)
         json["nvme"] = {{"capacity", toJson(cluster.nvmeCapacity, Quantity::Bytes)},
                         {"read_bandwidth", toJson(cluster.nvmeReadBandwidth, Quantity::BytesPerSecond)},
                         {"write_bandwidth", toJson(cluster.nvmeWriteBandwidth, Quantity::BytesPerSecond)}};
+    if (cluster.storageBandwidth.value > 0)
+        json["storage_bandwidth"] = toJson(cluster.storageBandwidth, Quantity::BytesPerSecond);
+    if (cluster.pricePerGpuHour.value > 0)
+        json["price_per_gpu_hour"] = toJson(cluster.pricePerGpuHour, Quantity::DollarsPerHour);
     return json;
 }
 

@@ -17,6 +17,9 @@ Cluster readCluster(const std::string& idOrPath);
 /// Reads a cluster that stands at `cursor`; problems go to its findings.
 Cluster clusterFromJson(const JsonCursor& cursor, const std::string& id);
 
+/// Reads what may be said of a cluster beside its hardware: storage_bandwidth and price_per_gpu_hour.
+void readRunningCosts(const JsonCursor& cursor, Cluster& cluster);
+
 /// Reports at `cursor` when the cluster has more GPUs or nodes than links to join them.
 void checkLinks(const JsonCursor& cursor, const Cluster& cluster);
 

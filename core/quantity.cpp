@@ -27,12 +27,16 @@ const std::vector<Unit>& unitsOf(Quantity quantity)
     static const std::vector<Unit> seconds{{"s", 1}, {"ms", 1e-3}, {"us", 1e-6}, {"ns", 1e-9}};
     static const std::vector<Unit> teraflops{{"TFLOP/s", 1}};
     static const std::vector<Unit> parameters{{"parameters", 1}};
+    static const std::vector<Unit> watts{{"W", 1}, {"kW", 1e3}};
+    static const std::vector<Unit> dollarsPerHour{{"$/h", 1}};
     switch (quantity) {
     case Quantity::Bytes: return bytes;
     case Quantity::BytesPerSecond: return bandwidth;
     case Quantity::FlopsPerSecond: return flops;
     case Quantity::Seconds: return seconds;
     case Quantity::Teraflops: return teraflops;
+    case Quantity::Watts: return watts;
+    case Quantity::DollarsPerHour: return dollarsPerHour;
     case Quantity::Parameters: break;
     }
     return parameters;

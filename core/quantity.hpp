@@ -12,10 +12,19 @@
 namespace shardwright {
 
 /// What a figure counts; it decides which units may stand beside the value. The first unit of each is its base.
-enum class Quantity : std::uint8_t { Bytes, BytesPerSecond, FlopsPerSecond, Seconds, Teraflops, Parameters };
+enum class Quantity : std::uint8_t {
+    Bytes,
+    BytesPerSecond,
+    FlopsPerSecond,
+    Seconds,
+    Teraflops,
+    Parameters,
+    Watts,
+    DollarsPerHour
+};
 
-/// How many base units (bytes, bytes/s, FLOP/s, s, TFLOP/s, parameters) one `unit` is; nothing for a unit of something
-/// else.
+/// How many base units (bytes, bytes/s, FLOP/s, s, TFLOP/s, parameters, W, $/h) one `unit` is; nothing for a unit of
+/// something else.
 std::optional<double> unitFactor(Quantity quantity, const std::string& unit);
 
 /// "bytes, MB, MiB, ... or TiB": what an error message offers.

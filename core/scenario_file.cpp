@@ -88,13 +88,14 @@ void readClusterSection(const JsonCursor& cursor, Scenario& scenario)
     } else if (json.is_object() && json.contains("gpu")) {
         scenario.cluster = clusterFromJson(cursor, "inline");
     } else if (json.is_object()) {
-        cursor.rejectUnknownKeys({"id", "path", "nodes", "gpus_per_node"});
+        cursor.rejectUnknownKeys({"id", "path", "nodes", "gpus_per_node", "storage_bandwidth", "price_per_gpu_hour"});
         const auto text = reference(cursor);
         if (!text)
             return;
         byName(*text);
         cursor.read("gpus_per_node", scenario.cluster.gpusPerNode, 1, kMostGpusPerNode);
         cursor.read("nodes", scenario.cluster.nodes, 1, kMostNodes);
+        readRunningCosts(cursor, scenario.cluster);
         if (!scenario.cluster.id.empty()) // else it could not be read, which is said already
             checkLinks(cursor, scenario.cluster);
     } else {

@@ -75,6 +75,7 @@ std::vector<Json> figureRows(const Cluster& cluster)
     add("GPU memory bandwidth", cluster.gpu.memoryBandwidth, kGB, "GB/s");
     for (const auto& [dtype, peak] : cluster.gpu.peakFlops)
         add(fmt::format("peak {}", nameOf(dtype)), peak, kTera, "TFLOP/s");
+    add("power of a GPU", cluster.gpu.power, 1, "W");
     add("link in a node, per GPU", cluster.intraNode.bandwidth, kGB, "GB/s");
     add("its latency", cluster.intraNode.latency, kMicro, "us");
     add("link between nodes, per node", cluster.interNode.bandwidth, kGB, "GB/s");
@@ -85,6 +86,8 @@ std::vector<Json> figureRows(const Cluster& cluster)
     add("NVMe", cluster.nvmeCapacity, kTera, "TB");
     add("NVMe reading", cluster.nvmeReadBandwidth, kGB, "GB/s");
     add("NVMe writing", cluster.nvmeWriteBandwidth, kGB, "GB/s");
+    add("storage for checkpoints, whole cluster", cluster.storageBandwidth, kGB, "GB/s");
+    add("price of a GPU", cluster.pricePerGpuHour, 1, "$/h");
     return rows;
 }
 

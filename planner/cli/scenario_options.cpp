@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 
 constexpr const char* kCommandLine = "command line";
 
-enum class Kind : std::uint8_t { Text, Integer, List, Switch, Precision };
+enum class Kind : std::uint8_t { Text, Integer, List, Switch, Precision, Price };
 
 /// A flag and the place of a scenario file that it sets, so that one reader checks both.
 struct Flag {
@@ -33,6 +33,7 @@ constexpr const char* kModel = "--model";
 constexpr const char* kCluster = "--cluster";
 constexpr const char* kNodes = "--nodes";
 constexpr const char* kGpusPerNode = "--gpus-per-node";
+constexpr const char* kPrice = "--price";
 constexpr const char* kStrategies = "--strategies";
 
 const std::vector<Flag>& flags()
@@ -42,6 +43,7 @@ const std::vector<Flag>& flags()
         {kCluster, "/cluster", Kind::Text, "ID|PATH", "cluster that ships, or a file (`clusters --describe`)"},
         {kNodes, "/cluster/nodes", Kind::Integer, "N", "nodes of the cluster"},
         {kGpusPerNode, "/cluster/gpus_per_node", Kind::Integer, "N", "GPUs of a node"},
+        {kPrice, "/cluster/price_per_gpu_hour", Kind::Price, "DOLLARS", "price of one GPU for an hour"},
         {"--sequence-length", "/training/sequence_length", Kind::Integer, "N", "tokens per sequence"},
         {"--micro-batch", "/training/micro_batch", Kind::Integer, "N", "sequences per GPU and micro-step"},
         {"--gradient-accumulation", "/training/gradient_accumulation", Kind::Integer, "N", "micro-steps per step"},
@@ -181,7 +183,7 @@ void ScenarioOptions::applyNames(Json& document) const
 
 void ScenarioOptions::applyValues(Json& document, Findings& findings) const
 {
-    const bool sized = isGiven(kNodes) || isGiven(kGpusPerNode);
+    const bool sized = isGiven(kNodes) || isGiven(kGpusPerNode) || isGiven(kPrice);
     if (const auto cluster = document.find("cluster"); sized && cluster != document.end() && cluster->is_string())
         *cluster = {{"id", *cluster}};
     for (const Flag& flag : flags()) {
@@ -193,6 +195,7 @@ void ScenarioOptions::applyValues(Json& document, Findings& findings) const
         case Kind::Text: setMember(document, flag.pointer, text); break;
         case Kind::Integer: setMember(document, flag.pointer, integerOrText(text)); break;
         case Kind::List: setMember(document, flag.pointer, splitAtCommas(text)); break;
+        case Kind::Price: setMember(document, flag.pointer, text + " $/h"); break;
         case Kind::Switch: setMember(document, flag.pointer, text == "true"); break;
         case Kind::Precision:
             if (text != "bf16" && text != "fp16" && text != "fp8" && text != "no") {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <functional>
+#include <limits>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -38,11 +40,36 @@ Cell barCell(const Plan& plan, const OutputStyle& style)
     return Cell::drawing(stackedBar(style, memoryParts(), usedStack(plan), scale));
 }
 
+/// A figure of the step; faint where the plan does not fit and the figure is what would be.
+std::function<Cell(const Plan&)> stepCell(double StepTime::*figure, std::string (*text)(double))
+{
+    return [figure, text](const Plan& plan) {
+        return plan.step ? Cell(text((*plan.step).*figure), plan.fits() ? Ink::Plain : Ink::Faint) : Cell("-");
+    };
+}
+
+/// What fits first, fastest first; then what fits by a hair, what does not, what cannot be. Without times as they came.
+std::vector<const Plan*> ranked(const std::vector<Plan>& plans)
+{
+    std::vector<const Plan*> order;
+    order.reserve(plans.size());
+    for (const Plan& plan : plans)
+        order.push_back(&plan);
+    if (!any(plans, [](const Plan& plan) { return plan.step.has_value(); }))
+        return order;
+    const auto key = [](const Plan* plan) {
+        return std::pair(plan->verdict, plan->step ? plan->step->seconds : std::numeric_limits<double>::infinity());
+    };
+    std::stable_sort(order.begin(), order.end(), [&](const Plan* a, const Plan* b) { return key(a) < key(b); });
+    return order;
+}
+
 /// Columns from the left; the drop order says what a narrow terminal can best do without.
 std::vector<Field> compareFields(const std::vector<Plan>& plans, const std::optional<Recommendation>& recommendation,
                                  const OutputStyle& style)
 {
     const std::string psi(glyph(style, "Ψ", "psi"));
+    const bool timed = any(plans, [](const Plan& plan) { return plan.step.has_value(); });
     const auto isRecommended = [&recommendation](const Plan& plan) {
         return recommendation && recommendation->strategy == plan.strategy;
     };
@@ -52,6 +79,9 @@ std::vector<Field> compareFields(const std::vector<Plan>& plans, const std::opti
              return isRecommended(plan) ? Cell("* " + plan.strategy, Ink::Strong) : Cell("  " + plan.strategy);
          }},
         {{"verdict", "", Align::Left, 0, 0}, [](const Plan& plan) { return verdictCell(plan.verdict); }},
+        {{"step", "s", Align::Right, 0, 0}, stepCell(&StepTime::seconds, threeDigits), timed},
+        {{"tokens/s", "per GPU", Align::Right, 0, 0}, stepCell(&StepTime::tokensPerSecondPerGpu, threeDigits), timed},
+        {{"MFU", "", Align::Right, 0, 1}, stepCell(&StepTime::mfu, percent), timed},
         {{"GPU used", "GiB", Align::Right, 0, 0}, usedCell},
         {{"of GPU", "", Align::Right, 0, 6},
          [](const Plan& plan) { return Cell(percentOf(plan.gpu.peakUsed, plan.gpu.capacity)); }},
@@ -74,9 +104,6 @@ std::vector<Field> compareFields(const std::vector<Plan>& plans, const std::opti
          [](const Plan& plan) { return Cell(gigabytes(plan.traffic.interNodeBytesPerNode)); },
          any(plans, [](const Plan& plan) { return plan.traffic.interNodeBytesPerNode > 0_B; })},
         {{"volume", psi, Align::Right, 0, 5}, [](const Plan& plan) { return Cell(hundredths(plan.traffic.psi)); }},
-        {{"step", "s", Align::Right, 0, 0},
-         [](const Plan& plan) { return plan.step ? Cell(hundredths(plan.step->seconds)) : Cell("-"); },
-         any(plans, [](const Plan& plan) { return plan.step.has_value(); })},
     };
 }
 
@@ -145,13 +172,13 @@ Table compareTable(const std::vector<Plan>& plans, const std::optional<Recommend
         columns.push_back(field.column);
     Table table(std::move(columns));
     constexpr std::size_t kColumnsWithoutFigures = 2; // strategy and verdict
-    for (const Plan& plan : plans) {
+    for (const Plan* plan : ranked(plans)) {
         std::vector<Cell> cells;
         cells.reserve(fields.size());
         for (std::size_t i = 0; i < fields.size(); ++i)
-            cells.push_back(plan.verdict == Verdict::NotPossible && i >= kColumnsWithoutFigures
+            cells.push_back(plan->verdict == Verdict::NotPossible && i >= kColumnsWithoutFigures
                                 ? (fields[i].column.align == Align::Right ? Cell("-") : Cell())
-                                : fields[i].cell(plan));
+                                : fields[i].cell(*plan));
         table.addRow(std::move(cells));
     }
     return table;
@@ -168,9 +195,13 @@ std::string compareText(const Scenario& scenario, const std::vector<Plan>& plans
         stacks.push_back(usedStack(plan));
     text += memoryLegend(style, stacks);
     const std::string psi(glyph(style, "Ψ", "psi"));
-    const std::string units = "GiB = 2^30 bytes, GB = 10^9 bytes. " + psi +
-                              ": one gather or one scatter of all parameters counts 1, an all-reduce 2; per "
-                              "optimizer step.";
+    std::string units = "GiB = 2^30 bytes, GB = 10^9 bytes. " + psi +
+                        ": one gather or one scatter of all parameters counts 1, an all-reduce 2; per "
+                        "optimizer step.";
+    if (any(plans, [](const Plan& plan) { return plan.step.has_value(); }))
+        units +=
+            " Step: one optimizer step, simulated; fastest first among those that fit. MFU: the model's FLOPs over "
+            "the GPU's dense peak.";
     for (const std::string& line : wrapWords(units, style.width))
         text += paint(style, Ink::Faint, line) + '\n';
     if (const std::string why = remarks(plans, style); !why.empty())

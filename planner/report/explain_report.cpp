@@ -25,6 +25,9 @@ std::string headline(const Plan& plan, const OutputStyle& style)
         text +=
             bullet(style, fmt::format("{} of {} GiB used on each GPU at the peak ({})", gibibytes(plan.gpu.peakUsed),
                                       gibibytes(plan.gpu.capacity), percentOf(plan.gpu.peakUsed, plan.gpu.capacity)));
+    if (plan.step)
+        text += bullet(style, fmt::format("{} a step, {} tokens/s of a GPU, MFU {}", spokenSeconds(plan.step->seconds),
+                                          threeDigits(plan.step->tokensPerSecondPerGpu), percent(plan.step->mfu)));
     for (const std::string& reason : plan.reasons)
         text += bullet(style, reason);
     if (plan.smallestChange)
@@ -95,6 +98,16 @@ std::string explainInputs(const Scenario& scenario, const OutputStyle& style)
     addFigure("memory of a GPU that programs get", cluster.gpu.memory, kGiB, "GiB");
     addFigure("memory of a node's host", cluster.hostMemory, kGiB, "GiB");
     addFigure("NVMe of a node", cluster.nvmeCapacity, kGB, "GB");
+    const auto dtype = training.precision.mixed.value_or(training.precision.load);
+    if (const auto peak = cluster.gpu.peakFlops.find(dtype); peak != cluster.gpu.peakFlops.end())
+        addFigure("dense peak of a GPU in the compute dtype", peak->second, 1e12, "TFLOP/s");
+    addFigure("memory bandwidth of a GPU", cluster.gpu.memoryBandwidth, kGB, "GB/s");
+    if (cluster.gpusPerNode > 1)
+        addFigure("link in a node, per GPU", cluster.intraNode.bandwidth, kGB, "GB/s");
+    if (cluster.nodes > 1)
+        addFigure("link between nodes, per node", cluster.interNode.bandwidth, kGB, "GB/s");
+    addFigure("power of a GPU", cluster.gpu.power, 1, "W");
+    addFigure("price of a GPU", cluster.pricePerGpuHour, 1, "$/h");
     return section(style, "Inputs", table.text(style));
 }
 
@@ -109,6 +122,10 @@ std::string explainCheckpoint(const Plan& plan, const OutputStyle& style)
     table.addRow({"sharded with optimizer states, all ranks", gigabytes(checkpoint.shardedTotal)});
     table.addRow({"of it per rank", gigabytes(checkpoint.shardedPerRank)});
     std::string text = table.text(style);
+    if (plan.checkpointSeconds)
+        text += paragraph(style,
+                          fmt::format("Writing all of it sharded takes {} at the bandwidth of the cluster's storage.",
+                                      spokenSeconds(*plan.checkpointSeconds)));
     if (!checkpoint.layout.empty())
         text += paragraph(style, fmt::format("{} (files per rank: {})", checkpoint.layout, checkpoint.filesPerRank));
     return section(style, "Checkpoint", text);
@@ -131,6 +148,7 @@ std::string explainText(const Scenario& scenario, const Plan& plan, const Output
     if (plan.verdict == Verdict::NotPossible)
         return text;
     text += explainInputs(scenario, style);
+    text += explainTime(scenario, plan, style);
     text += explainGpuMemory(scenario, plan, style);
     text += explainPeak(plan, style);
     text += explainCurve(plan, style);

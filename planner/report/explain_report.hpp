@@ -26,6 +26,8 @@ std::string explainPeak(const Plan& plan, const OutputStyle& style);
 std::string explainCurve(const Plan& plan, const OutputStyle& style);
 std::string explainHostAndNvme(const Scenario& scenario, const Plan& plan, const OutputStyle& style);
 std::string explainTraffic(const Scenario& scenario, const Plan& plan, const OutputStyle& style);
+/// The step's seconds: a bar of its parts, rates and money, and what holds it up.
+std::string explainTime(const Scenario& scenario, const Plan& plan, const OutputStyle& style);
 std::string explainCheckpoint(const Plan& plan, const OutputStyle& style);
 /// What is assumed, and what the figures leave out.
 std::string explainNotes(const Plan& plan, const OutputStyle& style);

@@ -1,5 +1,6 @@
 #include "planner/report/number_format.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <utility>
@@ -36,6 +37,38 @@ std::string percentOf(Bytes part, Bytes whole)
     if (percent > 0 && percent < 1)
         return "<1 %";
     return fmt::format("{:.0f} %", percent);
+}
+
+std::string threeDigits(double value)
+{
+    if (!std::isfinite(value))
+        return "-";
+    constexpr double kWhole = 999.5; // rounds to four digits
+    if (std::abs(value) >= kWhole && std::abs(value) < 9e18)
+        return grouped(std::llround(value));
+    if (value == 0)
+        return "0";
+    const int before = std::max(-8, static_cast<int>(std::floor(std::log10(std::abs(value)))) + 1);
+    return fmt::format("{:.{}f}", value, std::max(0, 3 - before));
+}
+
+std::string spokenSeconds(double seconds)
+{
+    if (!std::isfinite(seconds))
+        return "forever";
+    constexpr double kMilli = 1e-3;
+    constexpr double kMicro = 1e-6;
+    if (seconds == 0 || seconds >= 0.9995)
+        return threeDigits(seconds) + " s";
+    return seconds >= 0.9995 * kMilli ? threeDigits(seconds / kMilli) + " ms" : threeDigits(seconds / kMicro) + " us";
+}
+
+std::string percent(double share)
+{
+    constexpr double kSmallest = 0.005;
+    if (share > 0 && share < kSmallest)
+        return "<1 %";
+    return fmt::format("{:.0f} %", share * 100);
 }
 
 std::string grouped(std::int64_t count)

@@ -20,6 +20,15 @@ std::string hundredths(double value);
 /// "87 %"; of 0: "-".
 std::string percentOf(Bytes part, Bytes whole);
 
+/// Three digits that count: "0.0123", "1.23", "12.3", "1,234"; nothing is "0".
+std::string threeDigits(double value);
+
+/// "1.23 s", "12.3 ms", "123 us".
+std::string spokenSeconds(double seconds);
+
+/// "45 %", "<1 %"; nothing is "0 %".
+std::string percent(double share);
+
 /// "6,738,415,616".
 std::string grouped(std::int64_t count);
 

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "planner/report/table.hpp"
+#include "planner/report/time_parts.hpp"
 
 namespace shardwright {
 
@@ -140,6 +141,69 @@ Json suggestionToJson(const std::optional<Suggestion>& suggestion)
         {"text", suggestion->text}, {"steps", suggestion->steps}, {"peak_used_bytes", suggestion->peakUsed.count()}};
 }
 
+/// Times are told to the nanosecond: what floating-point addition leaves behind it is no time.
+Json seconds(double value)
+{
+    constexpr double kPlaces = 1e9;
+    return std::round(value * kPlaces) / kPlaces;
+}
+
+Json optionalNumber(const std::optional<double>& value)
+{
+    return value ? Json(*value) : Json(nullptr);
+}
+
+Json stepToJson(const std::optional<StepTime>& step)
+{
+    if (!step)
+        return nullptr;
+    Json breakdown = Json::object();
+    for (const TimePart& part : timeParts())
+        breakdown[std::string(part.field)] = seconds(step->breakdown.*part.seconds);
+    return {{"seconds", seconds(step->seconds)},
+            {"tokens_per_second", step->tokensPerSecond},
+            {"tokens_per_second_per_gpu", step->tokensPerSecondPerGpu},
+            {"samples_per_second", step->samplesPerSecond},
+            {"tflops_per_gpu", step->tflopsPerGpu},
+            {"mfu", step->mfu},
+            {"hfu", step->hfu},
+            {"breakdown", breakdown},
+            {"hidden_communication_seconds", seconds(step->hiddenCommunicationSeconds)},
+            {"low_seconds", seconds(step->lowSeconds)},
+            {"high_seconds", seconds(step->highSeconds)},
+            {"assumptions", notes(step->assumptions)}};
+}
+
+struct StepField {
+    const char* name;
+    Json (*value)(const StepTime&);
+};
+
+/// CSV columns of a step's time, before its breakdown.
+const std::vector<StepField>& stepFields()
+{
+    static const std::vector<StepField> fields{
+        {"step.seconds", [](const StepTime& step) { return seconds(step.seconds); }},
+        {"step.tokens_per_second", [](const StepTime& step) { return Json(step.tokensPerSecond); }},
+        {"step.tokens_per_second_per_gpu", [](const StepTime& step) { return Json(step.tokensPerSecondPerGpu); }},
+        {"step.samples_per_second", [](const StepTime& step) { return Json(step.samplesPerSecond); }},
+        {"step.tflops_per_gpu", [](const StepTime& step) { return Json(step.tflopsPerGpu); }},
+        {"step.mfu", [](const StepTime& step) { return Json(step.mfu); }},
+        {"step.hfu", [](const StepTime& step) { return Json(step.hfu); }},
+        {"step.hidden_communication_seconds",
+         [](const StepTime& step) { return seconds(step.hiddenCommunicationSeconds); }},
+        {"step.low_seconds", [](const StepTime& step) { return seconds(step.lowSeconds); }},
+        {"step.high_seconds", [](const StepTime& step) { return seconds(step.highSeconds); }}};
+    return fields;
+}
+
+Json costToJson(const StepCost& cost)
+{
+    return {{"dollars_per_step", optionalNumber(cost.dollarsPerStep)},
+            {"dollars_per_billion_tokens", optionalNumber(cost.dollarsPerBillionTokens)},
+            {"joules_per_step", optionalNumber(cost.joulesPerStep)}};
+}
+
 } // namespace
 
 Json planToJson(const Plan& plan, ReportDetail detail)
@@ -157,7 +221,9 @@ Json planToJson(const Plan& plan, ReportDetail detail)
               {"write_bytes_per_step", plan.nvme.writeBytesPerStep.count()},
               {"capacity_bytes", plan.nvme.capacity.count()}}},
             {"traffic", trafficToJson(plan.traffic)},
-            {"step", plan.step ? Json{{"seconds", plan.step->seconds}} : Json(nullptr)},
+            {"step", stepToJson(plan.step)},
+            {"cost", costToJson(plan.cost)},
+            {"network_needed_bytes_per_second_per_node", optionalNumber(plan.networkBytesPerSecondPerNode)},
             {"verdict", nameOf(plan.verdict)},
             {"headroom", plan.headroom},
             {"states",
@@ -171,7 +237,8 @@ Json planToJson(const Plan& plan, ReportDetail detail)
               {"sharded_bytes", plan.checkpoint.shardedTotal.count()},
               {"sharded_bytes_per_rank", plan.checkpoint.shardedPerRank.count()},
               {"files_per_rank", plan.checkpoint.filesPerRank},
-              {"layout", plan.checkpoint.layout}}},
+              {"layout", plan.checkpoint.layout},
+              {"write_seconds", optionalNumber(plan.checkpointSeconds)}}},
             {"smallest_change", suggestionToJson(plan.smallestChange)},
             {"assumptions", notes(plan.assumptions)},
             {"excluded", notes(plan.excluded)}};
@@ -203,7 +270,7 @@ std::string jsonText(const Json& json, int indent)
 std::string plansToCsv(const std::vector<Plan>& plans)
 {
     struct Field {
-        const char* name;
+        std::string name;
         std::function<std::string(const Plan&)> value;
     };
     const auto bytes = [](const char* name, std::function<Bytes(const Plan&)> value) {
@@ -213,7 +280,7 @@ std::string plansToCsv(const std::vector<Plan>& plans)
     const auto number = [](const char* name, std::function<double(const Plan&)> value) {
         return Field{name, [value = std::move(value)](const Plan& plan) { return Json(value(plan)).dump(); }};
     };
-    const std::vector<Field> fields{
+    std::vector<Field> fields{
         {"strategy", [](const Plan& plan) { return plan.strategy; }},
         {"framework", [](const Plan& plan) { return plan.framework; }},
         {"verdict", [](const Plan& plan) { return std::string(nameOf(plan.verdict)); }},
@@ -236,8 +303,27 @@ std::string plansToCsv(const std::vector<Plan>& plans)
         bytes("traffic.intra_node_bytes_per_gpu", [](const Plan& plan) { return plan.traffic.intraNodeBytesPerGpu; }),
         bytes("traffic.inter_node_bytes_per_gpu", [](const Plan& plan) { return plan.traffic.interNodeBytesPerGpu; }),
         bytes("traffic.inter_node_bytes_per_node", [](const Plan& plan) { return plan.traffic.interNodeBytesPerNode; }),
-        {"step.seconds", [](const Plan& plan) { return plan.step ? Json(plan.step->seconds).dump() : std::string(); }},
     };
+    for (const StepField& field : stepFields())
+        fields.push_back({field.name, [value = field.value](const Plan& plan) {
+                              return plan.step ? value(*plan.step).dump() : std::string();
+                          }});
+    for (const TimePart& part : timeParts())
+        fields.push_back({"step.breakdown." + std::string(part.field), [part](const Plan& plan) {
+                              return plan.step ? seconds(plan.step->breakdown.*part.seconds).dump() : std::string();
+                          }});
+    const auto optional = [&fields](const char* name, std::optional<double> (*value)(const Plan&)) {
+        fields.push_back({name, [value](const Plan& plan) {
+                              const auto given = value(plan);
+                              return given ? Json(*given).dump() : std::string();
+                          }});
+    };
+    optional("cost.dollars_per_step", [](const Plan& plan) { return plan.cost.dollarsPerStep; });
+    optional("cost.dollars_per_billion_tokens", [](const Plan& plan) { return plan.cost.dollarsPerBillionTokens; });
+    optional("cost.joules_per_step", [](const Plan& plan) { return plan.cost.joulesPerStep; });
+    optional("network_needed_bytes_per_second_per_node",
+             [](const Plan& plan) { return plan.networkBytesPerSecondPerNode; });
+    optional("checkpoint.write_seconds", [](const Plan& plan) { return plan.checkpointSeconds; });
     std::vector<Column> columns;
     columns.reserve(fields.size());
     for (const Field& field : fields)

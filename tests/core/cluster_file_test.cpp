@@ -77,6 +77,11 @@ TEST(ShippedClusters, FiguresAreThoseOfRealMachines)
         if (cluster.intraNode.kind == LinkKind::NvSwitch) {
             EXPECT_LT(cluster.pcieBandwidth.value, cluster.intraNode.bandwidth.value) << id;
         }
+        // From the T4's 40 multiprocessors and 70 W to the B200.
+        EXPECT_GE(cluster.gpu.multiprocessors, 40) << id;
+        EXPECT_LE(cluster.gpu.multiprocessors, 148) << id;
+        EXPECT_GE(cluster.gpu.power.value, 70) << id;
+        EXPECT_LE(cluster.gpu.power.value, 1000) << id;
         // 16-bit tensor cores exist on all of them and are faster than fp32; bf16 needs compute capability 80.
         ASSERT_TRUE(cluster.gpu.peakFlops.count(DType::Fp16)) << id;
         EXPECT_GT(cluster.gpu.peakFlops.at(DType::Fp16).value, cluster.gpu.peakFlops.at(DType::Fp32).value) << id;
@@ -115,7 +120,9 @@ TEST(ClusterFile, TheDescribedExampleIsAClusterFile)
 TEST(ClusterFile, EveryKeyIsDescribed)
 {
     const std::string description = describeClusterFormat();
-    const Json json = toJson(readCluster("dgx-a100-80gb"));
+    Cluster cluster = readCluster("p5-48xlarge"); // has a price
+    cluster.storageBandwidth.value = 1;
+    const Json json = toJson(cluster);
     const Json flat = json.flatten();
     for (const auto& item : flat.items()) {
         std::string key = item.key().substr(item.key().rfind('/') + 1);
@@ -140,6 +147,34 @@ TEST(ClusterFile, TellsEveryMistakeAtOnce)
           "/host: \"memory_bandwidth\" is missing", "/host: \"pcie_bandwidth\" is missing", "/host/cpu_cores: is 1.5",
           "2 nodes but no inter_node link"})
         EXPECT_NE(text.find(expected), std::string::npos) << expected << "\nin\n" << text;
+}
+
+TEST(ClusterFile, WhatRunningCostsIsOptionalAndHasUnitsOfItsOwn)
+{
+    const std::string text = toJson(readCluster("dgx-a100-40gb")).dump();
+    const Cluster plain = readText(text);
+    EXPECT_EQ(plain.pricePerGpuHour.value, 0);
+    EXPECT_EQ(plain.storageBandwidth.value, 0);
+    Json json = Json::parse(text);
+    json["price_per_gpu_hour"] = "2.5 $/h";
+    json["storage_bandwidth"] = "40 GB/s";
+    json["gpu"]["power"] = "0.4 kW";
+    json["inter_node"]["per_node"] = 4;
+    const Cluster priced = readText(json.dump());
+    EXPECT_DOUBLE_EQ(priced.pricePerGpuHour.value, 2.5);
+    EXPECT_DOUBLE_EQ(priced.storageBandwidth.value, 40e9);
+    EXPECT_DOUBLE_EQ(priced.gpu.power.value, 400);
+    EXPECT_EQ(priced.interNode.perNode, 4);
+
+    json["price_per_gpu_hour"] = "2.5 W";
+    json["gpu"]["power"] = "0 W";
+    json["intra_node"]["per_node"] = 4; // cards are between nodes
+    std::vector<Finding> findings;
+    readText(json.dump(), &findings);
+    const std::string told = textOf(findings);
+    for (const char* expected : {"/price_per_gpu_hour: \"W\" is not a unit of this figure", "/gpu/power: must be greater",
+                                 "/intra_node/per_node: is not a known key"})
+        EXPECT_NE(told.find(expected), std::string::npos) << expected << "\nin\n" << told;
 }
 
 TEST(ClusterFile, AnUnknownIdNamesTheNearestOne)

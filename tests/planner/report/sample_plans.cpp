@@ -121,6 +121,24 @@ Plan sampleFittingPlan()
     plan.traffic.collectives = {{OpKind::AllGather, "world", "block weights", 16, 2, 4, 32_GB, 30_GB},
                                 {OpKind::ReduceScatter, "world", "block gradients", 16, 2, 2, 16_GB, 12_GB}};
     plan.checkpoint = {14_GB, 28_GB, 98_GB, 6_GB, 2, "one file of states and one of weights per rank"};
+    StepTime step;
+    step.seconds = 4;
+    step.tokensPerSecond = 2048;
+    step.tokensPerSecondPerGpu = 128;
+    step.samplesPerSecond = 4;
+    step.tflopsPerGpu = 140;
+    step.mfu = 0.45;
+    step.hfu = 0.6;
+    step.breakdown = {2, 0.5, 0.75, 0, 0.25, 0.4, 0.1};
+    step.hiddenCommunicationSeconds = 2.25;
+    step.lowSeconds = 3.5;
+    step.highSeconds = 5;
+    step.assumptions = {
+        {"matrix products reach what cuBLAS was measured at", Provenance::Measured, "a table of GEMMs"}};
+    plan.step = step;
+    plan.cost = {0.05, 6103.515625, 33600.0};
+    plan.networkBytesPerSecondPerNode = 48e9;
+    plan.checkpointSeconds = 2.45;
     plan.assumptions = {{"gradients are reduced in bf16", Provenance::Vendor, "the default of the framework"}};
     plan.excluded = {{"memory of the data loader", Provenance::Assumed, ""}};
     return plan;
@@ -148,6 +166,14 @@ Plan sampleTooLargePlan()
     plan.traffic.psiTextbook = 2;
     plan.traffic.sentBytesPerGpu = 28_GB;
     plan.traffic.interNodeBytesPerNode = 15_GB;
+    StepTime step; // as it would be if it fitted
+    step.seconds = 3;
+    step.tokensPerSecondPerGpu = 170.6;
+    step.mfu = 0.6;
+    step.breakdown.compute = 3;
+    step.lowSeconds = 2;
+    step.highSeconds = 4;
+    plan.step = step;
     plan.smallestChange = Suggestion{"shard the optimizer states", {"deepspeed-zero1"}, 50_GiB};
     return plan;
 }

@@ -12,7 +12,7 @@ namespace shardwright::testing {
 /// 2 nodes x 8 GPUs of 80 GiB; a model of two equal blocks, 3000 parameters in all.
 Scenario sampleScenario();
 
-/// Fits; uses host memory, NVMe and both link tiers; has a curve, items, notes and a step time of nothing.
+/// Fits; uses host memory, NVMe and both link tiers; has a curve, items, notes and a step of 4 s.
 Plan sampleFittingPlan();
 
 /// Does not fit by 20 GiB, with reasons and a way out.
