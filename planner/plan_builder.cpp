@@ -9,6 +9,7 @@
 #include "planner/readers/caching_allocator.hpp"
 #include "planner/readers/memory_replay.hpp"
 #include "planner/readers/traffic_sum.hpp"
+#include "planner/step_time.hpp"
 #include "planner/suggestions.hpp"
 
 namespace shardwright {
@@ -88,6 +89,8 @@ public:
         fillGpu(schedule, replay, rules->communicators());
         fillHost(schedule, replay, *rules);
         fillTraffic(schedule, *rules);
+        if (m_detail.time)
+            fillTime(schedule, *rules);
         judge(schedule);
         if (m_detail.suggest && m_plan.verdict == Verdict::DoesNotFit)
             m_plan.smallestChange = smallestChangeThatFits(m_input);
@@ -175,6 +178,14 @@ private:
             m_plan.traffic.psiDifference =
                 fmt::format("{} of {} parameters are trained: only they have gradients to reduce", trainable,
                             m_input.model.parameters());
+    }
+
+    void fillTime(const Schedule& schedule, const FrameworkRules& rules)
+    {
+        m_plan.step = stepTime(m_input, rules, schedule);
+        const double computing = m_plan.step ? m_plan.step->breakdown.compute + m_plan.step->breakdown.recompute : 0;
+        if (computing > 0)
+            m_plan.networkBytesPerSecondPerNode = m_plan.traffic.interNodeBytesPerNode.asDouble() / computing;
     }
 
     void judge(const Schedule& schedule)

@@ -14,6 +14,7 @@ namespace shardwright {
 struct PlanDetail {
     bool curve = true;     // fill GpuMemory::curve
     bool allocator = true; // replay the caching allocator; otherwise peakReserved = peakAllocated
+    bool time = true;      // simulate the step
     bool suggest = true;   // look for the smallest change when it does not fit
 };
 

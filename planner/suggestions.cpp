@@ -222,7 +222,7 @@ private:
 /// The plan of an input when it fits: first without the allocator, which costs most and only adds memory.
 std::optional<Plan> planIfFits(const PlanInput& input)
 {
-    PlanDetail detail{.curve = false, .allocator = false, .suggest = false};
+    PlanDetail detail{.curve = false, .allocator = false, .time = false, .suggest = false};
     if (!buildPlan(input, detail).fits())
         return std::nullopt;
     detail.allocator = true;

@@ -9,6 +9,8 @@
 
 namespace shardwright {
 
+struct OpTimes;
+
 class OpCosts {
 public:
     /// All must outlive this.
@@ -22,11 +24,20 @@ public:
     const LayerCosts& layers() const { return m_layers; }
 
 private:
-    const PlanInput& m_input;
+    bool pinned(const Op& op) const;
+    double secondsOfOne(const Op& op) const; // payload
+
     const SizeTable& m_sizes;
     LayerCosts m_layers;
     CollectiveCosts m_collectives;
     TransferCosts m_transfers;
+    bool m_vectorizedHostOptimizer;
+    bool m_checkpointsToHost;
+    bool m_statesPinned = true;
+    bool m_parametersPinned = true;
 };
+
+/// The costs of all operations of a schedule over the sizes that `costs` was built for. Initialisation costs nothing.
+OpTimes opTimes(const Schedule& schedule, const OpCosts& costs);
 
 } // namespace shardwright

@@ -167,7 +167,7 @@ void checkLargestModel(const Scenario& scenario, const PublishedFigure& figure, 
 
 } // namespace
 
-StepWork stepWork(const Model& model, const Training& training, std::int64_t ranks)
+FlopBounds stepWork(const Model& model, const Training& training, std::int64_t ranks)
 {
     const Architecture& a = model.architecture;
     const double tokens = static_cast<double>(training.tokensPerMicroBatch()) *

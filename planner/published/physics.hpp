@@ -13,11 +13,11 @@
 namespace shardwright {
 
 /// Floating-point operations of one optimizer step over all GPUs.
-struct StepWork {
+struct FlopBounds {
     double least = 0; // what every correct implementation computes: causal attention computes half of its scores
     double most = 0;  // as generously as sources count: the whole score matrix, and recomputation of all
 };
-StepWork stepWork(const Model& model, const Training& training, std::int64_t ranks);
+FlopBounds stepWork(const Model& model, const Training& training, std::int64_t ranks);
 
 /// The GPU's peak for the dtype of the run's matrix products, FLOP/s; nothing where the cluster does not say.
 std::optional<double> peakFlops(const Gpu& gpu, const Precision& precision);

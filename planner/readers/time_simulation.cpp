@@ -8,11 +8,12 @@ namespace shardwright {
 
 namespace {
 
-constexpr std::size_t kMostSteps = 64;      // after which steps that still change are taken as they are
-constexpr std::size_t kMostAlternating = 8; // steps that may differ and repeat together
-constexpr double kSamePeriod = 1e-11;       // of the period: two periods are one, rounding apart
-constexpr std::int64_t kWorthSkipping = 4;  // repetitions below which nothing can be left out
-constexpr std::size_t kHost = kStreamCount; // index of the host's clock beside the streams'
+constexpr std::size_t kMostSteps = 64;       // after which steps that still change are taken as they are
+constexpr std::size_t kMostRepetitions = 64; // likewise
+constexpr std::size_t kMostAlternating = 8;  // steps that may differ and repeat together
+constexpr double kSamePeriod = 1e-11;        // of the period: two periods are one, rounding apart
+constexpr std::int64_t kWorthSkipping = 4;   // repetitions below which nothing can be left out
+constexpr std::size_t kHost = kStreamCount;  // index of the host's clock beside the streams'
 constexpr std::size_t kClocks = kStreamCount + 1;
 constexpr std::size_t kCompute = static_cast<std::size_t>(Stream::Compute);
 constexpr std::int32_t kTheHost = -1;    // what an operation started after: the host's issuing it
@@ -138,38 +139,61 @@ private:
         }
     }
 
-    /// Once two repetitions in a row move every stream that the segment uses by the same time, and the others and the
-    /// host by no more, all later ones do: clocks follow a monotone, convex, homogeneous map, so clocks that fall
-    /// behind and made no difference between two repetitions never will. The last one is carried out.
+    /// Once two repetitions in a row (or as many as alternate) move every stream that the segment uses by the same
+    /// time, and the others and the host by no more, all later ones do: clocks follow a monotone, convex, homogeneous
+    /// map, so clocks that fall behind and made no difference between two repetitions never will. Streams that nothing
+    /// ties together run away from each other instead, each at its own pace. The last repetitions are carried out.
     void repeat(const Segment& segment)
     {
-        Clocks advance{};
+        std::vector<Reached> reached;
+        bool skips = false;
         for (std::int64_t left = segment.repeat; left > 0; --left) {
-            const Clocks before = m_clocks;
-            const std::size_t firstRecord = m_records.size();
+            if (segment.repeat >= kWorthSkipping)
+                reached.push_back({m_clocks, m_records.size()});
             m_used = {};
             for (std::uint32_t op = segment.firstOp; op < segment.endOp; ++op)
                 issue(static_cast<OpId>(op));
-            if (segment.repeat < kWorthSkipping || left < 3)
+            if (left < 3 || skips || segment.repeat < kWorthSkipping)
                 continue;
-            const Clocks fresh = difference(m_clocks, before);
-            const double period = fresh[kCompute];
-            const bool again =
-                left < segment.repeat && same(fresh, advance, kSamePeriod * period) && inStep(fresh, period);
-            advance = fresh;
-            if (!again)
+            const std::size_t together = repetitionsThatRepeat(reached);
+            if (together == 0)
                 continue;
-            const std::int64_t skipped = left - 2;
-            const auto times = static_cast<double>(skipped);
-            for (std::size_t clock = 0; clock < kClocks; ++clock)
-                m_clocks[clock] -= times * (period - fresh[clock]);
-            for (std::uint32_t op = 0; op < segment.firstOp; ++op)
-                m_ends[op] -= times * period;
-            m_skipped += times * period;
+            const auto each = static_cast<std::int64_t>(together);
+            const std::int64_t rounds = (left - 2) / each;
+            const Reached& from = reached[reached.size() - together];
+            const Clocks advance = difference(m_clocks, from.clocks);
+            const double period = advance[kCompute];
+            const auto times = static_cast<double>(rounds);
             if (m_recording)
-                m_windows.push_back({before[kCompute], m_clocks[kCompute], firstRecord, m_records.size(), times});
-            left -= skipped;
+                m_windows.push_back({from.clocks[kCompute], m_clocks[kCompute], from.records, m_records.size(), times});
+            for (std::size_t clock = 0; clock < kClocks; ++clock)
+                m_clocks[clock] -= times * (period - advance[clock]);
+            skips = true;
+            const double skipped = times * period;
+            for (std::uint32_t op = 0; op < segment.firstOp; ++op)
+                m_ends[op] -= skipped;
+            m_skipped += skipped;
+            left -= rounds * each;
         }
+    }
+
+    struct Reached {
+        Clocks clocks;
+        std::size_t records;
+    };
+
+    /// How many of the last repetitions moved the clocks like as many before them; 0: none yet.
+    std::size_t repetitionsThatRepeat(const std::vector<Reached>& reached) const
+    {
+        const std::size_t last = reached.size();
+        for (std::size_t together = 1; together <= kMostAlternating && 2 * together <= last; ++together) {
+            const Clocks& middle = reached[last - together].clocks;
+            const Clocks now = difference(m_clocks, middle);
+            const Clocks before = difference(middle, reached[last - 2 * together].clocks);
+            if (same(now, before, kSamePeriod * now[kCompute]) && inStep(now, now[kCompute]))
+                return together;
+        }
+        return last >= kMostRepetitions ? kMostAlternating : 0;
     }
 
     bool inStep(const Clocks& advance, double period) const

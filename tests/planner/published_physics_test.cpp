@@ -56,11 +56,11 @@ constexpr double kBlockMatrices = 2 * (4.0 * 64 * 64 + 3.0 * 64 * 128);
 constexpr double kMatrices = kBlockMatrices + 64.0 * 1000;
 constexpr double kTokens = 128.0 * 3 * 5 * 4; // sequence x micro-batch x accumulation x GPUs
 
-TEST(StepWork, countsMatricesThreeTimesAndHalfOfTheScores)
+TEST(FlopBounds, countsMatricesThreeTimesAndHalfOfTheScores)
 {
     const Scenario scenario =
         smallScenario({{"sequence_length", 128}, {"micro_batch", 3}, {"gradient_accumulation", 5}});
-    const StepWork work = stepWork(scenario.model, scenario.training, scenario.cluster.gpus());
+    const FlopBounds work = stepWork(scenario.model, scenario.training, scenario.cluster.gpus());
     const double causalScores = 2.0 /*layers*/ * (4.0 * 128 * 64) / 2; // 4 s H per layer and token, half of it
     EXPECT_DOUBLE_EQ(work.least, kTokens * (6 * kMatrices + 3 * causalScores));
     // Generous sources count every parameter, lookups and norms too, and the whole score matrix: 12 L H s.
@@ -68,18 +68,18 @@ TEST(StepWork, countsMatricesThreeTimesAndHalfOfTheScores)
     EXPECT_DOUBLE_EQ(work.most, kTokens * (6 * (kMatrices + 64.0 * 1000 + norms) + 12.0 * 2 * 64 * 128));
 }
 
-TEST(StepWork, recomputationAddsTheForwardOfTheBlocks)
+TEST(FlopBounds, recomputationAddsTheForwardOfTheBlocks)
 {
     const Scenario plain = smallScenario({{"sequence_length", 128}});
     const Scenario full = smallScenario({{"sequence_length", 128}, {"activation_checkpointing", "full"}});
     const double ranks = 4;
-    const StepWork without = stepWork(plain.model, plain.training, 4);
-    const StepWork with = stepWork(full.model, full.training, 4);
+    const FlopBounds without = stepWork(plain.model, plain.training, 4);
+    const FlopBounds with = stepWork(full.model, full.training, 4);
     EXPECT_DOUBLE_EQ(with.least - without.least, 128 * ranks * (2 * kBlockMatrices + 2.0 * 2 * 128 * 64));
     EXPECT_DOUBLE_EQ(with.most, without.most * 4 / 3);
 }
 
-TEST(StepWork, frozenWeightsHaveNoGradientProducts)
+TEST(FlopBounds, frozenWeightsHaveNoGradientProducts)
 {
     const Scenario scenario = smallScenario({{"sequence_length", 128}, {"lora", {{"rank", 2}}}});
     const Scenario whole = smallScenario({{"sequence_length", 128}});

@@ -42,6 +42,7 @@ public:
     CheckpointSize checkpoint() const override;
     std::vector<Note> assumptions() const override;
     std::vector<Note> excluded() const override;
+    const ActivationModel* activations() const override { return &m_activations; }
 
 protected:
     /// Takes over the numbers of an input and starts the size table with the activations' classes.

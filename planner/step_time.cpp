@@ -1,0 +1,116 @@
+#include "planner/step_time.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "planner/published/physics.hpp"
+#include "planner/step_band.hpp"
+
+namespace shardwright {
+
+namespace {
+
+constexpr double kTera = 1e12;
+
+/// Sequences of one step over the whole job: one stream of them for each replica of the model.
+double sequencesOf(const PlanInput& input)
+{
+    const std::int64_t replicas =
+        std::max<std::int64_t>(1, input.cluster.gpus() / input.strategy.parallelism.modelRanks());
+    return static_cast<double>(
+        checkedMultiply(checkedMultiply(input.training.microBatch, replicas), input.training.gradientAccumulation));
+}
+
+std::string bandText(const StepBand& band, const StepSetting& setting)
+{
+    const std::string range = fmt::format("{:.2f} to {:.2f} times the predicted seconds", band.low, band.high);
+    switch (band.origin) {
+    case BandOrigin::Own:
+        return fmt::format("band: {}, from {} published measurements of such runs ({})", range, band.rows,
+                           nameOf(setting));
+    case BandOrigin::Similar:
+        return fmt::format("band: {}, from {} published measurements of similar runs; none is known of {}", range,
+                           band.rows, nameOf(setting));
+    case BandOrigin::All:
+        return fmt::format("band: {}, from all {} published measurements; none is known of {}", range, band.rows,
+                           nameOf(setting));
+    case BandOrigin::Assumed: break;
+    }
+    return fmt::format("band: {}, without any measurement of such runs ({})", range, nameOf(setting));
+}
+
+void fillAssumptions(const StepBand& band, const StepSetting& setting, bool peakKnown, StepTime& step)
+{
+    step.assumptions.push_back({"steady state: data loading, logging, evaluation, checkpoints and the first steps "
+                                "(compilation, autotuning, memory growth) are left out",
+                                Provenance::Assumed, ""});
+    step.assumptions.push_back({"all ranks run at the same pace: no stragglers, no other jobs on the network, full "
+                                "clocks",
+                                Provenance::Assumed, ""});
+    const bool measured = band.origin != BandOrigin::Assumed;
+    step.assumptions.push_back({bandText(band, setting), measured ? Provenance::Measured : Provenance::Assumed,
+                                measured ? "shardplan ledger" : ""});
+    if (!peakKnown)
+        step.assumptions.push_back(
+            {"the cluster names no peak for the compute dtype: utilisation is not computed", Provenance::Assumed, ""});
+}
+
+bool finite(const OpTimes& times)
+{
+    return std::all_of(times.seconds.begin(), times.seconds.end(), [](double s) { return std::isfinite(s); });
+}
+
+} // namespace
+
+void fillRates(const PlanInput& input, double seconds, double executedFlops, StepTime& step)
+{
+    const auto gpus = static_cast<double>(input.ranks());
+    const double sequences = sequencesOf(input);
+    const double tokens = sequences * static_cast<double>(input.training.sequenceLength);
+    const double modelFlops = modelFlopsPerToken(input.model, input.training.sequenceLength) * tokens / gpus;
+    step.seconds = seconds;
+    step.tokensPerSecond = tokens / seconds;
+    step.tokensPerSecondPerGpu = step.tokensPerSecond / gpus;
+    step.samplesPerSecond = sequences / seconds;
+    step.tflopsPerGpu = modelFlops / seconds / kTera;
+    const auto peak = peakFlops(input.cluster.gpu, input.training.precision);
+    if (peak) {
+        step.mfu = modelFlops / seconds / *peak;
+        step.hfu = executedFlops / seconds / *peak;
+    }
+    const StepSetting setting = stepSettingOf(input.strategy, input.cluster);
+    const StepBand& band = stepBand(setting);
+    step.lowSeconds = seconds * band.low;
+    step.highSeconds = seconds * band.high;
+    fillAssumptions(band, setting, peak.has_value(), step);
+}
+
+double executedFlops(const Schedule& schedule, const LayerCosts& layers)
+{
+    double flops = 0;
+    for (const Segment& segment : schedule.segments) {
+        double once = 0;
+        for (std::uint32_t i = segment.firstOp; i < segment.endOp; ++i)
+            once += layers.flops(schedule.ops[i]);
+        flops += once * static_cast<double>(segment.repeat);
+    }
+    return flops;
+}
+
+std::optional<StepTime> stepTime(const PlanInput& input, const FrameworkRules& rules, const Schedule& schedule)
+{
+    const OpCosts costs(input, *rules.activations(), schedule.sizes);
+    const OpTimes times = opTimes(schedule, costs);
+    if (!finite(times))
+        return std::nullopt;
+    const Timeline timeline = simulate(schedule, times);
+    StepTime step;
+    step.breakdown = timeline.breakdown;
+    step.hiddenCommunicationSeconds = timeline.hiddenCommunicationSeconds;
+    fillRates(input, timeline.seconds, executedFlops(schedule, costs.layers()), step);
+    return step;
+}
+
+} // namespace shardwright
