@@ -63,9 +63,8 @@ const Architecture kArchitectures[] = {
                .memoryShare = 0.8,
                .cacheBytes = 4e6,
                .attention = {0.35, 0.25, 0.35, 0.25}}},
-    // A100. Measured: 256.5 of 312 TFLOP/s at 16384^3; add and triad 1.70 of 2.04 TB/s [azure]; attention 179.5 TFLOP/s
-    // at
-    // head size 64 [azure], the rest [fa2].
+    // A100. Measured: 256.5 of 312 TFLOP/s at 16384^3, add and triad 1.70 of 2.04 TB/s, attention 179.5 TFLOP/s at head
+    // size 64 [azure], at 128 [fa2].
     {.capability = 80,
      .watts = 400,
      .powerExponent = 0.25,

@@ -26,8 +26,8 @@ struct GpuFacts {
     double tileSeconds = 0;    // prologue and epilogue of a 256x128 tile; smaller ones in proportion
     double productSeconds = 0; // start of a matrix product and filling of its pipeline
     double kernelSeconds = 0;  // start and drain of any other kernel
-    double memoryShare = 0; // of the memory bandwidth, by kernels that stream
-    double cacheBytes = 0;  // of the second-level cache
+    double memoryShare = 0;    // of the memory bandwidth, by kernels that stream
+    double cacheBytes = 0;     // of the second-level cache
     AttentionRates attention;
 };
 

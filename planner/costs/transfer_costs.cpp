@@ -3,17 +3,14 @@
 #include <algorithm>
 #include <limits>
 
+#include "planner/costs/gpu_facts.hpp"
+
 namespace shardwright {
 
 namespace {
 
-// Share of the nominal bandwidth that kernels bound by a GPU's memory reach. measured: 0.77 for copies on H100 (2573 of
-// 3350 GB/s, github.com/NVIDIA/nccl issue 1264) and 0.87 for large triads (github.com/NVIDIA/cccl pull request 9881);
-// between the two for kernels that read four tensors and write three.
-constexpr double kGpuMemoryShare = 0.80;
-
-// The same for host memory when all cores stream. measured: STREAM on two-socket servers, some 0.8 of the theoretical
-// rate of all channels (www.cs.virginia.edu/stream).
+// Share of the nominal bandwidth of host memory that all cores together reach. measured: STREAM on two-socket servers,
+// some 0.8 of the theoretical rate of all channels (www.cs.virginia.edu/stream).
 constexpr double kHostMemoryShare = 0.8;
 
 // What one thread copies into the driver's pinned staging buffer, after which the copy over PCIe follows. measured:
@@ -56,7 +53,7 @@ TransferCosts::TransferCosts(const Cluster& cluster)
     m_pageable = std::min(1 / (1 / cluster.pcieBandwidth.value + 1 / kStagingBandwidth), hostMemory / kStagingPasses);
     m_nvmeRead = cluster.nvmeReadBandwidth.value / ranks;
     m_nvmeWrite = cluster.nvmeWriteBandwidth.value / ranks;
-    m_gpuMemory = cluster.gpu.memoryBandwidth.value * kGpuMemoryShare;
+    m_gpuMemory = sustainedBandwidth(cluster.gpu, gpuFacts(cluster.gpu));
     m_vectorizedOptimizer = std::min(cluster.hostMemoryBandwidth.value * kCpuAdamMemoryShare,
                                      kCpuAdamPerCore * std::max(1, cluster.cpuCores)) /
                             ranks;
