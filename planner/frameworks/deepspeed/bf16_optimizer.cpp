@@ -89,6 +89,27 @@ public:
                                                                                : Bytes(0));
         m_reduce = m_sizes.addPayload({"gradients", "w x P", "engine buffered_allreduce_fallback",
                                        bytesOf(m_padded, m_dtypes.wire), m_dtypes.wire});
+        const std::int64_t elements = m_order.elements();
+        const Bytes narrow = bytesOf(elements, m_dtypes.model);
+        const Bytes wide = bytesOf(elements, DType::Fp32);
+        const auto add = [this](std::string_view name, std::string_view formula, std::string_view source, Bytes moved) {
+            return m_sizes.addPayload({name, formula, source, moved, DType::Fp32});
+        };
+        m_accumulate = add("gradients added to the zeroed ones", "6 B x P", "torch AccumulateGrad", narrow * 3);
+        // add_() of the bf16 gradient to the fp32 one, then zero_().
+        m_update = add("fp32 gradients updated, bf16 ones zeroed", "12 B x P", "bf16 update_hp_grads, clear_lp_grads",
+                       narrow * 2 + wide * 2);
+        const Bytes wire = bytesOf(m_padded, m_dtypes.wire);
+        m_prepare = add("gradients divided", "2 w x P", "engine allreduce_bucket",
+                        wire * 2 + (m_dtypes.wire == DType::Fp32 ? Bytes(0) : (wire + wide) * 2));
+        const Bytes partition = bytesOf(steppedElements(), DType::Fp32);
+        m_clip = add("norm and clipping of the whole gradient, and its zeroing", "16 B x P",
+                     "bf16 step: get_global_norm_of_tensors, clip_tensors_by_global_norm, clear_hp_grads",
+                     wide * (m_training.gradientClipping ? 4 : 2));
+        m_step = add("optimizer step", "accesses x P/N + 6 B x P/N", "ops/adam; bf16 update_lp_params",
+                     optimizerStepBytes(m_training.optimizer, torchStepForm(m_training), steppedElements(),
+                                        {DType::Fp32, DType::Fp32, DType::Fp32}) +
+                         partition + bytesOf(steppedElements(), m_dtypes.model));
         m_gather = m_sizes.addPayload({"updated parameters", "2 B x P", "bf16 step: all_gather_dp_groups",
                                        bytesOf(m_padded, m_dtypes.model), m_dtypes.model});
     }
@@ -134,7 +155,10 @@ private:
                 microStep(step);
             }
             m_builder.beginSegment("optimizer step");
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_clip);
             m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_step);
             const BufferId foreach = m_builder.allocate(m_rules.m_foreach);
             m_builder.free(foreach);
             m_builder.op(OpKind::AllGather, Stream::Compute, Phase::Optimizer);
@@ -162,8 +186,13 @@ private:
             m_walk.loss(m_builder);
             for (int layer = layers - 1; layer >= 0; --layer)
                 m_walk.backward(m_builder, layer, *this);
-            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward); // update_hp_grads
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward);
+            m_builder.move(m_rules.m_accumulate);
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward);
+            m_builder.move(m_rules.m_update);
             if (step.last) {
+                m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward);
+                m_builder.move(m_rules.m_prepare);
                 m_builder.op(OpKind::AllReduce, Stream::Compute, Phase::Backward);
                 const BufferId cast = m_builder.allocate(m_rules.m_cast);
                 m_builder.send(m_rules.m_reduce, m_rules.m_world);
@@ -182,7 +211,7 @@ private:
     BufferClassId m_module = -1, m_flat = -1, m_master = -1, m_wide = -1, m_moments = -1, m_narrow = -1, m_cast = -1,
                   m_foreach = -1;
     std::vector<std::vector<BufferClassId>> m_gradients; // by layer type and module
-    PayloadId m_reduce = -1, m_gather = -1;
+    PayloadId m_reduce = -1, m_gather = -1, m_accumulate = -1, m_update = -1, m_prepare = -1, m_clip = -1, m_step = -1;
 };
 
 } // namespace

@@ -111,6 +111,7 @@ public:
         m_foreach = m_sizes.addBuffer(kForeach, foreachTemporaries(m_training) ? wide : Bytes(0));
         const Bytes signs(ceilDivide(elements, 8)); // one bit an element
         m_compressed = m_sizes.addBuffer(kCompressed, compressed() ? signs : Bytes(0));
+        defineCopies(elements, wide);
         m_signs = m_sizes.addPayload({"signs of the momentum and a scale per rank", "P / 8 B + 4 B x N",
                                       "runtime/comm/nccl.py compressed_allreduce",
                                       signs + bytesOf(m_ranks, DType::Fp32), m_dtypes.model});
@@ -137,6 +138,56 @@ protected:
 private:
     bool fp16() const { return m_wrapper == OptimizerWrapper::Fp16; }
     bool compressed() const { return isOneBit(m_training.optimizer); }
+
+    void defineCopies(std::int64_t elements, Bytes wide)
+    {
+        const auto add = [this](std::string_view name, std::string_view formula, std::string_view source, Bytes moved) {
+            return m_sizes.addPayload({name, formula, source, moved, m_dtypes.model});
+        };
+        m_accumulations.clear();
+        for (std::size_t type = 0; type < m_model.layerTypes.size(); ++type) {
+            m_accumulations.emplace_back();
+            for (const LeafModule& module : m_activations.modules(static_cast<int>(type)))
+                m_accumulations.back().push_back(add("gradient added to an earlier one", "3 d x numel",
+                                                     "torch AccumulateGrad",
+                                                     bytesOf(module.trainable, m_dtypes.model) * 3));
+        }
+        m_bucketCopies.clear();
+        for (const std::int64_t bucket : m_buckets) {
+            const Bytes narrow = bytesOf(bucket, m_dtypes.model);
+            const Bytes wire = bytesOf(bucket, m_dtypes.wire);
+            const Bytes casting = m_dtypes.wire == m_dtypes.model ? Bytes(0) : (narrow + wire) * 2;
+            m_bucketCopies.push_back(add("bucket flattened, divided and copied back", "6 d x elements",
+                                         "engine allreduce_and_copy", narrow * 4 + wire * 2 + casting));
+        }
+        const Bytes narrow = bytesOf(elements, m_dtypes.model);
+        // Checked for overflow, cast, flattened, unscaled with the clipping, whose norm is a pass more.
+        m_prepare = add("gradients cast, flattened and unscaled", "(d + 4) x P + 24 B x P",
+                        "fused step: _flatten_dense_tensors, unscale_and_clip_grads",
+                        fp16() ? narrow * 2 + wide * 6 : clippingBytes(m_training, narrow));
+        const DType stepped = fp16() ? DType::Fp32 : m_dtypes.model;
+        const Bytes narrowing = fp16() ? narrow + wide : Bytes(0);
+        // The momentum alone, where it is sent: runtime/fp16/onebit/adam.py mul_(m), add_(m, g); after the exchange
+        // sqrt(v), add_(eps), div, and the update of the parameters; the second moment is frozen.
+        m_step = add("optimizer step", "accesses x P", "ops/adam; runtime/fp16/onebit",
+                     compressed() ? wide * 5
+                                  : optimizerStepBytes(m_training.optimizer, torchStepForm(m_training), elements,
+                                                       {stepped, stepped, DType::Fp32}) +
+                                        narrowing);
+        m_update =
+            add("update after the exchange", "11 x 4 B x P", "runtime/fp16/onebit/adam.py step", wide * 11 + narrowing);
+        // runtime/comm/nccl.py compressed_allreduce, kernel by kernel over P fp32 elements: the error is added
+        // (2 reads, 1 write), the norm taken (1), signs as a byte mask (sign 2, add_ 2, bool 1.25), back to floats and
+        // scaled (float 1.25, add_ 2, mul_ 2, mul 2), the new error (2 + 1), packing of the mask (2.5 and a bit).
+        m_compress = add("momentum compressed to signs", "about 21 x 4 B x P",
+                         "runtime/comm/nccl.py compressed_allreduce", wide * 21);
+        // The server's part: N ranks' signs of P/N elements are unpacked (9 accesses of an element), added up, and
+        // compressed again like the worker's, on P/N.
+        m_recompress = add("signs averaged and compressed again", "about 9 x 4 B x P + 21 x 4 B x P/N",
+                           "runtime/comm/nccl.py compressed_allreduce", wide * 9 + share(wide * 21, 1, m_ranks));
+        m_decompress = add("gathered signs decompressed", "about 9 x 4 B x P",
+                           "runtime/comm/nccl.py compressed_allreduce", wide * 9);
+    }
 
     class Emission final : public StageObserver {
     public:
@@ -176,10 +227,13 @@ private:
                 return;
             BufferId& held = m_held[static_cast<std::size_t>(layer)][static_cast<std::size_t>(module)];
             const BufferId fresh = m_builder.allocate(gradient);
-            if (held < 0)
+            if (held < 0) {
                 held = fresh;
-            else
-                m_builder.free(fresh); // added in place
+                return;
+            }
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward, layer);
+            m_builder.move(m_rules.m_accumulations[type][static_cast<std::size_t>(module)]);
+            m_builder.free(fresh); // added in place
         }
 
     private:
@@ -194,6 +248,8 @@ private:
                 m_walk.backward(m_builder, layer, *this);
             if (step.last && !m_rules.compressed())
                 for (std::size_t bucket = 0; bucket < m_rules.m_buckets.size(); ++bucket) {
+                    m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward);
+                    m_builder.move(m_rules.m_bucketCopies[bucket]);
                     m_builder.op(OpKind::AllReduce, Stream::Compute, Phase::Backward);
                     const BufferId flat = m_builder.allocate(m_rules.m_flatten[bucket]);
                     const BufferId cast = m_builder.allocate(m_rules.m_casts[bucket]);
@@ -207,12 +263,17 @@ private:
         void optimizerStep()
         {
             m_builder.op(OpKind::Copy, Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_prepare);
             const BufferId casts = m_builder.allocate(m_rules.m_gradientCasts);
             const BufferId flat = m_builder.allocate(m_rules.m_gradientFlat);
             m_builder.free(casts);
             if (m_rules.fp16())
                 dropGradients();
+            const OpId prepared = m_builder.lastOp();
             m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_step);
+            if (m_rules.fp16())
+                m_builder.blockHost(prepared); // the overflow is read on the host: item()
             const BufferId foreach = m_builder.allocate(m_rules.m_foreach);
             m_builder.free(foreach);
             if (m_rules.compressed())
@@ -224,16 +285,24 @@ private:
 
         void exchangeSigns()
         {
-            m_builder.op(OpKind::AllToAll, Stream::Compute, Phase::Optimizer);
+            m_builder.op(OpKind::Quantize, Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_compress);
             const BufferId mine = m_builder.allocate(m_rules.m_compressed);
+            m_builder.op(OpKind::AllToAll, Stream::Compute, Phase::Optimizer);
             const BufferId received = m_builder.allocate(m_rules.m_compressed);
             m_builder.send(m_rules.m_signs, m_rules.m_world);
             m_builder.free(mine);
             m_builder.free(received);
+            m_builder.op(OpKind::Quantize, Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_recompress);
             m_builder.op(OpKind::AllGather, Stream::Compute, Phase::Optimizer);
             const BufferId gathered = m_builder.allocate(m_rules.m_compressed);
             m_builder.send(m_rules.m_signs, m_rules.m_world);
+            m_builder.op(OpKind::Dequantize, Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_decompress);
             m_builder.free(gathered);
+            m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_update);
         }
 
         void dropGradients()
@@ -260,7 +329,10 @@ private:
     std::vector<BufferClassId> m_flatten;                // by bucket
     std::vector<BufferClassId> m_casts;
     std::vector<PayloadId> m_reduce;
-    PayloadId m_signs = -1;
+    std::vector<PayloadId> m_bucketCopies;
+    std::vector<std::vector<PayloadId>> m_accumulations; // by layer type and module
+    PayloadId m_signs = -1, m_prepare = -1, m_step = -1, m_update = -1;
+    PayloadId m_compress = -1, m_recompress = -1, m_decompress = -1;
 };
 
 } // namespace

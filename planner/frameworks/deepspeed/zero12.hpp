@@ -27,12 +27,22 @@ private:
         BufferClassId bucketed = -1;
         BufferClassId large = -1;
         BufferClassId accumulated = -1;
+        PayloadId toBucket = -1, addUp = -1, castBack = -1;
+    };
+    /// What a flush moves besides the reduction itself.
+    struct FlushCopies {
+        PayloadId prepare = -1;                           // flattened, cast, divided
+        PayloadId copyBack = -1;                          // and out again, with what this rank keeps of it
+        PayloadId down = -1;                              // fp32 gradients to the host
+        PayloadId accumulateDown = -1, accumulateUp = -1; // 16-bit ones, between micro-steps
     };
 
     void defineStates();
     bool flattensOnGpu(Bytes both) const;
     void defineGradients();
     void defineFlushes();
+    void defineFlushCopies(const BucketPlan& plan);
+    void defineStep();
     void defineHost();
     std::int64_t flattened(const BucketFlush& flush) const;
 
@@ -61,7 +71,8 @@ private:
     std::vector<BufferClassId> m_flatten;                  // by flush
     std::vector<BufferClassId> m_cast;
     std::vector<PayloadId> m_reduce;
-    PayloadId m_gather = -1, m_gradientDown = -1, m_accumulateDown = -1, m_accumulateUp = -1, m_parametersUp = -1;
+    std::vector<FlushCopies> m_flushCopies;
+    PayloadId m_gather = -1, m_parametersUp = -1, m_accumulate = -1, m_check = -1, m_prepare = -1, m_step = -1;
 };
 
 } // namespace shardwright

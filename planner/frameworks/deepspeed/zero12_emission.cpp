@@ -41,6 +41,7 @@ public:
             fresh.bucketed = m_builder.allocate(classes.bucketed);
         if (classes.large >= 0)
             fresh.large = m_builder.allocate(classes.large);
+        m_layer = layer;
         addTo(heldOf(layer, module), fresh, classes);
         if (isTiedModule(m_rules.m_model, layer, module) && !m_tiedSeen) {
             m_tiedSeen = true;
@@ -78,10 +79,30 @@ private:
         buffer = -1;
     }
 
+    OpId copy(OpKind kind, Stream stream, Phase phase, PayloadId payload)
+    {
+        const OpId id = m_builder.op(kind, stream, phase, m_layer);
+        m_builder.move(payload);
+        return id;
+    }
+    /// The host waits for `op` here: a copy that is not page-locked, a synchronize(), an item().
+    void block(OpId op, Phase phase)
+    {
+        m_builder.op(OpKind::Release, Stream::Compute, phase, m_layer);
+        m_builder.blockHost(op);
+    }
+    void transfer(OpKind kind, PayloadId payload)
+    {
+        const OpId id = copy(kind, m_reduceStream, Phase::Backward, payload);
+        if (!m_rules.m_options.pinMemory)
+            block(id, Phase::Backward);
+    }
+
     /// A later part of the same gradient (another micro-step, a tied weight's other use) is added in place.
     void addTo(Held& held, Held fresh, const Zero12Rules::GradientClasses& classes)
     {
         if (m_rules.separateAccumulation()) {
+            copy(OpKind::Copy, Stream::Compute, Phase::Backward, classes.addUp);
             if (held.accumulated < 0)
                 held.accumulated = m_builder.allocate(classes.accumulated);
             drop(fresh.bucketed);
@@ -92,6 +113,7 @@ private:
             held = fresh;
             return;
         }
+        copy(OpKind::Copy, Stream::Compute, Phase::Backward, classes.addUp);
         drop(fresh.bucketed);
         drop(fresh.large);
     }
@@ -135,8 +157,9 @@ private:
         Held going = held;
         if (m_rules.separateAccumulation()) {
             // get_gradient_for_reduction casts the accumulated gradient back; that one itself stays until the step
-            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward, layer);
             const Zero12Rules::GradientClasses& classes = classesOf(layer, module);
+            m_layer = layer;
+            copy(OpKind::Copy, Stream::Compute, Phase::Backward, classes.castBack);
             going.bucketed = classes.bucketed >= 0 ? m_builder.allocate(classes.bucketed) : -1;
             going.large = classes.large >= 0 ? m_builder.allocate(classes.large) : -1;
         } else {
@@ -152,7 +175,8 @@ private:
             m_pending.push_back({arrival.endFlush, going.bucketed});
             return;
         }
-        m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward, layer);
+        m_layer = layer;
+        copy(OpKind::Copy, Stream::Compute, Phase::Backward, classesOf(layer, module).toBucket);
         m_builder.free(going.bucketed);
     }
 
@@ -161,12 +185,26 @@ private:
         const auto index = static_cast<std::size_t>(flush);
         const DeepSpeedOptions& options = m_rules.m_options;
         const bool toOwner = options.reduceScatter && !options.useMultiRankBucketAllreduce && m_rules.contiguous();
-        m_builder.op(toOwner ? OpKind::Reduce : OpKind::AllReduce, m_reduceStream, Phase::Backward);
+        const Zero12Rules::FlushCopies& copies = m_rules.m_flushCopies[index];
+        m_layer = -1;
+        // average_tensor: the reduction stream waits for the compute stream, and that for the reductions before.
+        OpId ready = -1;
+        if (m_rules.overlaps()) {
+            ready = m_builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
+            m_builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
+            m_builder.wait(m_lastReduced);
+        }
+        copy(OpKind::Copy, m_reduceStream, Phase::Backward, copies.prepare);
+        m_builder.wait(ready);
         BufferId flat = m_builder.allocate(m_rules.m_flatten[index]);
         BufferId cast = m_builder.allocate(m_rules.m_cast[index]);
+        m_builder.op(toOwner ? OpKind::Reduce : OpKind::AllReduce, m_reduceStream, Phase::Backward);
         m_builder.send(m_rules.m_reduce[index], m_rules.m_world);
+        m_lastReduced = copy(OpKind::Copy, m_reduceStream, Phase::Backward, copies.copyBack);
         drop(cast);
         drop(flat);
+        if (m_rules.offload())
+            m_lastReduced = offloadGradients(copies);
         if (!m_rules.offload() && m_touched < 0)
             m_touched = m_builder.allocate(m_rules.m_touchedGradients);
         const auto gone = std::stable_partition(m_pending.begin(), m_pending.end(),
@@ -179,6 +217,9 @@ private:
     void microStep(const MicroStep& step)
     {
         const int layers = static_cast<int>(m_rules.m_model.layers.size());
+        m_first = step.first;
+        m_last = step.last;
+        m_lastReduced = -1;
         m_reducing = m_rules.m_options.stage == 2 || (m_rules.overlaps() && step.last);
         m_arrival = 0;
         m_tiedSeen = false;
@@ -205,9 +246,20 @@ private:
     /// later ones go.
     void epilogue(const MicroStep& step)
     {
-        if (m_rules.offload())
-            offloadGradients(step);
+        m_layer = -1;
+        if (m_rules.offload() && step.last) {
+            copy(OpKind::Copy, m_reduceStream, Phase::Backward, m_rules.m_check);
+            BufferId norm = m_builder.allocate(m_rules.m_norm);
+            drop(norm);
+            BufferId cast = m_builder.allocate(m_rules.m_offloadCast);
+            drop(cast);
+        }
+        if (!m_rules.offload() && !step.first && m_rules.m_options.stage == 2)
+            copy(OpKind::Copy, m_reduceStream, Phase::Backward, m_rules.m_accumulate);
+        const OpId reduced = m_builder.lastOp();
         m_builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
+        if (m_rules.overlaps())
+            m_builder.blockHost(reduced); // synchronize()
         for (BufferId& bucket : m_buckets)
             drop(bucket);
         m_buckets.clear();
@@ -216,40 +268,39 @@ private:
         drop(m_touched);
     }
 
-    void offloadGradients(const MicroStep& step)
+    /// The gradients that this rank keeps of a bucket go down as soon as it is reduced: asynchronously, in its stream.
+    OpId offloadGradients(const Zero12Rules::FlushCopies& copies)
     {
         if (m_rules.m_options.stage == 2 && m_rules.m_training.gradientAccumulation > 1) {
-            if (!step.first) {
-                m_builder.op(OpKind::CopyToDevice, Stream::HostToDevice, Phase::Backward);
-                m_builder.move(m_rules.m_accumulateUp);
-            }
-            if (!step.last) {
-                m_builder.op(OpKind::CopyToHost, Stream::DeviceToHost, Phase::Backward);
-                m_builder.move(m_rules.m_accumulateDown);
-            }
+            if (!m_first)
+                transfer(OpKind::CopyToDevice, copies.accumulateUp);
+            if (!m_last)
+                transfer(OpKind::CopyToHost, copies.accumulateDown);
         }
-        if (!step.last)
-            return;
-        m_builder.op(OpKind::CopyToHost, Stream::DeviceToHost, Phase::Backward);
-        BufferId norm = m_builder.allocate(m_rules.m_norm);
-        drop(norm);
-        BufferId cast = m_builder.allocate(m_rules.m_offloadCast);
-        m_builder.move(m_rules.m_gradientDown);
-        drop(cast);
+        if (m_last)
+            transfer(OpKind::CopyToHost, copies.down);
+        return m_builder.lastOp();
     }
 
     void optimizerStep()
     {
+        m_layer = -1;
         if (m_rules.offload()) {
-            m_builder.op(OpKind::HostOptimizerStep, Stream::Host, Phase::Optimizer);
-            m_builder.op(OpKind::CopyToDevice, Stream::HostToDevice, Phase::Optimizer);
+            // step waits for the copies (synchronize()), then the host steps itself
+            const OpId ready = m_builder.op(OpKind::Release, Stream::Compute, Phase::Optimizer);
+            const OpId stepped = copy(OpKind::HostOptimizerStep, Stream::Host, Phase::Optimizer, m_rules.m_step);
+            m_builder.blockHost(ready);
+            m_builder.op(OpKind::CopyToDevice, Stream::Compute, Phase::Optimizer);
             m_builder.move(m_rules.m_parametersUp);
+            m_builder.blockHost(stepped);
         } else {
-            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Optimizer);
+            const OpId checked = copy(OpKind::Copy, Stream::Compute, Phase::Optimizer, m_rules.m_check);
             BufferId overflow = m_builder.allocate(m_rules.m_overflow);
             drop(overflow);
             BufferId norm = m_builder.allocate(m_rules.m_norm);
             drop(norm);
+            copy(OpKind::Copy, Stream::Compute, Phase::Optimizer, m_rules.m_prepare);
+            m_builder.blockHost(checked); // overflow and norm are read on the host: item()
             dropAccumulated();
             BufferId flat = m_builder.allocate(m_rules.m_flatGradient);
             BufferId cast = -1;
@@ -258,7 +309,7 @@ private:
                 drop(flat);
             }
             drop(m_averaged);
-            m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
+            copy(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer, m_rules.m_step);
             BufferId foreach = m_builder.allocate(m_rules.m_foreach);
             drop(foreach);
             drop(cast);
@@ -287,6 +338,10 @@ private:
     BufferId m_touched = -1;  // this micro-step's gradients of the partition
     BufferId m_averaged = -1; // those of the micro-steps before
     std::size_t m_arrival = 0;
+    OpId m_lastReduced = -1;
+    int m_layer = -1;
+    bool m_first = true;
+    bool m_last = true;
     bool m_reducing = false;
     bool m_tiedSeen = false;
 };

@@ -145,7 +145,9 @@ void Zero12Rules::resize(const PlanInput& input)
     defineStates();
     defineGradients();
     defineFlushes();
+    defineFlushCopies(m_options.stage == 1 && !overlaps() ? m_inOrder : m_inBackward);
     defineHost();
+    defineStep();
 }
 
 // __init__: the flat buffer is made beside the module where the free memory takes both (since DeepSpeed pull
@@ -201,6 +203,19 @@ void Zero12Rules::defineGradients()
                 one.bucketed = m_sizes.addBuffer(kGradient, bytesOf(sizes.bucketed, m_dtypes.model), id);
             if (sizes.large > 0)
                 one.large = m_sizes.addBuffer(kLarge, bytesOf(sizes.large, m_dtypes.model), id);
+            const Bytes all = bytesOf(checkedAdd(sizes.bucketed, sizes.large), m_dtypes.model);
+            const Bytes accumulated = bytesOf(checkedAdd(sizes.bucketed, sizes.large), m_dtypes.accumulate);
+            const auto move = [&](std::string_view name, std::string_view formula, std::string_view source,
+                                  Bytes moved) {
+                return m_sizes.addPayload({name, formula, source, moved, m_dtypes.model});
+            };
+            one.toBucket =
+                move("gradient copied to the bucket", "2 d x numel", "stage_1_and_2.py reduce_independent_p_g",
+                     contiguous() ? bytesOf(sizes.bucketed, m_dtypes.model) * 2 : Bytes(0));
+            one.addUp = move("gradient added to an earlier one", "(d + 2 a) x numel", "torch AccumulateGrad",
+                             all + accumulated * 2);
+            one.castBack = move("accumulated gradient cast to be reduced", "(a + d) x numel",
+                                "stage_1_and_2.py get_gradient_for_reduction", all + accumulated);
             if (separateAccumulation() && sizes.bucketed + sizes.large > 0)
                 one.accumulated = m_sizes.addBuffer(
                     kAccumulated, bytesOf(checkedAdd(sizes.bucketed, sizes.large), m_dtypes.accumulate), id);
@@ -245,6 +260,71 @@ void Zero12Rules::defineFlushes()
     }
 }
 
+void Zero12Rules::defineFlushCopies(const BucketPlan& plan)
+{
+    m_flushCopies.clear();
+    const auto add = [this](std::string_view name, std::string_view formula, std::string_view source, Bytes moved) {
+        return m_sizes.addPayload({name, formula, source, moved, m_dtypes.model});
+    };
+    const std::int64_t all = m_order.elements();
+    // Which of a bucket's gradients a rank keeps differs from rank to rank: each bucket counts for its share of them.
+    std::int64_t before = 0;
+    for (std::size_t i = 0; i < plan.flushes.size(); ++i) {
+        const BucketFlush& flush = plan.flushes[i];
+        const std::int64_t after = checkedAdd(before, flush.elements);
+        const auto part = [&](Bytes whole) { return share(whole, after, all) - share(whole, before, all); };
+        before = after;
+        const Bytes copied = m_sizes.buffers[static_cast<std::size_t>(m_flatten[i])].bytes;
+        const Bytes cast = m_sizes.buffers[static_cast<std::size_t>(m_cast[i])].bytes;
+        const Bytes narrow = bytesOf(flush.elements, m_dtypes.model);
+        const Bytes casting = cast > Bytes(0) ? narrow + cast : Bytes(0);
+        FlushCopies copies;
+        copies.prepare =
+            add("bucket flattened, cast and divided", "4 d x elements", "stage_1_and_2.py allreduce_bucket",
+                copied * 2 + casting + bytesOf(flush.elements, m_dtypes.wire) * 2);
+        const Bytes kept = part(bytesOf(m_touched, m_dtypes.model));
+        copies.copyBack = add("bucket copied back and the partition's gradients kept", "2 d x elements + 2 d x share",
+                              "stage_1_and_2.py allreduce_and_copy, copy_grads_in_partition",
+                              copied * 2 + casting + (offload() ? Bytes(0) : kept * 2));
+        copies.down = add("fp32 gradient to the host", "4 B x P/N",
+                          "stage_1_and_2.py async_inplace_copy_grad_to_fp32_buffer_from_gpu",
+                          part(bytesOf(m_partition, m_dtypes.master)));
+        copies.accumulateDown = add("accumulated gradients to the host", "d x tensors of the partition",
+                                    "stage_1_and_2.py async_accumulate_grad_in_cpu_via_gpu", kept);
+        copies.accumulateUp = add("accumulated gradients back to the GPU", "d x tensors of the partition",
+                                  "stage_1_and_2.py async_accumulate_grad_in_cpu_via_gpu", kept);
+        m_flushCopies.push_back(copies);
+    }
+}
+
+void Zero12Rules::defineStep()
+{
+    const auto add = [this](std::string_view name, std::string_view formula, std::string_view source, Bytes moved) {
+        return m_sizes.addPayload({name, formula, source, moved, m_dtypes.master});
+    };
+    const std::int64_t accumulated = bitsOf(m_dtypes.accumulate) / 8;
+    // has_inf_or_nan: a fp32 copy, two comparisons that write masks, their disjunction; the norm in double precision.
+    const std::int64_t checking = checksOverflow() ? accumulated + 4 + 2 * (4 + 1) + 3 + 1 : 0;
+    const std::int64_t norming = accumulated + 2 * 8;
+    m_check = add("overflow check and norm of the gradients", "(a + 18 + a + 16) B x P/N",
+                  "stage_1_and_2.py has_overflow, get_grad_norm_direct",
+                  Bytes(checkedMultiply(m_partition, checking + norming)));
+    m_accumulate =
+        add("gradients of the micro-step added up", "3 d x tensors of the partition",
+            "stage_1_and_2.py independent_gradient_partition_epilogue", bytesOf(m_touched, m_dtypes.model) * 3);
+    const Bytes narrow = bytesOf(m_partition, m_dtypes.accumulate);
+    const Bytes master = bytesOf(m_partition, m_dtypes.master);
+    const bool casts = m_dtypes.accumulate != m_dtypes.master;
+    m_prepare = add("gradient flattened, cast and unscaled", "(3 a + 12) B x P/N",
+                    "stage_1_and_2.py step: flatten, unscale_and_clip_grads",
+                    narrow * 2 + (casts ? narrow + master : Bytes(0)) + master * 2);
+    // DeepSpeedCPUAdam is one pass too; the host unscales before it and narrows the parameters after it.
+    m_step = add("optimizer step", "accesses x P/N + 6 B x P/N", "ops/adam; stage_1_and_2.py _optimizer_step",
+                 optimizerStepBytes(m_training.optimizer, offload() ? StepForm::Fused : torchStepForm(m_training),
+                                    m_partition, {m_dtypes.master, m_dtypes.master, m_dtypes.states}) +
+                     master + bytesOf(m_partition, m_dtypes.model) + (offload() ? master * 2 : Bytes(0)));
+}
+
 void Zero12Rules::defineHost()
 {
     const bool pinned = m_options.pinMemory;
@@ -273,15 +353,6 @@ void Zero12Rules::defineHost()
     m_hostAccumulators = m_sizes.addBuffer(kHostAccumulators.of(pinned),
                                            offload() && accumulates ? hostBytes(each, pinned) * tensors : Bytes(0));
     m_hostMoments = m_sizes.addBuffer(kHostMoments, offload() ? stateBytes(m_partition) : Bytes(0));
-    m_gradientDown = m_sizes.addPayload({"fp32 gradient to the host", "4 B x P/N",
-                                         "stage_1_and_2.py async_inplace_copy_grad_to_fp32_buffer_from_gpu",
-                                         bytesOf(m_partition, m_dtypes.master), m_dtypes.master});
-    m_accumulateDown = m_sizes.addPayload({"accumulated gradients to the host", "d x tensors of the partition",
-                                           "stage_1_and_2.py async_accumulate_grad_in_cpu_via_gpu",
-                                           bytesOf(m_touched, m_dtypes.model), m_dtypes.model});
-    m_accumulateUp = m_sizes.addPayload({"accumulated gradients back to the GPU", "d x tensors of the partition",
-                                         "stage_1_and_2.py async_accumulate_grad_in_cpu_via_gpu",
-                                         bytesOf(m_touched, m_dtypes.model), m_dtypes.model});
     m_parametersUp = m_sizes.addPayload({"updated parameters to the GPU", "d x P/N", "stage_1_and_2.py step",
                                          bytesOf(m_partition, m_dtypes.model), m_dtypes.model});
 }

@@ -39,6 +39,8 @@ private:
         PayloadId gather = -1;
         PayloadId uploadCopy = -1;
         PayloadId nvmeRead = -1;
+        PayloadId quantise = -1; // this rank's input, under qwZ
+        PayloadId copyOut = -1;  // dequantised under qwZ
     };
     /// A reduction of one kind.
     struct FlushClasses {
@@ -52,11 +54,15 @@ private:
         PayloadId replicate = -1;  // MiCS
         PayloadId narrowCopy = -1; // 16-bit shard to the host, or back
         PayloadId wideCopy = -1;   // fp32 shard to the host
+        // Within the GPU: before the reduction, and the shard kept or added up after it.
+        PayloadId prepare = -1, keep = -1, addUp = -1, quantise = -1, requantise = -1, dequantise = -1;
         bool compressesAll = false;
     };
     struct GradientClasses {
         BufferClassId bucketed = -1;
         BufferClassId large = -1;
+        PayloadId toBucket = -1;
+        PayloadId tiedSum = -1;
     };
     /// The part of the shard that is stepped at once.
     struct SubGroup {
@@ -68,6 +74,8 @@ private:
         PayloadId parametersUp = -1;
         PayloadId stateRead = -1;
         PayloadId stateWrite = -1;
+        PayloadId prepare = -1; // gradient flattened, cast and unscaled
+        PayloadId step = -1;
     };
 
     void defineGroups(const PlanInput& input);
@@ -79,6 +87,8 @@ private:
     void definePieces();
     void defineGradients();
     void defineFlushes();
+    void defineFlushCopies(FlushClasses& classes, std::int64_t padded, std::int64_t compressed, std::int64_t shard,
+                           bool asItIs, Bytes inside, Bytes between);
     void defineStep();
 
     std::int64_t shardOf(const FlatTensor& tensor) const { return ceilDivide(tensor.numel, m_shardRanks); }
@@ -118,8 +128,9 @@ private:
     std::vector<BufferClassId> m_narrowPieces; // fp16 result of the dequantiser before its conversion to bf16
     std::vector<BufferClassId> m_secondaries;  // by unit type
     std::vector<std::vector<GradientClasses>> m_gradients;
-    std::vector<FlushClasses> m_flushes; // by flush kind
-    PayloadId m_persistentGather = -1, m_parametersDown = -1, m_nvmeParameterWrite = -1;
+    std::vector<FlushClasses> m_flushes;      // by flush kind
+    std::vector<PayloadId> m_secondaryCopies; // by unit type
+    PayloadId m_persistentGather = -1, m_parametersDown = -1, m_nvmeParameterWrite = -1, m_check = -1;
 };
 
 } // namespace shardwright

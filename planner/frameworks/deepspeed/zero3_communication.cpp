@@ -148,6 +148,17 @@ void Zero3Rules::defineCalls()
             {"parameter shard from NVMe", "d x shard beyond max_in_cpu",
              "runtime/swap_tensor/partitioned_param_swapper.py",
              all > Bytes(0) ? share(shard, nvmeParameterBytes().count(), all.count()) : Bytes(0), m_dtypes.model});
+        // The quantiser works in fp16: bf16 is converted before and after it.
+        const std::int64_t passes = m_dtypes.model == DType::Bf16 ? 3 : 1;
+        call.quantise =
+            m_sizes.addPayload({"shard quantised", "d x shard + int8", "partition_parameters.py CUDAQuantizer",
+                                quantized ? shard * passes + share(sent, 1, m_shardRanks) : Bytes(0), m_dtypes.model});
+        call.copyOut = m_sizes.addPayload(
+            {quantized ? "parameters dequantised" : "parameters copied out",
+             quantized ? "int8 + d x numel" : "2 d x numel",
+             quantized ? "partition_parameters.py CUDAQuantizer.dequantize"
+                       : "partition_parameters.py AllGatherCoalescedHandle.wait: torch.cat",
+             (quantized ? sent + whole * passes : Bytes(0)) + (call.coalesced ? whole * 2 : Bytes(0)), m_dtypes.model});
         m_calls.push_back(call);
     }
 }
@@ -163,13 +174,17 @@ void Zero3Rules::definePieces()
         m_narrowPieces.push_back(m_sizes.addBuffer(kDequantized, converts ? bytes : Bytes(0)));
     }
     m_secondaries.clear();
-    for (const GatherUnitType& type : m_gathers.types)
-        m_secondaries.push_back(m_sizes.addBuffer(
-            kSecondary,
+    m_secondaryCopies.clear();
+    for (const GatherUnitType& type : m_gathers.types) {
+        const Bytes secondary =
             m_options.hpzPartitionSize > 1
                 ? share(paddedBytes(type.tensors, m_options.hpzPartitionSize), 1, m_options.hpzPartitionSize)
-                : Bytes(0),
-            type.layerType));
+                : Bytes(0);
+        m_secondaries.push_back(m_sizes.addBuffer(kSecondary, secondary, type.layerType));
+        m_secondaryCopies.push_back(
+            m_sizes.addPayload({"secondary shard copied", "2 d x numel/h",
+                                "partition_parameters.py _partition_param_sec", secondary * 2, m_dtypes.model}));
+    }
 }
 
 void Zero3Rules::defineGradients()
@@ -189,6 +204,13 @@ void Zero3Rules::defineGradients()
                 classes[module].bucketed = m_sizes.addBuffer(kGradient, bytesOf(sizes.bucketed, m_dtypes.model), id);
             if (sizes.large > 0)
                 classes[module].large = m_sizes.addBuffer(kLarge, bytesOf(sizes.large, m_dtypes.model), id);
+            const Bytes all = bytesOf(checkedAdd(sizes.bucketed, sizes.large), m_dtypes.model);
+            const bool copies = m_options.contiguousGradients;
+            classes[module].toBucket = m_sizes.addPayload(
+                {"gradient copied to the bucket", "2 d x numel", "stage3.py __add_grad_to_ipg_bucket",
+                 copies ? bytesOf(sizes.bucketed, m_dtypes.model) * 2 : Bytes(0), m_dtypes.model});
+            classes[module].tiedSum = m_sizes.addPayload({"gradients of a tied weight added up", "3 d x numel",
+                                                          "torch AccumulateGrad", all * 3, m_dtypes.model});
         }
     }
 }
@@ -250,8 +272,41 @@ void Zero3Rules::defineFlushes()
         classes.wideCopy =
             m_sizes.addPayload({"fp32 gradient shard to the host", "4 B x shard", "stage3.py partition_grads",
                                 bytesOf(shard, m_dtypes.master), m_dtypes.master});
+        defineFlushCopies(classes, padded, compressed, shard, asItIs, inside, between);
         m_flushes.push_back(classes);
     }
+}
+
+void Zero3Rules::defineFlushCopies(FlushClasses& classes, std::int64_t padded, std::int64_t compressed,
+                                   std::int64_t shard, bool asItIs, Bytes inside, Bytes between)
+{
+    const auto add = [this](std::string_view name, std::string_view formula, std::string_view source, Bytes moved) {
+        return m_sizes.addPayload({name, formula, source, moved, m_dtypes.model});
+    };
+    const Bytes wire = bytesOf(padded, m_dtypes.wire);
+    Bytes preparing = wire * 2; // divided by the ranks
+    if (m_dtypes.wire != m_dtypes.model)
+        preparing += bytesOf(padded, m_dtypes.model) + wire;
+    if (!asItIs)
+        preparing += wire * 2;
+    classes.prepare = add("bucket cast, concatenated and divided", "4 w x elements",
+                          "runtime/comm/coalesced_collectives.py reduce_scatter_coalesced", preparing);
+    const Bytes reduced = bytesOf(shard, m_dtypes.wire);
+    const Bytes kept = bytesOf(shard, m_dtypes.accumulate);
+    const bool onGpu = !offloadsOptimizer();
+    classes.keep =
+        add("gradient shard kept", "(w + a) x shard", "stage3.py partition_grads", onGpu ? reduced + kept : Bytes(0));
+    classes.addUp =
+        add("gradient shard added up", "(w + 2 a) x shard", "stage3.py partition_grads", reduced + kept * 2);
+    // Two hops: everything is quantised, then what the node has reduced, a part in gpusPerNode of it, again.
+    const Bytes gradients = bytesOf(compressed, m_dtypes.model);
+    const Bytes ofNode = share(gradients, 1, m_cluster->gpusPerNode);
+    const std::string_view source = "coalesced_collectives.py all_to_all_quant_reduce";
+    classes.quantise = add("gradients quantised to int4", "d x elements + payload", source, gradients + inside);
+    classes.requantise = add("gradients of the node reduced and quantised again", "both payloads", source,
+                             inside + ofNode * 2 + between);
+    classes.dequantise = add("gradients dequantised and averaged", "payload + d x shard", source,
+                             between + share(ofNode, 1, std::max<std::int64_t>(1, m_cluster->nodes)));
 }
 
 } // namespace shardwright

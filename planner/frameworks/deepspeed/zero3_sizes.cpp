@@ -211,6 +211,15 @@ void Zero3Rules::defineStep()
         kOverflow, Bytes(checksOverflow() && !offloadsOptimizer() ? checkedMultiply(m_shard, kOverflowBytes) : 0));
     m_norm = m_sizes.addBuffer(kNorm, Bytes(checkedMultiply(8, std::min(m_largestShard, kNormChunk))));
     const bool casts = m_dtypes.accumulate != m_dtypes.master;
+    // isinf and isnan read the gradient and write a mask each, their disjunction and its reduction read three and write
+    // one; the norm is taken of a copy in double precision.
+    const std::int64_t accumulated = bitsOf(m_dtypes.accumulate) / 8;
+    const std::int64_t checking = checksOverflow() ? 2 * (accumulated + 1) + 4 : 0;
+    const std::int64_t norming = accumulated + 2 * 8;
+    m_check = m_sizes.addPayload({"overflow check and norm of the gradients", "(2 a + 6 + a + 16) B x shard",
+                                  "stage3.py has_overflow, get_grad_norm_direct",
+                                  offloadsOptimizer() ? Bytes(0) : Bytes(checkedMultiply(m_shard, checking + norming)),
+                                  m_dtypes.accumulate});
     for (SubGroup& group : m_subGroups) {
         group.flat =
             m_sizes.addBuffer(kFlatSubGroup, group.onGpu ? bytesOf(group.elements, m_dtypes.accumulate) : Bytes(0));
@@ -223,6 +232,20 @@ void Zero3Rules::defineStep()
                                                  "stage3.py _reassign_or_swap_out_partitioned_parameters",
                                                  bytesOf(group.elements, m_dtypes.model), m_dtypes.model});
         const Bytes states = bytesOf(group.elements, m_dtypes.master) + stateBytes(group.elements);
+        const Bytes narrow = bytesOf(group.elements, m_dtypes.accumulate);
+        const Bytes master = bytesOf(group.elements, m_dtypes.master);
+        // Flattened, cast, and divided by the loss scale and the clipping factor together.
+        group.prepare = m_sizes.addPayload(
+            {"gradient flattened, cast and unscaled", "(3 a + 12) B x sub-group",
+             "stage3.py _prepare_fp32_grad_for_sub_group, unscale_and_clip_grads",
+             group.onGpu ? narrow * 2 + (casts ? narrow + master : Bytes(0)) + master * 2 : Bytes(0), m_dtypes.master});
+        // DeepSpeedCPUAdam is one pass too; the host unscales before it and narrows the parameters after it.
+        group.step = m_sizes.addPayload(
+            {"optimizer step", "accesses x sub-group + 6 B x sub-group", "ops/adam; stage3.py _optimizer_step",
+             optimizerStepBytes(m_training.optimizer, group.onGpu ? torchStepForm(m_training) : StepForm::Fused,
+                                group.elements, {m_dtypes.master, m_dtypes.master, m_dtypes.states}) +
+                 master + bytesOf(group.elements, m_dtypes.model) + (group.onGpu ? Bytes(0) : master * 2),
+             m_dtypes.master});
         group.stateRead = m_sizes.addPayload({"master, moments and gradient from NVMe", "(4 + 8 + 4) B x sub-group",
                                               "runtime/swap_tensor/partitioned_optimizer_swapper.py",
                                               states + bytesOf(group.elements, m_dtypes.master), m_dtypes.master});

@@ -79,7 +79,9 @@ public:
 
 template <typename Check> void forEverySchedule(Check check)
 {
-    for (const auto& [name, options] : everyStrategy())
+    std::vector<std::pair<std::string, StrategyOptions>> strategies = everyStrategy();
+    strategies.insert(strategies.end(), everyDeepSpeed().begin(), everyDeepSpeed().end());
+    for (const auto& [name, options] : strategies)
         for (const SmallInput& small : inputsOf(options)) {
             SCOPED_TRACE(name + ", accumulation " + std::to_string(small.training.gradientAccumulation) +
                          (small.training.checkpointing == Checkpointing::Full ? ", checkpointed" : "") +
@@ -201,6 +203,48 @@ TEST(ScheduleOrder, LayersComputeWithParametersThatHaveArrived)
     });
     for (const char* framework : {"fsdp1", "fsdp2", "native"})
         EXPECT_GT(checkedUses[framework], 100) << framework;
+}
+
+/// ZeRO-3 gathers tensor by tensor: whatever handle has been waited for when a layer is issued is over when it begins,
+/// each gather's handle is waited for, and parameters are let go of only after they have come.
+TEST(ScheduleOrder, HandlesOfZero3AreWaitedForBeforeTheLayersThatFollow)
+{
+    int handles = 0;
+    forEverySchedule([&](const Checked& checked, const SmallInput& small) {
+        const auto* options = std::get_if<DeepSpeedOptions>(&small.strategy.options);
+        if (options == nullptr || options->stage != 3)
+            return;
+        std::vector<OpId> gathers; // not yet waited for
+        OpId waited = -1;
+        std::map<BufferId, OpId> made;
+        checked.walk([&](OpId id, const Op& op, const std::optional<BufferEvent>& event) {
+            if (event) {
+                const BufferSpec& spec = *checked.classOf(event->buffer).spec;
+                if (spec.category != Category::GatheredParameters)
+                    return;
+                if (event->change == BufferChange::Allocate)
+                    made[event->buffer] = id;
+                else if (op.stream == Stream::Compute && made.count(event->buffer) > 0)
+                    checked.expect(made[event->buffer], id, "it fills what is let go of");
+                return;
+            }
+            for (std::uint32_t i = 0; i < op.waitCount; ++i) {
+                const auto gather =
+                    std::find(gathers.begin(), gathers.end(), checked.schedule.waits[op.firstWait + i].op);
+                if (gather == gathers.end() || isCollective(op.kind)) // a communicator taking turns
+                    continue;
+                ++handles;
+                waited = *gather;
+                gathers.erase(gather);
+            }
+            if (op.kind == OpKind::AllGather)
+                gathers.push_back(id);
+            if (computes(op) && waited >= 0)
+                checked.expect(waited, id, "its handle was waited for before");
+        });
+        EXPECT_TRUE(gathers.empty()) << gathers.size() << " gathers that nobody waits for";
+    });
+    EXPECT_GT(handles, 1000);
 }
 
 /// What FSDP2 copies parameters out of: filled by the all-gather after its allocation, read by the copy that makes the

@@ -121,4 +121,67 @@ const std::vector<std::pair<std::string, StrategyOptions>>& everyStrategy()
     return all;
 }
 
+const std::vector<std::pair<std::string, StrategyOptions>>& everyDeepSpeed()
+{
+    static const auto all = [] {
+        // Thresholds as small as the model, so that buckets fill up and parameters are let go of.
+        const auto small = [](int stage, auto change) {
+            DeepSpeedOptions o;
+            o.stage = stage;
+            o.reduceBucketSize = 150;
+            o.prefetchBucketSize = 100;
+            o.paramPersistenceThreshold = 10;
+            o.maxReuseDistance = 200;
+            o.subGroupSize = 50;
+            change(o);
+            return o;
+        };
+        using O = DeepSpeedOptions;
+        using Device = OffloadDevice;
+        std::vector<std::pair<std::string, StrategyOptions>> list;
+        const auto add = [&](std::string name, int stage, auto change) {
+            list.emplace_back("deepspeed " + name, small(stage, change));
+        };
+        for (const int stage : {0, 1, 2, 3}) {
+            const std::string name = std::to_string(stage);
+            add(name, stage, [](O&) {});
+            add(name + " overlap", stage, [](O& o) { o.overlapComm = true; });
+            add(name + " no overlap", stage, [](O& o) { o.overlapComm = false; });
+            add(name + " fp32 accumulation", stage, [](O& o) { o.gradAccumDtype = DType::Fp32; });
+            if (stage == 0)
+                continue;
+            add(name + " scattered", stage, [](O& o) { o.contiguousGradients = false; });
+            add(name + " all-reduce", stage, [](O& o) { o.reduceScatter = false; });
+            for (const bool pinned : {true, false})
+                for (const bool overlap : {true, false})
+                    add(name + " offload" + (pinned ? "" : " pageable") + (overlap ? " overlap" : ""), stage,
+                        [&](O& o) {
+                            o.offloadOptimizer = Device::Cpu;
+                            o.pinMemory = pinned;
+                            o.overlapComm = overlap;
+                        });
+        }
+        add("3 offload all", 3, [](O& o) { o.offloadOptimizer = o.offloadParam = Device::Cpu; });
+        add("3 offload ratio", 3, [](O& o) {
+            o.offloadOptimizer = Device::Cpu;
+            o.offloadRatio = 0.5;
+        });
+        for (const bool pipelined : {false, true})
+            add(pipelined ? "3 nvme pipelined" : "3 nvme", 3, [&](O& o) {
+                o.offloadOptimizer = o.offloadParam = Device::Nvme;
+                o.pipelineRead = o.pipelineWrite = pipelined;
+            });
+        add("3 qwz", 3, [](O& o) { o.quantizedWeights = true; });
+        add("3 qgz", 3, [](O& o) { o.quantizedGradients = true; });
+        add("3 hpz", 3, [](O& o) { o.hpzPartitionSize = 4; });
+        add("3 zero++", 3, [](O& o) {
+            o.quantizedWeights = o.quantizedGradients = true;
+            o.hpzPartitionSize = 4;
+        });
+        add("3 mics", 3, [](O& o) { o.micsShardSize = 4; });
+        return list;
+    }();
+    return all;
+}
+
 } // namespace shardwright

@@ -42,6 +42,9 @@ struct SmallInput {
 /// One strategy of each kind that FSDP1, FSDP2, DDP and native have, by name.
 const std::vector<std::pair<std::string, StrategyOptions>>& everyStrategy();
 
+/// DeepSpeed's stages with what changes their schedules: overlap, offload, NVMe, ZeRO++, MiCS.
+const std::vector<std::pair<std::string, StrategyOptions>>& everyDeepSpeed();
+
 Fsdp1Options fsdp1(ShardingStrategy sharding);
 
 } // namespace shardwright
