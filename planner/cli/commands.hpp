@@ -29,6 +29,7 @@ struct Command {
 
 // What is wrong on the command line itself goes to `findings`, so that all of it is told at once.
 Command addCompare(CLI::App& root, Findings& findings);
+Command addSearch(CLI::App& root, Findings& findings);
 Command addExplain(CLI::App& root, Findings& findings);
 Command addExport(CLI::App& root, Findings& findings);
 Command addConvert(CLI::App& root, Findings& findings);

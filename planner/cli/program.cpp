@@ -25,6 +25,7 @@ constexpr const char* kDescription =
 constexpr const char* kExamples = R"(Examples:
   shardplan compare scenarios/llama-2-7b-8xa100.json
   shardplan compare --model llama-3-8b --cluster dgx-h100 --nodes 2 --sequence-length 8192
+  shardplan search scenarios/llama-2-7b-8xa100.json
   shardplan explain scenarios/llama-2-7b-8xa100.json --strategy deepspeed-zero3
   shardplan export scenarios/llama-2-7b-8xa100.json --strategy recommended --to deepspeed
   shardplan models
@@ -33,7 +34,7 @@ constexpr const char* kExamples = R"(Examples:
 failed), 2 wrong input, 3 the machine lacks something. GB is 10^9 bytes, GiB is 2^30.)";
 
 using Adder = Command (*)(CLI::App&, Findings&);
-constexpr Adder kCommands[] = {addCompare, addExplain, addExport,   addConvert,    addImport,    addBatch,
+constexpr Adder kCommands[] = {addCompare, addSearch, addExplain, addExport,   addConvert,    addImport,    addBatch,
                                addLedger,  addModels,  addClusters, addStrategies, addCompletion};
 
 /// Everything that CLI11 took for nobody's: unknown options with the nearest known one, and words too many.

@@ -124,6 +124,8 @@ Space defaultSpace(const Scenario& scenario, Objective objective, std::int64_t g
     space.sequence = {kSequenceStep, std::max(kLongestSequence, positions), kSequenceStep};
     constexpr std::int64_t kMostLayers = 2000;
     space.layers = {1, std::max(kMostLayers, scenario.model.architecture.layers), 1};
+    constexpr std::int64_t kLargestMicroBatch = 65536;
+    space.microBatches = {1, kLargestMicroBatch, 1};
     return space;
 }
 

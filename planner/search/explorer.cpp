@@ -1,5 +1,7 @@
 #include "planner/search/explorer.hpp"
 
+#include <cmath>
+
 #include "planner/frameworks/rules.hpp"
 #include "planner/frameworks/sharding.hpp"
 #include "planner/plan_builder.hpp"
@@ -39,7 +41,8 @@ Score PlanExplorer::score(double seconds, Bytes memory, std::int64_t gpus) const
     case Measure::Gpus: return {count, seconds};
     case Measure::GpuTime: return {seconds * count, seconds};
     case Measure::MemoryAndTime: return {memory.asDouble(), seconds};
-    case Measure::Possible: return {0, 0};
+    case Measure::Fitting:
+    case Measure::FittingByFloor: return {0, 0};
     }
     return {};
 }
@@ -68,7 +71,7 @@ std::optional<Score> PlanExplorer::floor(const Path& path)
         return std::nullopt;
     }
     m_candidates.apply(so, m_candidate);
-    return score(m_clock->floor(input()), Bytes(0), so.gpus);
+    return score(timed() ? m_clock->floor(input()) : 0, Bytes(0), so.gpus);
 }
 
 std::optional<Score> PlanExplorer::evaluate(const Path& path, const Archive& archive)
@@ -88,7 +91,13 @@ std::optional<Score> PlanExplorer::evaluate(const Path& path, const Archive& arc
             m_tally.add(*memory.obstacle, path, 1, memory.miss);
             return std::nullopt;
         }
-        const double seconds = m_measure == Measure::Possible ? 0 : m_clock->seconds(input(), setting);
+        if (m_measure == Measure::FittingByFloor)
+            return score(0, memory.used, so.gpus);
+        const double seconds = timed() ? m_clock->seconds(input(), setting) : 0;
+        if (!std::isfinite(seconds)) {
+            m_tally.add({Obstacle::Untimed, "the cluster leaves out what its step time depends on"}, path);
+            return std::nullopt;
+        }
         if (!archive.admits(score(seconds, memory.used, so.gpus), path))
             return std::nullopt;
         return planned(path, seconds, so.gpus);

@@ -12,8 +12,9 @@
 namespace shardwright::search {
 
 /// What candidates are scored by. Time: seconds per step, then memory. Gpus: how many, then seconds. GpuTime: seconds
-/// times GPUs. MemoryAndTime: the two figures of a front. Possible: all that fit are equally good.
-enum class Measure : std::uint8_t { Time, Gpus, GpuTime, MemoryAndTime, Possible };
+/// times GPUs. MemoryAndTime: the two figures of a front. Fitting: all whose plans fit are equally good.
+/// FittingByFloor: all whose tensors and overheads fit are.
+enum class Measure : std::uint8_t { Time, Gpus, GpuTime, MemoryAndTime, Fitting, FittingByFloor };
 
 class PlanExplorer final : public Explorer {
 public:
@@ -33,6 +34,7 @@ private:
     {
         return {m_candidates.scenario().model, m_candidate.cluster, m_candidate.training, m_candidate.strategy};
     }
+    bool timed() const { return m_measure != Measure::Fitting && m_measure != Measure::FittingByFloor; }
     Score score(double seconds, Bytes memory, std::int64_t gpus) const;
     std::optional<Score> planned(const Path& path, double seconds, std::int64_t gpus);
 

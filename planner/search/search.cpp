@@ -1,5 +1,7 @@
 #include "planner/search/search.hpp"
 
+#include <stdexcept>
+
 #include "planner/plan_builder.hpp"
 #include "planner/search/explorer.hpp"
 
@@ -9,6 +11,8 @@ namespace {
 
 Measure measureOf(const Request& request)
 {
+    if (request.judge != Request::Judge::Time)
+        return request.judge == Request::Judge::Plan ? Measure::Fitting : Measure::FittingByFloor;
     if (request.front)
         return Measure::MemoryAndTime;
     switch (request.objective) {
@@ -21,7 +25,7 @@ Measure measureOf(const Request& request)
     case Objective::LongestSequence:
     case Objective::LargestMicroBatch: break;
     }
-    return Measure::Possible;
+    throw std::logic_error("an inverse question is not one search");
 }
 
 } // namespace
@@ -44,6 +48,9 @@ Result search(const Candidates& candidates, const Request& request, const MakeCl
     result.proven = outcome.proven;
     for (const auto& explorer : explorers)
         result.rejected.add(static_cast<const PlanExplorer&>(*explorer).tally());
+    result.found = outcome.archive.found().size();
+    if (request.judge != Request::Judge::Time)
+        return result;
     for (const Found& found : outcome.archive.found()) {
         Answer answer{candidates.assignment(found.path), candidates.start(), {}};
         candidates.apply(answer.assignment, answer.candidate);

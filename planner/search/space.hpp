@@ -79,6 +79,7 @@ struct Space {
     // Of the inverse questions alone.
     Range sequence; // tokens
     Range layers;   // blocks of the model
+    Range microBatches;
 };
 
 /// The space that is searched when nothing is declared: every way that makes sense for the scenario's model and

@@ -161,6 +161,7 @@ template <typename Visitor, typename SpaceType> void visitAxes(Visitor& axis, Sp
     axis("micro_batch", space.microBatch);
     axis("sequence_length", space.sequence);
     axis("layers", space.layers);
+    axis("micro_batch_range", space.microBatches);
 }
 
 /// The cluster gives parts of one node and whole nodes, no more than it has.

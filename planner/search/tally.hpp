@@ -5,11 +5,13 @@
 #include <map>
 #include <string>
 
+#include "core/enum_names.hpp"
 #include "planner/search/path.hpp"
 
 namespace shardwright::search {
 
-enum class Obstacle : std::uint8_t { Divisibility, Refused, GpuMemory, HostMemory, Nvme, Allocator, TooLarge };
+/// Allocator: the tensors fit, what PyTorch's allocator holds beside them does not.
+enum class Obstacle : std::uint8_t { Divisibility, Refused, GpuMemory, HostMemory, Nvme, Allocator, Untimed, TooLarge };
 
 struct Reason {
     Obstacle obstacle = Obstacle::Refused;
@@ -36,3 +38,19 @@ private:
 };
 
 } // namespace shardwright::search
+
+namespace shardwright {
+
+template <> struct EnumNames<search::Obstacle> {
+    static constexpr std::array<std::pair<search::Obstacle, std::string_view>, 8> table{
+        {{search::Obstacle::Divisibility, "divisibility"},
+         {search::Obstacle::Refused, "refused"},
+         {search::Obstacle::GpuMemory, "gpu-memory"},
+         {search::Obstacle::HostMemory, "host-memory"},
+         {search::Obstacle::Nvme, "nvme"},
+         {search::Obstacle::Allocator, "allocator"},
+         {search::Obstacle::Untimed, "untimed"},
+         {search::Obstacle::TooLarge, "too-large"}}};
+};
+
+} // namespace shardwright

@@ -1,0 +1,142 @@
+#include "planner/search/inverse.hpp"
+
+#include <gtest/gtest.h>
+
+#include "core/cluster_file.hpp"
+#include "core/model_file.hpp"
+#include "planner/plan_builder.hpp"
+
+namespace shardwright::search {
+
+namespace {
+
+class StillClock final : public Clock {
+public:
+    double floor(const PlanInput&) override { return 1; }
+    double seconds(const PlanInput&, const std::pair<Path, int>&) override { return 1; }
+};
+
+std::unique_ptr<Clock> stillClock()
+{
+    return std::make_unique<StillClock>();
+}
+
+Scenario scenario(double gpuBytes)
+{
+    Scenario scenario;
+    scenario.model = readModel("llama-3.2-1b");
+    scenario.cluster = readCluster("dgx-a100-80gb");
+    scenario.cluster.gpusPerNode = 4;
+    scenario.cluster.gpu.memory.value = gpuBytes;
+    scenario.training.sequenceLength = 1024;
+    return scenario;
+}
+
+/// One strategy, so that plans can be made by hand beside.
+Space fullShardOnly(const Scenario& asked, Objective objective)
+{
+    Space space = defaultSpace(asked, objective);
+    space.frameworks = {Framework::Fsdp2};
+    space.sharding = {Sharding::Parameters};
+    space.offload = {Offload::None};
+    space.checkpointing = {Checkpointing::Full};
+    return space;
+}
+
+bool planFits(const Scenario& asked)
+{
+    Training training = asked.training;
+    training.checkpointing = Checkpointing::Full;
+    const Strategy strategy{"", Fsdp2Options{}, {}};
+    return buildPlan({asked.model, asked.cluster, training, strategy}, {false, true, false}).verdict == Verdict::Fits;
+}
+
+Inverse solve(const Scenario& asked, const Space& space, Objective objective)
+{
+    Request request;
+    request.objective = objective;
+    request.threads = 2;
+    return solveInverse(asked, space, request, stillClock);
+}
+
+TEST(SearchInverseTest, TheLongestSequenceFitsAndTheNextDoesNot)
+{
+    Scenario asked = scenario(20e9);
+    Space space = fullShardOnly(asked, Objective::LongestSequence);
+    space.sequence = {256, 100000, 256};
+    const Inverse inverse = solve(asked, space, Objective::LongestSequence);
+    ASSERT_TRUE(inverse.value);
+    EXPECT_FALSE(inverse.atEnd);
+    asked.training.sequenceLength = *inverse.value;
+    EXPECT_TRUE(planFits(asked));
+    for (int further = 1; further <= 8; ++further) {
+        asked.training.sequenceLength = *inverse.value + 256 * further;
+        EXPECT_FALSE(planFits(asked)) << asked.training.sequenceLength;
+    }
+    ASSERT_FALSE(inverse.best.answers.empty());
+    EXPECT_EQ(inverse.best.answers.front().candidate.training.sequenceLength, *inverse.value);
+}
+
+TEST(SearchInverseTest, TheDeepestModelFitsAndTheNextDoesNot)
+{
+    Scenario asked = scenario(20e9);
+    const Model small = asked.model;
+    const Inverse inverse = solve(asked, fullShardOnly(asked, Objective::LargestModel), Objective::LargestModel);
+    ASSERT_TRUE(inverse.value);
+    EXPECT_GT(*inverse.value, small.architecture.layers);
+    asked.model = withBlocks(small, *inverse.value);
+    EXPECT_TRUE(planFits(asked));
+    asked.model = withBlocks(small, *inverse.value + 1);
+    EXPECT_FALSE(planFits(asked));
+}
+
+TEST(SearchInverseTest, TheLargestMicroBatchFitsAndTheNextDoesNot)
+{
+    Scenario asked = scenario(20e9);
+    const Space space = fullShardOnly(asked, Objective::LargestMicroBatch);
+    const Inverse inverse = solve(asked, space, Objective::LargestMicroBatch);
+    ASSERT_TRUE(inverse.value);
+    asked.training.microBatch = *inverse.value;
+    EXPECT_TRUE(planFits(asked));
+    asked.training.microBatch = *inverse.value + 1;
+    EXPECT_FALSE(planFits(asked));
+}
+
+TEST(SearchInverseTest, TheEndOfTheRangeIsTold)
+{
+    const Scenario asked = scenario(80e9);
+    Space space = fullShardOnly(asked, Objective::LongestSequence);
+    space.sequence = {128, 512, 128};
+    const Inverse inverse = solve(asked, space, Objective::LongestSequence);
+    ASSERT_TRUE(inverse.value);
+    EXPECT_EQ(*inverse.value, 512);
+    EXPECT_TRUE(inverse.atEnd);
+}
+
+TEST(SearchInverseTest, NothingFitsIsAnAnswer)
+{
+    const Scenario asked = scenario(1e9);
+    const Inverse inverse = solve(asked, fullShardOnly(asked, Objective::LongestSequence), Objective::LongestSequence);
+    EXPECT_FALSE(inverse.value);
+    EXPECT_TRUE(inverse.proven);
+}
+
+TEST(SearchInverseTest, BlocksAreAddedAndTakenAway)
+{
+    const Model model = readModel("llama-3.2-1b");
+    const std::int64_t block = model.layerTypes[static_cast<std::size_t>(model.layers[1])].numel();
+    for (const std::int64_t blocks : {1, 15, 16, 17, 40}) {
+        const Model changed = withBlocks(model, blocks);
+        EXPECT_EQ(changed.parameters(), model.parameters() + (blocks - 16) * block);
+        EXPECT_EQ(changed.layers.size(), model.layers.size() + static_cast<std::size_t>(blocks) - 16);
+        EXPECT_EQ(changed.layers.front(), model.layers.front());
+        EXPECT_EQ(changed.layers.back(), model.layers.back());
+    }
+    const Model mixed = readModel("deepseek-v2-lite"); // its first block is dense, the others are mixtures
+    EXPECT_EQ(withBlocks(mixed, mixed.architecture.layers).parameters(), mixed.parameters());
+    EXPECT_EQ(withBlocks(mixed, 28).layersOfType(mixed.layers[1]), 1);
+}
+
+} // namespace
+
+} // namespace shardwright::search

@@ -1,0 +1,125 @@
+#include "planner/search/simulated_clock.hpp"
+
+#include <random>
+
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include "core/cluster_file.hpp"
+#include "core/model_file.hpp"
+#include "planner/frameworks/rules.hpp"
+#include "planner/frameworks/sharding.hpp"
+#include "planner/plan_builder.hpp"
+#include "planner/search/search.hpp"
+
+namespace shardwright::search {
+
+namespace {
+
+Scenario scenario(const char* model, Implementation implementation)
+{
+    Scenario scenario;
+    scenario.model = readModel(model);
+    scenario.cluster = readCluster("dgx-a100-80gb");
+    scenario.cluster.nodes = 2;
+    scenario.training.sequenceLength = 512;
+    scenario.training.microBatch = 4;
+    scenario.training.implementation = implementation;
+    return scenario;
+}
+
+/// A candidate somewhere in the tree, or nothing where it is not possible.
+std::optional<Path> anyPath(const Candidates& candidates, std::mt19937& random)
+{
+    Path path;
+    while (path.size() < kAxes) {
+        const std::size_t choices = candidates.choices(path);
+        if (choices == 0)
+            return std::nullopt;
+        path.push(random() % choices);
+    }
+    return path;
+}
+
+/// Asked of many candidates in turn, so that structures are used again with other sizes.
+void holdAgainstPlans(const Scenario& asked)
+{
+    Space space = defaultSpace(asked, Objective::FewestGpus);
+    space.checkpointEvery = {1, 2};
+    const Candidates candidates(asked, space);
+    const auto clock = simulatedClock();
+    std::mt19937 random(*rc::gen::resize(100, rc::gen::inRange(0, 1 << 30)));
+    Candidate candidate = candidates.start();
+    for (int i = 0; i < 20; ++i) {
+        const auto path = anyPath(candidates, random);
+        const Assignment so = candidates.assignment(path.value_or(Path{}));
+        if (!path || candidates.accumulation(so) == 0)
+            continue;
+        candidates.apply(so, candidate);
+        const PlanInput input{asked.model, candidate.cluster, candidate.training, candidate.strategy};
+        if (!refusals(input).empty())
+            continue;
+        const std::pair setting(path->first(static_cast<std::size_t>(Axis::MicroBatch)),
+                                accumulationShape(candidate.training.gradientAccumulation));
+        const double seconds = clock->seconds(input, setting);
+        const Plan plan = buildPlan(input, {.curve = false, .allocator = false, .suggest = false});
+        RC_ASSERT(plan.step.has_value() == std::isfinite(seconds));
+        if (plan.step)
+            RC_ASSERT(std::abs(seconds - plan.step->seconds) <= 1e-9 * seconds);
+        RC_ASSERT(clock->floor(input) <= seconds);
+    }
+}
+
+RC_GTEST_PROP(SearchSimulatedClockTest, SecondsAreThePlansAndFloorsAreBelow, ())
+{
+    const char* model = *rc::gen::element("gpt2", "llama-3.2-1b", "qwen1.5-moe-a2.7b", "opt-350m");
+    holdAgainstPlans(scenario(model, Implementation::HuggingFace));
+}
+
+RC_GTEST_PROP(SearchSimulatedClockTest, OfTorchtitanToo, ())
+{
+    holdAgainstPlans(scenario("llama-3.2-1b", Implementation::Torchtitan));
+}
+
+/// The search as it is used: what it finds is what planning every candidate finds.
+TEST(SearchSimulatedClockTest, TheOptimumIsThatOfAllPlans)
+{
+    Scenario asked = scenario("gpt2", Implementation::HuggingFace);
+    asked.cluster.gpu.memory.value = 8e9;
+    Space space = defaultSpace(asked, Objective::StepTime);
+    space.microBatch = {1, 2, 4};
+    const Candidates candidates(asked, space);
+    std::vector<double> seconds; // of every plan that fits
+    const std::function<void(const Path&)> visit = [&](const Path& path) {
+        if (path.size() < kAxes) {
+            for (std::size_t i = 0; i < candidates.choices(path); ++i) {
+                Path child = path;
+                child.push(i);
+                visit(child);
+            }
+            return;
+        }
+        const Assignment so = candidates.assignment(path);
+        if (candidates.accumulation(so) == 0)
+            return;
+        Candidate candidate = candidates.start();
+        candidates.apply(so, candidate);
+        const Plan plan = buildPlan({asked.model, candidate.cluster, candidate.training, candidate.strategy},
+                                    {.curve = false, .allocator = true, .suggest = false});
+        if (plan.verdict == Verdict::Fits && plan.step)
+            seconds.push_back(plan.step->seconds);
+    };
+    visit({});
+    std::sort(seconds.begin(), seconds.end());
+    Request request;
+    request.top = 5;
+    const Result result = search(candidates, request, simulatedClock);
+    ASSERT_EQ(result.answers.size(), 5u);
+    for (std::size_t i = 0; i < 5; ++i)
+        EXPECT_NEAR(result.answers[i].plan.step->seconds, seconds[i], 1e-9 * seconds[i]);
+    EXPECT_GT(result.counts.beaten + result.counts.evaluated, 100);
+}
+
+} // namespace
+
+} // namespace shardwright::search
