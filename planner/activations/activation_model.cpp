@@ -1,6 +1,7 @@
 #include "planner/activations/activation_model.hpp"
 
 #include <cassert>
+#include <utility>
 
 namespace shardwright {
 
@@ -147,6 +148,7 @@ void ActivationWalk::startOp(ScheduleBuilder& builder, Pass kind, int layer, int
                                                 : OpKind::Backward;
     builder.op(op, Stream::Compute, kind == Pass::Forward ? Phase::Forward : Phase::Backward, layer,
                static_cast<std::int16_t>(module));
+    builder.blockHost(std::exchange(m_copying, -1));
 }
 
 void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, const ProgramPass& pass, Pass kind,
@@ -192,8 +194,11 @@ void ActivationWalk::forward(ScheduleBuilder& builder, int layer, StageObserver&
     m_carried = state.slots[kOutput];
     state.slots[kOutput] = -1;
     if (m_activations->m_hostCheckpoint >= 0 && m_activations->checkpointed(layer)) {
-        builder.op(OpKind::CopyToHost, Stream::DeviceToHost, Phase::Forward, layer);
+        // checkpointing.py copies with to(device): the host waits for it, down here and back up in backward.
+        const OpId computed = builder.lastOp();
+        m_copying = builder.op(OpKind::CopyToHost, Stream::DeviceToHost, Phase::Forward, layer);
         builder.move(m_activations->m_checkpointCopy);
+        builder.wait(computed);
         state.hostCopy = builder.allocate(m_activations->m_hostCheckpoint);
         builder.free(state.slots[kInput]);
         state.slots[kInput] = -1;
@@ -224,6 +229,7 @@ void ActivationWalk::loss(ScheduleBuilder& builder, StageObserver& observer)
             }
     };
     builder.op(OpKind::LossForward, Stream::Compute, Phase::Loss);
+    builder.blockHost(std::exchange(m_copying, -1));
     play(lossProgram.forwardPass());
     if (m_heldLogits >= 0)
         builder.free(m_heldLogits); // the caller's variable is assigned anew only now
@@ -241,7 +247,7 @@ void ActivationWalk::backward(ScheduleBuilder& builder, int layer, StageObserver
     const LayerProgram& layerProgram = m_activations->program(layer);
     LayerState& state = m_layers[static_cast<std::size_t>(layer)];
     if (state.hostCopy >= 0) {
-        builder.op(OpKind::CopyToDevice, Stream::HostToDevice, Phase::Backward, layer);
+        m_copying = builder.op(OpKind::CopyToDevice, Stream::HostToDevice, Phase::Backward, layer);
         builder.move(m_activations->m_checkpointCopy);
         state.slots[kInput] = builder.allocate(layerProgram.classOf(kInput));
         builder.free(state.hostCopy);

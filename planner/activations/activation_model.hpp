@@ -105,6 +105,7 @@ private:
     BufferId m_gradCarried = -1; // their gradient on the way back
     BufferId m_batch = -1;
     BufferId m_heldLogits = -1;
+    OpId m_copying = -1; // a checkpoint on its way to or from the host
 };
 
 } // namespace shardwright

@@ -349,6 +349,37 @@ TEST(ScheduleOrder, TheNextStepFindsUpdatedParameters)
     });
 }
 
+TEST(ScheduleOrder, RecomputationFindsTheCheckpointThatTheHostKept)
+{
+    int copies = 0;
+    for (const auto& [name, options] : everyDeepSpeed()) {
+        SmallInput small(options, 4, 2);
+        small.training.checkpointing = Checkpointing::Cpu;
+        if (!refusals(small.input()).empty())
+            continue;
+        SCOPED_TRACE(name);
+        const Checked checked(small);
+        std::map<int, OpId> forward; // by layer
+        std::map<int, OpId> up;
+        checked.walk([&](OpId id, const Op& op, const std::optional<BufferEvent>& event) {
+            if (event)
+                return;
+            if (op.kind == OpKind::Forward)
+                forward[op.layer] = id;
+            if (op.kind == OpKind::CopyToHost && op.stream == Stream::DeviceToHost && op.phase == Phase::Forward)
+                checked.expect(forward[op.layer], id, "it reads what is copied");
+            // The upload of a checkpoint is the layer's last before its recomputation.
+            if (op.kind == OpKind::CopyToDevice && op.stream == Stream::HostToDevice && op.phase == Phase::Backward)
+                up[op.layer] = id;
+            if (op.kind != OpKind::Recompute || up.count(op.layer) == 0)
+                return;
+            ++copies;
+            checked.expect(up[op.layer], id, "it brings the input back");
+        });
+    }
+    EXPECT_GT(copies, 50);
+}
+
 /// The allocator's rule: memory that another stream used is handed out again only when that use is over. FSDP1's rate
 /// limiter makes the host wait for that; elsewhere the allocator asks, and takes other memory.
 TEST(ScheduleOrder, TheRateLimiterWaitsForTheMemoryThatItReuses)
