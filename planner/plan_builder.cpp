@@ -9,6 +9,7 @@
 #include "planner/readers/caching_allocator.hpp"
 #include "planner/readers/memory_replay.hpp"
 #include "planner/readers/traffic_sum.hpp"
+#include "planner/step_cost.hpp"
 #include "planner/step_time.hpp"
 #include "planner/suggestions.hpp"
 
@@ -183,9 +184,7 @@ private:
     void fillTime(const Schedule& schedule, const FrameworkRules& rules)
     {
         m_plan.step = stepTime(m_input, rules, schedule);
-        const double computing = m_plan.step ? m_plan.step->breakdown.compute + m_plan.step->breakdown.recompute : 0;
-        if (computing > 0)
-            m_plan.networkBytesPerSecondPerNode = m_plan.traffic.interNodeBytesPerNode.asDouble() / computing;
+        fillStepCost(m_input, m_plan);
     }
 
     void judge(const Schedule& schedule)

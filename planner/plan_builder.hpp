@@ -26,7 +26,4 @@ Plan buildPlan(const Scenario& scenario, const Strategy& strategy, const PlanDet
 /// Plans of all strategies of the scenario, in its order.
 std::vector<Plan> buildPlans(const Scenario& scenario, const PlanDetail& detail = {});
 
-/// The plan to take among those that fit, or nothing: its index.
-std::optional<std::size_t> recommend(const Scenario& scenario, const std::vector<Plan>& plans);
-
 } // namespace shardwright

@@ -1,74 +1,128 @@
 #include "planner/recommendation.hpp"
 
 #include <algorithm>
+#include <limits>
 
 #include <fmt/format.h>
 
-#include "planner/plan_builder.hpp"
+#include "planner/report/number_format.hpp"
+#include "planner/report/time_parts.hpp"
 
 namespace shardwright {
 
 namespace {
 
-enum class SlowMemory : std::uint8_t { None, Host, Nvme };
+constexpr double kSameTime = 1.01; // far below what a prediction can tell apart
 
-SlowMemory slowMemoryOf(const Plan& plan)
+double secondsOf(const Plan& plan)
 {
-    if (plan.nvme.bytesPerNode > 0_B)
-        return SlowMemory::Nvme;
-    return plan.host.bytesPerRank > 0_B ? SlowMemory::Host : SlowMemory::None;
+    return plan.step ? plan.step->seconds : std::numeric_limits<double>::infinity();
 }
 
-std::string whereItLives(SlowMemory memory)
+/// Those to choose among, fastest first: tight ones only where nothing else fits.
+std::vector<const Plan*> candidates(const std::vector<Plan>& plans)
 {
-    switch (memory) {
-    case SlowMemory::None: return "keep everything on the GPUs";
-    case SlowMemory::Host: return "need host memory but no NVMe";
-    case SlowMemory::Nvme: return "need NVMe";
+    std::vector<const Plan*> list;
+    for (const Verdict verdict : {Verdict::Fits, Verdict::Tight}) {
+        for (const Plan& plan : plans)
+            if (plan.verdict == verdict)
+                list.push_back(&plan);
+        if (!list.empty())
+            break;
     }
-    return {};
+    std::stable_sort(list.begin(), list.end(),
+                     [](const Plan* a, const Plan* b) { return secondsOf(*a) < secondsOf(*b); });
+    return list;
 }
 
-/// "23.58 GB within the node per GPU"; empty when it moves nothing.
-std::string whatItMoves(const Plan& plan)
+bool asFast(const Plan& plan, const Plan& fastest)
 {
-    std::vector<std::string> parts;
-    const auto add = [&parts](Bytes bytes, const char* where) {
-        if (bytes > 0_B)
-            parts.push_back(fmt::format("{} {}", formatDecimal(bytes), where));
-    };
-    const Traffic& traffic = plan.traffic;
-    add(traffic.interNodeBytesPerNode, "between nodes per node");
-    add(traffic.intraNodeBytesPerGpu, "within the node per GPU");
-    add(traffic.hostToDeviceBytes + traffic.deviceToHostBytes, "over PCIe per GPU");
-    add(plan.nvme.readBytesPerStep + plan.nvme.writeBytesPerStep, "to and from NVMe per node");
-    return fmt::format("{}", fmt::join(parts, " and "));
+    return secondsOf(plan) <= kSameTime * secondsOf(fastest);
+}
+
+const Plan* choose(const std::vector<const Plan*>& list)
+{
+    const Plan* best = list.empty() ? nullptr : list.front();
+    for (const Plan* plan : list)
+        if (asFast(*plan, *list.front()) && plan->headroom > best->headroom)
+            best = plan;
+    return best;
+}
+
+/// "3.21 s a step, 10,200 tokens/s on 8 GPUs, MFU 45 %"
+std::string howFast(const Scenario& scenario, const Plan& plan)
+{
+    if (!plan.step)
+        return {};
+    std::string text = fmt::format("{} a step, {} tokens/s on {} GPU{}", spokenSeconds(plan.step->seconds),
+                                   threeDigits(plan.step->tokensPerSecond), grouped(scenario.cluster.gpus()),
+                                   scenario.cluster.gpus() == 1 ? "" : "s");
+    if (plan.step->mfu > 0)
+        text += fmt::format(", MFU {}", percent(plan.step->mfu));
+    return text;
+}
+
+/// "ddp next with 12 % more: exposed communication takes 300 ms longer"
+std::string whatTheNextLoses(const Plan& chosen, const Plan& next)
+{
+    if (!chosen.step || !next.step)
+        return {};
+    const TimePart* most = nullptr;
+    double longer = 0;
+    for (const TimePart& part : timeParts()) {
+        const double difference = next.step->breakdown.*part.seconds - chosen.step->breakdown.*part.seconds;
+        if (difference > longer) {
+            longer = difference;
+            most = &part;
+        }
+    }
+    const double ratio = next.step->seconds / chosen.step->seconds;
+    constexpr double kTwice = 2;
+    std::string text = ratio < kTwice
+                           ? fmt::format("; {} is next with {} more", next.strategy, percent(ratio - 1))
+                           : fmt::format("; {} is next and takes {} times as long", next.strategy, threeDigits(ratio));
+    if (most != nullptr)
+        text += fmt::format(": {} takes {} longer", most->name, spokenSeconds(longer));
+    return text;
 }
 
 } // namespace
 
+std::optional<std::size_t> recommend(const std::vector<Plan>& plans)
+{
+    const Plan* best = choose(candidates(plans));
+    return best != nullptr ? std::optional(static_cast<std::size_t>(best - plans.data())) : std::nullopt;
+}
+
 std::optional<Recommendation> recommendation(const Scenario& scenario, const std::vector<Plan>& plans)
 {
-    const auto index = recommend(scenario, plans);
-    if (!index)
+    const std::vector<const Plan*> list = candidates(plans);
+    const Plan* best = choose(list);
+    if (best == nullptr)
         return std::nullopt;
-    const Plan& chosen = plans[*index];
-    const SlowMemory memory = slowMemoryOf(chosen);
+    const Plan& chosen = *best;
+    const std::string fast = howFast(scenario, chosen);
+    const std::string colon = fast.empty() ? "" : ": ";
     const auto fitting = std::count_if(plans.begin(), plans.end(), [](const Plan& plan) { return plan.fits(); });
-    const std::string moves = whatItMoves(chosen);
-    const auto alike = std::count_if(plans.begin(), plans.end(), [&](const Plan& plan) {
-        return plan.fits() && slowMemoryOf(plan) == memory && (!moves.empty() || whatItMoves(plan).empty());
-    });
-    const std::string what = whereItLives(memory) + (moves.empty() ? " and move nothing" : "");
-    const std::string perStep = moves.empty() ? std::string() : fmt::format(": it moves {} per step", moves);
+    const auto alike =
+        std::count_if(list.begin(), list.end(), [&](const Plan* plan) { return asFast(*plan, *list.front()); });
+    const std::string of = fitting == static_cast<std::ptrdiff_t>(list.size())
+                               ? fmt::format("of the {} that fit", fitting)
+                               : fmt::format("of the {} that fit without being tight", list.size());
     std::string reason;
-    if (fitting == 1)
-        reason = fmt::format("the only one of {} that fits{}", plans.size(), perStep);
-    else if (alike == 1)
-        reason = fmt::format("of the {} that fit, the only one to {}{}", fitting, what, perStep);
+    if (plans.size() == 1)
+        reason = fmt::format("the only one asked for, and it fits{}{}", colon, fast);
+    else if (fitting == 1)
+        reason = fmt::format("the only one of {} that fits{}{}", plans.size(), colon, fast);
+    else if (list.size() == 1)
+        reason = fmt::format("the only one of {} that fits without being tight{}{}", plans.size(), colon, fast);
+    else if (alike > 1)
+        reason = fmt::format("{}, {} are as fast within 1 %, and it leaves the most GPU memory free{}{}", of, alike,
+                             colon, fast);
     else
-        reason = fmt::format("of the {} that fit, {} {}; of these it {}{}", fitting, alike, what,
-                             moves.empty() ? "leaves the most memory free" : "spends the least time on links", perStep);
+        reason = fmt::format("{}, the fastest{}{}", of, colon, fast);
+    if (alike == 1 && list.size() > 1)
+        reason += whatTheNextLoses(chosen, *list[1]);
     reason += fmt::format("; {:.0f} % of the GPU stay free", chosen.headroom * 100);
     if (chosen.verdict == Verdict::Tight)
         reason += ", which is tight";

@@ -1,7 +1,8 @@
 #include "planner/suggestions.hpp"
 
 #include <algorithm>
-#include <tuple>
+#include <limits>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -12,9 +13,9 @@ namespace shardwright {
 
 namespace {
 
-// How much a change slows a step, as a share of compute: only an order to try changes in, until step time is simulated.
-// Full recomputation repeats the forward pass, a third of the work (arXiv 2205.05198 sec. 5); the rest are rules of
-// thumb.
+// How much a change slows a step, as a share of compute: the order to try pairs of changes in, and single ones before
+// their steps are simulated. Full recomputation repeats the forward pass, a third of the work (arXiv 2205.05198 sec.
+// 5); the rest are rules of thumb.
 constexpr double kFree = 0.0;
 constexpr double kSlightly = 0.02;
 constexpr double kSelectiveRecomputation = 0.05;
@@ -219,17 +220,50 @@ private:
     std::vector<Change> m_changes;
 };
 
-/// The plan of an input when it fits: first without the allocator, which costs most and only adds memory.
+constexpr PlanDetail kMemoryOnly{.curve = false, .allocator = false, .time = false, .suggest = false};
+
+/// Whether it may fit: without the allocator, which costs most and only adds memory.
+bool mayFit(const PlanInput& input)
+{
+    return buildPlan(input, kMemoryOnly).fits();
+}
+
+/// The plan of an input when it fits.
 std::optional<Plan> planIfFits(const PlanInput& input)
 {
-    PlanDetail detail{.curve = false, .allocator = false, .time = false, .suggest = false};
-    if (!buildPlan(input, detail).fits())
+    if (!mayFit(input))
         return std::nullopt;
+    PlanDetail detail = kMemoryOnly;
     detail.allocator = true;
     Plan plan = buildPlan(input, detail);
     if (plan.verdict != Verdict::Fits)
         return std::nullopt;
     return plan;
+}
+
+/// Seconds of a step for every token of it, so that smaller micro-batches compare.
+double secondsPerToken(const PlanInput& input)
+{
+    PlanDetail detail = kMemoryOnly;
+    detail.time = true;
+    const Plan plan = buildPlan(input, detail);
+    return plan.step && plan.step->tokensPerSecond > 0 ? 1 / plan.step->tokensPerSecond
+                                                       : std::numeric_limits<double>::infinity();
+}
+
+/// The single change after which the input fits and loses least speed; of changes as fast the first.
+std::optional<Suggestion> fastestSingle(const PlanInput& input, const std::vector<Change>& singles)
+{
+    std::vector<std::pair<double, const Change*>> candidates;
+    for (const Change& change : singles)
+        if (const PlanInput changed{input.model, input.cluster, change.training, change.strategy}; mayFit(changed))
+            candidates.emplace_back(secondsPerToken(changed), &change);
+    std::stable_sort(candidates.begin(), candidates.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (const auto& [seconds, change] : candidates)
+        if (const auto plan = planIfFits({input.model, input.cluster, change->training, change->strategy}))
+            return Suggestion{change->text, {change->text}, plan->gpu.peakUsed};
+    return std::nullopt;
 }
 
 } // namespace
@@ -242,11 +276,8 @@ std::vector<Change> possibleChanges(const PlanInput& input)
 std::optional<Suggestion> smallestChangeThatFits(const PlanInput& input)
 {
     const std::vector<Change> singles = possibleChanges(input);
-    for (const Change& change : singles) {
-        const PlanInput changed{input.model, input.cluster, change.training, change.strategy};
-        if (const auto plan = planIfFits(changed))
-            return Suggestion{change.text, {change.text}, plan->gpu.peakUsed};
-    }
+    if (auto single = fastestSingle(input, singles))
+        return single;
     struct Pair {
         const Change* first;
         Change second;
@@ -268,42 +299,6 @@ std::optional<Suggestion> smallestChangeThatFits(const PlanInput& input)
                               plan->gpu.peakUsed};
     }
     return std::nullopt;
-}
-
-std::optional<std::size_t> recommend(const Scenario& scenario, const std::vector<Plan>& plans)
-{
-    // Until step time is simulated: what needs no slow memory first, then the least traffic over the slowest link, then
-    // the least traffic at all, then the most room. Links' bandwidths put traffic on one scale.
-    const double between = std::max(1.0, scenario.cluster.interNode.bandwidth.value);
-    const double within = std::max(1.0, scenario.cluster.intraNode.bandwidth.value);
-    const double pcie = std::max(1.0, scenario.cluster.pcieBandwidth.value);
-    const double nvme = std::max(1.0, scenario.cluster.nvmeReadBandwidth.value);
-    const auto seconds = [&](const Plan& plan) {
-        const Traffic& traffic = plan.traffic;
-        return traffic.interNodeBytesPerNode.asDouble() / between + traffic.intraNodeBytesPerGpu.asDouble() / within +
-               (traffic.hostToDeviceBytes + traffic.deviceToHostBytes).asDouble() / pcie +
-               (plan.nvme.readBytesPerStep + plan.nvme.writeBytesPerStep).asDouble() / nvme +
-               (plan.verdict == Verdict::Tight ? 1e6 : 0.0);
-    };
-    const auto slowMemory = [](const Plan& plan) {
-        return (plan.host.bytesPerRank > Bytes(0)) + 2 * (plan.nvme.bytesPerNode > Bytes(0));
-    };
-    std::optional<std::size_t> best;
-    for (std::size_t i = 0; i < plans.size(); ++i) {
-        if (!plans[i].fits())
-            continue;
-        if (!best) {
-            best = i;
-            continue;
-        }
-        const Plan& champion = plans[*best];
-        const auto key = [&](const Plan& plan) {
-            return std::make_tuple(slowMemory(plan), seconds(plan), -plan.headroom);
-        };
-        if (key(plans[i]) < key(champion))
-            best = i;
-    }
-    return best;
 }
 
 } // namespace shardwright

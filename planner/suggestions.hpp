@@ -1,6 +1,6 @@
 #pragma once
 
-// What to change, and what to take.
+// What to change so that a plan fits.
 
 #include <optional>
 #include <string>
@@ -15,7 +15,7 @@ namespace shardwright {
 /// A single change a user can make, with an input that has it.
 struct Change {
     std::string text; // "activation checkpointing: full"
-    double slowdown;  // rank only: how much slower the step is expected to become, as a share of compute
+    double slowdown;  // rule of thumb: how much slower the step becomes, as a share of compute
     Training training;
     Strategy strategy;
 };
@@ -23,7 +23,8 @@ struct Change {
 /// The single changes that may lower memory for this input, least slowdown first.
 std::vector<Change> possibleChanges(const PlanInput& input);
 
-/// The least slowing change, or pair of changes, after which the input fits; nothing when none does.
+/// The change after which the input fits and its tokens take the least time; where no single one is enough, the pair
+/// that slows least by rule of thumb; nothing when none does.
 std::optional<Suggestion> smallestChangeThatFits(const PlanInput& input);
 
 } // namespace shardwright

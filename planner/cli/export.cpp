@@ -83,7 +83,7 @@ std::optional<Plan> choose(const Options& options, const Scenario& scenario)
     std::vector<Plan> plans = plansOf(scenario, detail);
     if (options.strategy != kRecommended)
         return std::move(plans.front());
-    const auto index = recommend(scenario, plans);
+    const auto index = recommend(plans);
     if (!index)
         return std::nullopt;
     return std::move(plans[*index]);

@@ -40,6 +40,12 @@ Cell barCell(const Plan& plan, const OutputStyle& style)
     return Cell::drawing(stackedBar(style, memoryParts(), usedStack(plan), scale));
 }
 
+/// Zero where the cluster names no peak for the compute dtype.
+std::string utilisation(double share)
+{
+    return share > 0 ? percent(share) : "-";
+}
+
 /// A figure of the step; faint where the plan does not fit and the figure is what would be.
 std::function<Cell(const Plan&)> stepCell(double StepTime::*figure, std::string (*text)(double))
 {
@@ -81,7 +87,7 @@ std::vector<Field> compareFields(const std::vector<Plan>& plans, const std::opti
         {{"verdict", "", Align::Left, 0, 0}, [](const Plan& plan) { return verdictCell(plan.verdict); }},
         {{"step", "s", Align::Right, 0, 0}, stepCell(&StepTime::seconds, threeDigits), timed},
         {{"tokens/s", "per GPU", Align::Right, 0, 0}, stepCell(&StepTime::tokensPerSecondPerGpu, threeDigits), timed},
-        {{"MFU", "", Align::Right, 0, 1}, stepCell(&StepTime::mfu, percent), timed},
+        {{"MFU", "", Align::Right, 0, 1}, stepCell(&StepTime::mfu, utilisation), timed},
         {{"GPU used", "GiB", Align::Right, 0, 0}, usedCell},
         {{"of GPU", "", Align::Right, 0, 6},
          [](const Plan& plan) { return Cell(percentOf(plan.gpu.peakUsed, plan.gpu.capacity)); }},

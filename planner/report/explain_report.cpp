@@ -26,8 +26,9 @@ std::string headline(const Plan& plan, const OutputStyle& style)
             bullet(style, fmt::format("{} of {} GiB used on each GPU at the peak ({})", gibibytes(plan.gpu.peakUsed),
                                       gibibytes(plan.gpu.capacity), percentOf(plan.gpu.peakUsed, plan.gpu.capacity)));
     if (plan.step)
-        text += bullet(style, fmt::format("{} a step, {} tokens/s of a GPU, MFU {}", spokenSeconds(plan.step->seconds),
-                                          threeDigits(plan.step->tokensPerSecondPerGpu), percent(plan.step->mfu)));
+        text += bullet(style, fmt::format("{} a step, {} tokens/s of a GPU{}", spokenSeconds(plan.step->seconds),
+                                          threeDigits(plan.step->tokensPerSecondPerGpu),
+                                          plan.step->mfu > 0 ? ", MFU " + percent(plan.step->mfu) : ""));
     for (const std::string& reason : plan.reasons)
         text += bullet(style, reason);
     if (plan.smallestChange)

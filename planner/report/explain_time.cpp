@@ -50,9 +50,11 @@ Table rateTable(const Plan& plan)
     table.addRow({"tokens/s of a GPU", threeDigits(step.tokensPerSecondPerGpu), ""});
     table.addRow({"sequences/s", threeDigits(step.samplesPerSecond), ""});
     table.addRow({"TFLOP/s of a GPU", threeDigits(step.tflopsPerGpu), "FLOPs of the model; recomputation not counted"});
-    table.addRow(
-        {"MFU", percent(step.mfu), "these over the GPU's dense peak in the compute dtype (PaLM, arXiv 2204.02311)"});
-    table.addRow({"HFU", percent(step.hfu), "with recomputation"});
+    if (step.mfu > 0) {
+        table.addRow({"MFU", percent(step.mfu),
+                      "these over the GPU's dense peak in the compute dtype (PaLM, arXiv 2204.02311)"});
+        table.addRow({"HFU", percent(step.hfu), "with recomputation"});
+    }
     const StepCost& cost = plan.cost;
     if (cost.dollarsPerStep)
         table.addRow({"$ a step", threeDigits(*cost.dollarsPerStep), "price of all GPUs for that time"});

@@ -175,30 +175,5 @@ TEST(BuildPlan, TheSameInputGivesTheSamePlan)
     EXPECT_EQ(one.traffic.psi, two.traffic.psi);
 }
 
-TEST(Recommend, PrefersPlansWithoutSlowMemory)
-{
-    Scenario scenario;
-    Question question;
-    scenario.model = question.model;
-    scenario.cluster = question.cluster;
-    scenario.training = question.training;
-    for (const char* name : {"deepspeed-zero3-offload-cpu", "fsdp2-full-shard", "ddp"})
-        scenario.strategies.push_back(*strategyByName(name, 8));
-    const std::vector<Plan> plans = buildPlans(scenario);
-    const auto chosen = recommend(scenario, plans);
-    ASSERT_TRUE(chosen);
-    EXPECT_EQ(plans[*chosen].strategy, "fsdp2-full-shard");
-}
-
-TEST(Recommend, IsSilentWhenNothingFits)
-{
-    Scenario scenario;
-    Question question;
-    scenario.model = readModel("gpt-1t");
-    scenario.cluster = question.cluster;
-    scenario.strategies.push_back(*strategyByName("ddp", 8));
-    EXPECT_FALSE(recommend(scenario, buildPlans(scenario)));
-}
-
 } // namespace
 } // namespace shardwright
