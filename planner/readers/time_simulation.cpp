@@ -1,41 +1,17 @@
 #include "planner/readers/time_simulation.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+
+#include "planner/readers/steady_state.hpp"
 
 namespace shardwright {
 
 namespace {
 
-constexpr std::size_t kMostSteps = 64;       // after which steps that still change are taken as they are
-constexpr std::size_t kMostRepetitions = 64; // likewise
-constexpr std::size_t kMostAlternating = 8;  // steps that may differ and repeat together
-constexpr double kSamePeriod = 1e-11;        // of the period: two periods are one, rounding apart
-constexpr std::int64_t kWorthSkipping = 4;   // repetitions below which nothing can be left out
-constexpr std::size_t kHost = kStreamCount;  // index of the host's clock beside the streams'
-constexpr std::size_t kClocks = kStreamCount + 1;
 constexpr std::size_t kCompute = static_cast<std::size_t>(Stream::Compute);
 constexpr std::int32_t kTheHost = -1;    // what an operation started after: the host's issuing it
 constexpr std::int32_t kUnrecorded = -2; // or something before the record begins
-
-using Clocks = std::array<double, kClocks>;
-
-Clocks difference(const Clocks& after, const Clocks& before)
-{
-    Clocks result{};
-    for (std::size_t i = 0; i < kClocks; ++i)
-        result[i] = after[i] - before[i];
-    return result;
-}
-
-bool same(const Clocks& a, const Clocks& b, double tolerance)
-{
-    for (std::size_t i = 0; i < kClocks; ++i)
-        if (std::abs(a[i] - b[i]) > tolerance)
-            return false;
-    return true;
-}
 
 double& partOf(StepBreakdown& breakdown, OpKind kind)
 {
@@ -106,8 +82,7 @@ private:
         std::int32_t after;
     };
 
-    /// Runs steps until they repeat: how many together move all clocks like as many before them. More than one where
-    /// the host's waits make steps alternate.
+    /// Runs steps until they repeat, so many together.
     std::size_t stepsThatRepeat()
     {
         std::vector<Clocks> reached{m_clocks}; // after each step, seconds left out included
@@ -118,13 +93,8 @@ private:
             reached.push_back(m_clocks);
             for (double& clock : reached.back())
                 clock += skipped;
-            const std::size_t last = reached.size() - 1;
-            for (std::size_t steps = 1; steps <= kMostAlternating && 2 * steps <= last; ++steps) {
-                const Clocks now = difference(reached[last], reached[last - steps]);
-                const Clocks before = difference(reached[last - steps], reached[last - 2 * steps]);
-                if (same(now, before, kSamePeriod * *std::max_element(now.begin(), now.end())))
-                    return steps;
-            }
+            if (const std::size_t steps = stepsTogether(reached); steps > 0)
+                return steps;
         }
         return kMostAlternating;
     }
@@ -139,71 +109,44 @@ private:
         }
     }
 
-    /// Once two repetitions in a row (or as many as alternate) move every stream that the segment uses by the same
-    /// time, and the others and the host by no more, all later ones do: clocks follow a monotone, convex, homogeneous
-    /// map, so clocks that fall behind and made no difference between two repetitions never will. Streams that nothing
-    /// ties together run away from each other instead, each at its own pace. The last repetitions are carried out.
     void repeat(const Segment& segment)
     {
-        std::vector<Reached> reached;
+        const bool worthIt = segment.repeat >= kWorthSkipping;
+        std::vector<Clocks> reached{m_clocks};
+        std::vector<std::size_t> records{m_records.size()};
         bool skips = false;
         for (std::int64_t left = segment.repeat; left > 0; --left) {
-            if (segment.repeat >= kWorthSkipping)
-                reached.push_back({m_clocks, m_records.size()});
             m_used = {};
             for (std::uint32_t op = segment.firstOp; op < segment.endOp; ++op)
                 issue(static_cast<OpId>(op));
-            if (left < 3 || skips || segment.repeat < kWorthSkipping)
+            if (left < 3 || skips || !worthIt)
                 continue;
-            const std::size_t together = repetitionsThatRepeat(reached);
+            reached.push_back(m_clocks);
+            records.push_back(m_records.size());
+            const std::size_t together = repetitionsTogether(reached, m_used);
             if (together == 0)
                 continue;
-            const auto each = static_cast<std::int64_t>(together);
-            const std::int64_t rounds = (left - 2) / each;
-            const Reached& from = reached[reached.size() - together];
-            const Clocks advance = difference(m_clocks, from.clocks);
-            const double period = advance[kCompute];
-            const auto times = static_cast<double>(rounds);
-            if (m_recording)
-                m_windows.push_back({from.clocks[kCompute], m_clocks[kCompute], from.records, m_records.size(), times});
-            for (std::size_t clock = 0; clock < kClocks; ++clock)
-                m_clocks[clock] -= times * (period - advance[clock]);
             skips = true;
-            const double skipped = times * period;
-            for (std::uint32_t op = 0; op < segment.firstOp; ++op)
-                m_ends[op] -= skipped;
-            m_skipped += skipped;
+            const auto each = static_cast<std::int64_t>(together);
+            const std::int64_t rounds = (left - 2) / each; // the last repetition is carried out
+            const std::size_t from = reached.size() - 1 - together;
+            skip(segment, reached[from], records[from], static_cast<double>(rounds));
             left -= rounds * each;
         }
     }
 
-    struct Reached {
-        Clocks clocks;
-        std::size_t records;
-    };
-
-    /// How many of the last repetitions moved the clocks like as many before them; 0: none yet.
-    std::size_t repetitionsThatRepeat(const std::vector<Reached>& reached) const
+    /// Leaves out `times` repetitions like those since `from`.
+    void skip(const Segment& segment, const Clocks& from, std::size_t firstRecord, double times)
     {
-        const std::size_t last = reached.size();
-        for (std::size_t together = 1; together <= kMostAlternating && 2 * together <= last; ++together) {
-            const Clocks& middle = reached[last - together].clocks;
-            const Clocks now = difference(m_clocks, middle);
-            const Clocks before = difference(middle, reached[last - 2 * together].clocks);
-            if (same(now, before, kSamePeriod * now[kCompute]) && inStep(now, now[kCompute]))
-                return together;
-        }
-        return last >= kMostRepetitions ? kMostAlternating : 0;
-    }
-
-    bool inStep(const Clocks& advance, double period) const
-    {
-        for (std::size_t clock = 0; clock < kClocks; ++clock) {
-            const double behind = period - advance[clock];
-            if (behind < -kSamePeriod * period || (m_used[clock] && clock != kHost && behind > kSamePeriod * period))
-                return false;
-        }
-        return m_used[kCompute];
+        const Clocks advance = difference(m_clocks, from);
+        const double period = advance[kCompute];
+        if (m_recording)
+            m_windows.push_back({from[kCompute], m_clocks[kCompute], firstRecord, m_records.size(), times});
+        for (std::size_t clock = 0; clock < kClocks; ++clock)
+            m_clocks[clock] -= times * (period - advance[clock]);
+        for (std::uint32_t op = 0; op < segment.firstOp; ++op)
+            m_ends[op] -= times * period;
+        m_skipped += times * period;
     }
 
     void issue(OpId id)
@@ -211,7 +154,7 @@ private:
         const auto index = static_cast<std::size_t>(id);
         const Op& op = m_schedule.ops[index];
         const auto stream = static_cast<std::size_t>(op.stream);
-        double& host = m_clocks[kHost];
+        double& host = m_clocks[kHostClock];
         const Wait* waits = m_schedule.waits.data() + op.firstWait;
         for (std::uint32_t i = 0; i < op.waitCount; ++i)
             if (waits[i].blocksHost && m_ends[static_cast<std::size_t>(waits[i].op)] > host) {
@@ -277,7 +220,7 @@ private:
     /// A stream that takes longer than compute and that nothing waits for: it still sets the pace.
     void addWhatLagsBehind(std::size_t clock, double seconds, StepBreakdown& breakdown) const
     {
-        const bool known = clock != kHost && m_last[clock] >= 0;
+        const bool known = clock != kHostClock && m_last[clock] >= 0;
         double& part =
             known ? partOf(breakdown, kindOf(m_records[static_cast<std::size_t>(m_last[clock])])) : breakdown.other;
         part += seconds;

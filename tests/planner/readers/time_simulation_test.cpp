@@ -244,12 +244,13 @@ RC_GTEST_PROP(TimeSimulationProperty, ExtrapolatedRepetitionsAreWhatWritingThemO
     RC_ASSERT(std::abs(loop.seconds - flat.seconds) <= 1e-9 * flat.seconds);
     RC_ASSERT(std::abs(loop.breakdown.total() - loop.seconds) <= 1e-9 * loop.seconds);
     RC_ASSERT(std::abs(flat.breakdown.total() - flat.seconds) <= 1e-9 * flat.seconds);
-    RC_ASSERT(std::abs(loop.breakdown.compute - flat.breakdown.compute) <= 1e-9 * flat.seconds);
-    RC_ASSERT(std::abs(loop.breakdown.exposedCommunication - flat.breakdown.exposedCommunication) <=
-              1e-9 * flat.seconds);
-    RC_ASSERT(std::abs(loop.breakdown.offload - flat.breakdown.offload) <= 1e-9 * flat.seconds);
-    if (joins(seed)) // else gathers meet other computing, the further ahead the more steps were simulated
-        RC_ASSERT(std::abs(loop.hiddenCommunicationSeconds - flat.hiddenCommunicationSeconds) <= 1e-9 * flat.seconds);
+    if (!joins(seed))
+        return; // what is waited for, and what gathers meet, changes as streams run away from each other
+    const auto alike = [&](double a, double b) { return std::abs(a - b) <= 1e-9 * flat.seconds; };
+    RC_ASSERT(alike(loop.breakdown.compute, flat.breakdown.compute));
+    RC_ASSERT(alike(loop.breakdown.exposedCommunication, flat.breakdown.exposedCommunication));
+    RC_ASSERT(alike(loop.breakdown.offload, flat.breakdown.offload));
+    RC_ASSERT(alike(loop.hiddenCommunicationSeconds, flat.hiddenCommunicationSeconds));
 }
 
 /// The recurrence carried out step by step, nothing skipped: the period of many steps.

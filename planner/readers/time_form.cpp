@@ -1,0 +1,186 @@
+#include "planner/readers/time_form.hpp"
+
+#include <limits>
+
+#include "planner/readers/time_compiler.hpp"
+
+namespace shardwright {
+
+namespace {
+
+constexpr double kRounding = 1e-9; // by which sums of the same times may differ
+
+} // namespace
+
+TimeForm::TimeForm(const Schedule& schedule, const std::vector<int>& layerClasses)
+{
+    TimeCompiler(schedule, layerClasses, *this).run();
+}
+
+double TimeForm::seconds(const std::vector<SlotTime>& times, const std::vector<std::int64_t>& repeat)
+{
+    fuseTimes(times);
+    m_clocks = {};
+    m_reachedSteps.assign(1, m_clocks);
+    std::size_t together = 0;
+    while (together == 0 && m_reachedSteps.size() <= kMostSteps) {
+        for (std::size_t i = 0; i < m_segments.size(); ++i)
+            runSegment(m_segments[i], repeat[i]);
+        m_reachedSteps.push_back(m_clocks);
+        together = stepsTogether(m_reachedSteps);
+    }
+    if (together == 0)
+        together = kMostAlternating;
+    const std::size_t last = m_reachedSteps.size() - 1;
+    const Clocks advance = difference(m_reachedSteps[last], m_reachedSteps[last - together]);
+    return *std::max_element(advance.begin(), advance.end()) / static_cast<double>(together);
+}
+
+double TimeForm::lowerBound(const std::vector<SlotTime>& times, const std::vector<std::int64_t>& repeat) const
+{
+    Clocks busy{};
+    for (std::size_t i = 0; i < m_segments.size(); ++i)
+        for (const auto& [slot, count] : m_segments[i].slotCounts) {
+            const double often = static_cast<double>(count) * static_cast<double>(repeat[i]);
+            busy[static_cast<std::size_t>(m_slots[slot].stream)] += often * times[slot].seconds;
+            busy[kHostClock] += often * times[slot].hostSeconds;
+        }
+    return *std::max_element(busy.begin(), busy.end()) * (1 - kRounding);
+}
+
+void TimeForm::fuseTimes(const std::vector<SlotTime>& times)
+{
+    for (Fused& fused : m_fused) {
+        double busy = 0;
+        double end = 0; // where the stream is free all along
+        double host = 0;
+        for (std::uint32_t i = fused.firstSlot; i < fused.endSlot; ++i) {
+            const SlotTime& time = times[m_fusedSlots[i]];
+            busy += time.seconds;
+            host += time.hostSeconds;
+            end = std::max(end, host) + time.seconds;
+        }
+        fused.seconds = busy;
+        fused.hostSeconds = host;
+        fused.afterHost = end;
+    }
+}
+
+void TimeForm::runSegment(const SegmentForm& segment, std::int64_t repeat)
+{
+    const bool worthIt = repeat >= kWorthSkipping;
+    m_reached.assign(1, m_clocks);
+    bool skips = false;
+    for (std::int64_t left = repeat; left > 0; --left) {
+        runNodes(segment);
+        if (left < 3 || skips || !worthIt)
+            continue;
+        m_reached.push_back(m_clocks);
+        const std::size_t together = repetitionsTogether(m_reached, segment.used);
+        if (together == 0)
+            continue;
+        skips = true;
+        const auto each = static_cast<std::int64_t>(together);
+        const std::int64_t rounds = (left - 2) / each;
+        const Clocks advance = difference(m_clocks, m_reached[m_reached.size() - 1 - together]);
+        for (std::size_t clock = 0; clock < kClocks; ++clock)
+            m_clocks[clock] += static_cast<double>(rounds) * advance[clock];
+        left -= rounds * each;
+    }
+}
+
+void TimeForm::runNodes(const SegmentForm& segment)
+{
+    for (std::uint32_t i = segment.firstNode; i < segment.endNode; ++i) {
+        const Node& node = m_nodes[i];
+        if (node.repeat == 1) {
+            runItems(node);
+            continue;
+        }
+        runLoop(node);
+        for (std::uint32_t s = node.firstSaved; s < node.endSaved; ++s)
+            m_registers[static_cast<std::size_t>(m_savedAfter[s].reg)] =
+                endOf(static_cast<std::size_t>(m_savedAfter[s].back));
+    }
+}
+
+/// Once every end of as many iterations in a row as waits look back has moved by the same time, and the host by as much
+/// or less, all later iterations are alike (steady_state.hpp). A host that falls behind the streams keeps out of it
+/// until it has used up the least lead that it had.
+void TimeForm::runLoop(const Node& node)
+{
+    const std::size_t items = node.endItem - node.firstItem;
+    double period = -1;
+    double hostPeriod = -1;
+    std::int64_t alike = 0;
+    for (std::int64_t left = node.repeat; left > 0; --left) {
+        const double hostBefore = m_clocks[kHostClock];
+        const double lead = runItems(node);
+        if (left == node.repeat || left <= node.reach + 1)
+            continue;
+        const double advance = endOf(1) - endOf(1 + items);
+        const double hostAdvance = m_clocks[kHostClock] - hostBefore;
+        const double tolerance = kSamePeriod * (advance + hostAdvance);
+        bool uniform = true;
+        for (std::size_t back = 2; back <= items && uniform; ++back)
+            uniform = std::abs(endOf(back) - endOf(back + items) - advance) <= tolerance;
+        const bool asBefore =
+            std::abs(advance - period) <= tolerance && std::abs(hostAdvance - hostPeriod) <= tolerance;
+        alike = !uniform ? 0 : asBefore ? alike + 1 : 1;
+        period = advance;
+        hostPeriod = hostAdvance;
+        if (alike <= node.reach)
+            continue;
+        std::int64_t skipped = left - 1 - node.reach;
+        if (const double loss = hostAdvance - period; loss > tolerance) {
+            const double safe = lead / loss;
+            skipped = safe < static_cast<double>(skipped) ? static_cast<std::int64_t>(std::max(0.0, safe)) : skipped;
+        }
+        if (skipped <= 0)
+            continue;
+        const double moved = static_cast<double>(skipped) * period;
+        std::array<bool, kStreamCount> used{};
+        for (std::uint32_t i = node.firstItem; i < node.endItem; ++i)
+            used[m_items[i].stream] = true;
+        for (std::size_t stream = 0; stream < kStreamCount; ++stream)
+            m_clocks[stream] += used[stream] ? moved : 0;
+        m_clocks[kHostClock] += static_cast<double>(skipped) * hostPeriod;
+        for (double& end : m_ends)
+            end += moved;
+        left -= skipped;
+        alike = 0;
+    }
+}
+
+/// Runs the node's items once. How much later the host could have issued any of them without moving an end.
+double TimeForm::runItems(const Node& node)
+{
+    double lead = std::numeric_limits<double>::infinity();
+    double host = m_clocks[kHostClock];
+    for (std::uint32_t i = node.firstItem; i < node.endItem; ++i) {
+        const Item& item = m_items[i];
+        const Fused& fused = m_fused[item.fused];
+        double start = m_clocks[item.stream];
+        for (std::uint32_t w = item.firstWait; w < item.firstWait + item.waits; ++w) {
+            const Awaited& wait = m_waits[w];
+            const double end = wait.back > 0 ? endOf(static_cast<std::size_t>(wait.back))
+                                             : m_registers[static_cast<std::size_t>(-wait.back)];
+            double& later = wait.blocksHost ? host : start;
+            later = std::max(later, end);
+        }
+        const double streamEnd = start + fused.seconds;
+        const double hostEnd = host + fused.afterHost;
+        host += fused.hostSeconds;
+        lead = std::min(lead, streamEnd - hostEnd);
+        const double end = std::max(streamEnd, hostEnd);
+        m_clocks[item.stream] = end;
+        m_ends[m_position & m_mask] = end;
+        ++m_position;
+        if (item.saveAs >= 0)
+            m_registers[static_cast<std::size_t>(item.saveAs)] = end;
+    }
+    m_clocks[kHostClock] = host;
+    return lead;
+}
+
+} // namespace shardwright

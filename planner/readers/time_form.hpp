@@ -1,0 +1,117 @@
+#pragma once
+
+// The step time of a candidate without its schedule: simulate() for searches.
+//
+// A schedule's structure is compiled once. Operations that always cost the same share a slot; waits that others imply
+// are dropped; runs of operations on one stream that nobody waits for in between become one; runs of equal layers
+// become loops. To evaluate a candidate, slots get seconds and the recurrence of ends is run over what is left: a loop
+// only until two iterations in a row move everything by the same time, the rest is multiplied out.
+
+#include <cstdint>
+#include <vector>
+
+#include "core/schedule.hpp"
+#include "planner/readers/steady_state.hpp"
+
+namespace shardwright {
+
+/// What one slot costs.
+struct SlotTime {
+    double seconds = 0;     // busy on its stream
+    double hostSeconds = 0; // to issue it
+};
+
+class TimeForm {
+public:
+    /// `layerClasses`: by position in Model::layers; layers of one class run alike, stage by stage.
+    TimeForm(const Schedule& schedule, const std::vector<int>& layerClasses);
+
+    /// One operation for each slot: what its times are to be asked for. Payloads and groups are named by id, so their
+    /// sizes may have changed since. Allocate and Release are taken to cost nothing.
+    const std::vector<Op>& slots() const { return m_slots; }
+
+    /// Seconds of a step, as simulate() gives them. `repeat`: of the segments after initialisation, in order; how often
+    /// each runs. Not thread-safe.
+    double seconds(const std::vector<SlotTime>& times, const std::vector<std::int64_t>& repeat);
+    double seconds(const std::vector<SlotTime>& times) { return seconds(times, m_repeats); }
+
+    /// Never more than seconds(): each stream, and the host, must do its own work.
+    double lowerBound(const std::vector<SlotTime>& times, const std::vector<std::int64_t>& repeat) const;
+
+    /// Repetitions of the segments of the schedule that it was compiled from.
+    const std::vector<std::int64_t>& repeats() const { return m_repeats; }
+
+    /// Operations left to run one by one: what an evaluation costs.
+    std::size_t items() const { return m_items.size(); }
+
+private:
+    friend class TimeCompiler;
+
+    /// Slots run one after the other on one stream, waits only before the first.
+    struct Fused {
+        std::uint32_t firstSlot; // into m_fusedSlots
+        std::uint32_t endSlot;
+        double seconds = 0;
+        double afterHost = 0; // from when the host turns to it to its end, where the stream is free all along
+        double hostSeconds = 0;
+    };
+    /// back > 0: what ended so many items ago; else what was saved in register -back.
+    struct Awaited {
+        std::int32_t back;
+        bool blocksHost;
+    };
+    struct Item {
+        std::uint32_t fused;
+        std::int32_t saveAs; // register that keeps its end, or -1
+        std::uint32_t firstWait;
+        std::uint16_t waits;
+        std::uint8_t stream;
+    };
+    struct Saved {
+        std::int32_t back; // of the node's end: 1 is its last item
+        std::int32_t reg;
+    };
+    /// Items run `repeat` times in a row.
+    struct Node {
+        std::uint32_t firstItem = 0;
+        std::uint32_t endItem = 0;
+        std::int64_t repeat = 1;
+        std::int64_t reach = 1;       // iterations back that its items and what follows wait for
+        std::uint32_t firstSaved = 0; // saved after the node
+        std::uint32_t endSaved = 0;
+    };
+    struct SegmentForm {
+        std::uint32_t firstNode = 0;
+        std::uint32_t endNode = 0;
+        std::array<bool, kClocks> used{};
+        std::vector<std::pair<std::uint32_t, std::int64_t>> slotCounts;
+    };
+    void fuseTimes(const std::vector<SlotTime>& times);
+    void runStep(const std::vector<std::int64_t>& repeat);
+    void runSegment(const SegmentForm& segment, std::int64_t repeat);
+    void runNodes(const SegmentForm& segment);
+    void runLoop(const Node& node);
+    double runItems(const Node& node);
+    double& endOf(std::size_t back) { return m_ends[(m_position - back) & m_mask]; }
+
+    std::vector<Op> m_slots;
+    std::vector<std::uint32_t> m_fusedSlots;
+    std::vector<Fused> m_fused;
+    std::vector<Item> m_items;
+    std::vector<Awaited> m_waits;
+    std::vector<Node> m_nodes;
+    std::vector<Saved> m_savedAfter;
+    std::vector<SegmentForm> m_segments;
+    std::vector<std::int64_t> m_repeats;
+
+    // State of an evaluation.
+    Clocks m_clocks{};
+    std::vector<double> m_ends; // of the last items run, a ring
+    std::size_t m_position = 0;
+    std::size_t m_mask = 0;
+    std::vector<double> m_registers;
+    std::vector<Clocks> m_reached;
+    std::vector<Clocks> m_reachedSteps;
+};
+
+} // namespace shardwright
