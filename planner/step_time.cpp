@@ -62,6 +62,17 @@ bool finite(const OpTimes& times)
     return std::all_of(times.seconds.begin(), times.seconds.end(), [](double s) { return std::isfinite(s); });
 }
 
+/// What a step on the host takes for granted and launchers break.
+void warnOfThreads(const Schedule& schedule, StepTime& step)
+{
+    const bool onHost = std::any_of(schedule.ops.begin(), schedule.ops.end(),
+                                    [](const Op& op) { return op.kind == OpKind::HostOptimizerStep; });
+    if (onHost)
+        step.assumptions.push_back({"the optimizer on the host has all cores of the node: torchrun and accelerate "
+                                    "launch give a rank one unless OMP_NUM_THREADS says more",
+                                    Provenance::Assumed, "torch/distributed/run.py, accelerate/utils/launch.py"});
+}
+
 } // namespace
 
 void fillRates(const PlanInput& input, double seconds, double executedFlops, StepTime& step)
@@ -110,6 +121,7 @@ std::optional<StepTime> stepTime(const PlanInput& input, const FrameworkRules& r
     step.breakdown = timeline.breakdown;
     step.hiddenCommunicationSeconds = timeline.hiddenCommunicationSeconds;
     fillRates(input, timeline.seconds, executedFlops(schedule, costs.layers()), step);
+    warnOfThreads(schedule, step);
     return step;
 }
 

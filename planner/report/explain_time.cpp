@@ -28,7 +28,8 @@ std::string breakdownText(const StepTime& step, const OutputStyle& style)
                  {"what it is", "", Align::Left, 24, 0, true}});
     for (const TimePart& part : timeParts()) {
         const double seconds = step.breakdown.*part.seconds;
-        if (seconds <= 0)
+        constexpr double kNoise = 1e-9; // what sums of floating-point numbers leave behind
+        if (seconds <= kNoise)
             continue;
         const bool block = style.colour && style.unicode;
         table.addRow({Cell(block ? "█" : std::string(1, part.part.letter), part.part.ink), std::string(part.name),

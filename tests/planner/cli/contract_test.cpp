@@ -35,6 +35,33 @@ void expectMembers(const Json& object, const std::vector<std::pair<std::string, 
     }
 }
 
+void expectStep(const Json& step)
+{
+    expectMembers(step,
+                  {{"seconds", Type::Number},
+                   {"tokens_per_second", Type::Number},
+                   {"tokens_per_second_per_gpu", Type::Number},
+                   {"samples_per_second", Type::Number},
+                   {"tflops_per_gpu", Type::Number},
+                   {"mfu", Type::Number},
+                   {"hfu", Type::Number},
+                   {"breakdown", Type::Object},
+                   {"hidden_communication_seconds", Type::Number},
+                   {"low_seconds", Type::Number},
+                   {"high_seconds", Type::Number},
+                   {"assumptions", Type::List}},
+                  "step");
+    expectMembers(step["breakdown"],
+                  {{"compute", Type::Number},
+                   {"recompute", Type::Number},
+                   {"exposed_communication", Type::Number},
+                   {"bubble", Type::Number},
+                   {"offload", Type::Number},
+                   {"optimizer", Type::Number},
+                   {"other", Type::Number}},
+                  "breakdown");
+}
+
 void expectPlan(const Json& plan)
 {
     expectMembers(plan,
@@ -47,7 +74,11 @@ void expectPlan(const Json& plan)
                    {"nvme", Type::Object},
                    {"traffic", Type::Object}},
                   "plan");
-    EXPECT_TRUE(plan.contains("step"));
+    expectMembers(plan, {{"cost", Type::Object}, {"verdict", Type::Text}}, "plan");
+    EXPECT_TRUE(plan.contains("network_needed_bytes_per_second_per_node"));
+    EXPECT_EQ(plan["step"].is_null(), plan["verdict"] == "not-possible");
+    if (!plan["step"].is_null())
+        expectStep(plan["step"]);
     expectMembers(plan["gpu"],
                   {{"capacity_bytes", Type::Integer},
                    {"model_states_bytes", Type::Integer},
