@@ -176,17 +176,21 @@ private:
                                         narrowing);
         m_update =
             add("update after the exchange", "11 x 4 B x P", "runtime/fp16/onebit/adam.py step", wide * 11 + narrowing);
-        // runtime/comm/nccl.py compressed_allreduce, kernel by kernel over P fp32 elements: the error is added
-        // (2 reads, 1 write), the norm taken (1), signs as a byte mask (sign 2, add_ 2, bool 1.25), back to floats and
-        // scaled (float 1.25, add_ 2, mul_ 2, mul 2), the new error (2 + 1), packing of the mask (2.5 and a bit).
-        m_compress = add("momentum compressed to signs", "about 21 x 4 B x P",
-                         "runtime/comm/nccl.py compressed_allreduce", wide * 21);
-        // The server's part: N ranks' signs of P/N elements are unpacked (9 accesses of an element), added up, and
-        // compressed again like the worker's, on P/N.
-        m_recompress = add("signs averaged and compressed again", "about 9 x 4 B x P + 21 x 4 B x P/N",
-                           "runtime/comm/nccl.py compressed_allreduce", wide * 9 + share(wide * 21, 1, m_ranks));
-        m_decompress = add("gathered signs decompressed", "about 9 x 4 B x P",
-                           "runtime/comm/nccl.py compressed_allreduce", wide * 9);
+        // runtime/comm/nccl.py compressed_allreduce, kernel by kernel, in bytes of an fp32 element read and written:
+        // the error added 12, the norm 4; the new error from sign 8, add_ 8, bool 5, float 5, add_ 8, mul_ 8, scaling 8
+        // and the subtraction 12; then sign_ 8, add_ 8, bool 5 and the packing of a byte a sign 1.
+        const std::int64_t compressing = 100;
+        // A byte a sign unpacked 1, float 5, add_ 8, mul_ 8; scaled 8.
+        const std::int64_t expanding = 30;
+        const auto bytes = [elements](std::int64_t perElement) { return Bytes(checkedMultiply(elements, perElement)); };
+        m_compress = add("momentum compressed to signs", "100 B x P", "runtime/comm/nccl.py compressed_allreduce",
+                         bytes(compressing));
+        // All ranks' signs of this rank's part, P in all: divided by the ranks 8 and summed 4; then compressed again.
+        m_recompress = add("signs averaged and compressed again", "42 B x P + 100 B x P/N",
+                           "runtime/comm/nccl.py compressed_allreduce",
+                           bytes(expanding + 12) + share(bytes(compressing), 1, m_ranks));
+        m_decompress = add("gathered signs decompressed", "38 B x P", "runtime/comm/nccl.py compressed_allreduce",
+                           bytes(expanding + 8)); // and copied to the momentum
     }
 
     class Emission final : public StageObserver {
