@@ -9,6 +9,8 @@ namespace {
 
 using C = Category;
 
+constexpr BufferClassId kHiddenClass = 0; // the first that is defined
+
 constexpr BufferSpec kHidden{"hidden states between layers", "c T H", "torch autograd", C::Activations};
 constexpr BufferSpec kLogits{"logits", "c T V", "HF LlamaForCausalLM.forward", C::Logits};
 constexpr BufferSpec kBatch{"token ids, labels and positions", "24 T", "int64 each", C::Activations};
@@ -26,6 +28,12 @@ constexpr BufferSpec kHostInput{"checkpointed input in host memory",
                                 Place::HostPageable,
                                 Stream::DeviceToHost};
 
+constexpr BufferSpec kPartition{"checkpointed input, split over the tensor-parallel ranks", "c T H / t",
+                                "deepspeed.checkpointing partition_activations; Megatron-LM "
+                                "--distribute-saved-activations",
+                                C::Activations};
+
+
 /// What checkpointing runs again. torch.utils.checkpoint without reentrance stops once backward has what it asked for
 /// (set_checkpoint_early_stop, torch 2.1): torchtitan, torchtune and llm-foundry wrap their blocks so. transformers'
 /// gradient_checkpointing_enable, DeepSpeed's and Megatron's full recomputation run the whole block; a compiled block
@@ -42,7 +50,6 @@ RecomputeRange recomputeRange(const Training& training)
     }
     return training.checkpointing == Checkpointing::Selective ? RecomputeRange::OnlyNeeded : RecomputeRange::Whole;
 }
-
 } // namespace
 
 void StageObserver::beforeStage(Pass, int, int) {}
@@ -50,15 +57,16 @@ void StageObserver::afterStage(Pass, int, int) {}
 void StageObserver::betweenLossPasses() {}
 
 ActivationModel::ActivationModel(const Model& model, const Training& training, DType compute, ActivationVariant variant)
-    : m_model(&model), m_compute(compute), m_checkpointing(training.checkpointing),
+    : m_model(&model), m_compute(compute), m_local(variant.local), m_checkpointing(training.checkpointing),
       m_checkpointEvery(training.checkpointEvery), m_holdsLogits(training.holdsLogits)
 {
-    ProgramContext context{model, training, compute, variant, familyRules(model, training), m_classes, -1};
+    ProgramContext context{model, training, compute, variant, familyRules(model, training), m_classes,
+                           m_collectives, -1};
     const Architecture& architecture = model.architecture;
     const bool fused = training.loss == LossKind::Fused; // head and loss run chunk by chunk: whole logits never exist
     const std::int64_t logitWidth =
         fused ? ceilDivide(architecture.vocab, lossChunks(architecture)) : architecture.vocab;
-    context.hidden = context.add(kHidden, architecture.hidden, context.computeBytes());
+    context.hidden = context.alongSequence().add(kHidden, architecture.hidden, context.computeBytes());
     const BufferClassId logits = context.add(kLogits, logitWidth, context.computeBytes());
     m_batch = context.add(kBatch, 3, 8);
     if (m_holdsLogits && !fused)
@@ -69,6 +77,18 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
         m_checkpointCopy = 0;
     }
 
+    if (m_checkpointing == Checkpointing::Partitioned && m_local.splitsTensors() && !m_local.splitsSequence()) {
+        const std::int64_t states = checkedMultiply(architecture.hidden, context.computeBytes());
+        m_partition = context.add(kPartition, ceilDivide(states, m_local.tensor), 1);
+        m_partitionGather = context.addCollective({OpKind::AllGather, LocalGroup::Tensor, "checkpointed inputs",
+                                                   "c T H", "partition_activations", states, compute});
+    }
+    // The maximum, the target's logit and the sum of exponentials of each token
+    // (core/tensor_parallel/cross_entropy.py; torch.distributed.tensor.parallel.loss_parallel).
+    if (m_local.splitsTensors() && m_local.splitsLoss)
+        m_lossReduction =
+            context.addCollective({OpKind::AllReduce, LocalGroup::Tensor, "statistics of the loss", "4 T",
+                                   "core/tensor_parallel/cross_entropy.py", 4, DType::Fp32, 3});
     const bool policy = m_checkpointing == Checkpointing::Selective || variant.checkpointChildren;
     const KeepMode mode = m_checkpointing == Checkpointing::None ? KeepMode::Keep
                           : policy                               ? KeepMode::Policy
@@ -97,8 +117,11 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
 
 void ActivationModel::defineSizes(SizeTable& sizes, const Training& training) const
 {
-    assert(sizes.buffers.empty() && sizes.payloads.empty());
-    const std::int64_t tokens = training.tokensPerMicroBatch();
+    assert(sizes.buffers.empty() && sizes.payloads.empty() && sizes.groups.empty());
+    for (const Group& group : {m_local.tensorGroup, m_local.contextGroup, m_local.expertGroup})
+        if (group.ranks > 1)
+            sizes.addGroup(group);
+    const std::int64_t tokens = this->tokens(training);
     for (const ScaledClass& scaled : m_classes) {
         std::int64_t bytes = checkedMultiply(tokens, scaled.bytesPerToken);
         if (scaled.timesSequence)
@@ -108,6 +131,22 @@ void ActivationModel::defineSizes(SizeTable& sizes, const Training& training) co
     if (m_checkpointCopy >= 0)
         sizes.addPayload({"checkpointed input", "c T H", "deepspeed.checkpointing",
                           sizes.buffers[static_cast<std::size_t>(m_hostCheckpoint)].bytes, m_compute});
+    for (const LayerCollective& collective : m_collectives)
+        sizes.addPayload({collective.name, collective.formula, collective.source,
+                          Bytes(checkedMultiply(tokens, collective.bytesPerToken)), collective.native,
+                          /*countsInPsi=*/false});
+}
+
+GroupId ActivationModel::groupOf(LocalGroup group) const
+{
+    const int tensor = m_local.tensorGroup.ranks > 1 ? 1 : 0;
+    const int context = m_local.contextGroup.ranks > 1 ? 1 : 0;
+    switch (group) {
+    case LocalGroup::Tensor: return 0;
+    case LocalGroup::Context: return tensor;
+    case LocalGroup::Expert: break;
+    }
+    return tensor + context;
 }
 
 bool ActivationModel::checkpointed(int layer) const
@@ -159,17 +198,31 @@ void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, 
     const bool tied = m_activations->model().layer(position).kind == LayerKind::Head &&
                       m_activations->model().layer(position).parameters.empty();
     OpId current = -1;
+    std::vector<OpId> collectives; // by part
     for (std::size_t part = 0; part < pass.size(); ++part) {
         const ProgramStage& stage = pass[part];
         const int owner = tied ? m_activations->m_embeddingLayer : layer;
         const int module = stage.module;
-        if (module >= 0)
+        if (module >= 0 && stage.half != Half::Second)
             observer.beforeStage(kind, owner, tied ? 0 : module);
-        if (current < 0 || builder.lastOp() != current) {
-            startOp(builder, kind, layer, current < 0 && module < 0 ? -1 : module);
-            current = builder.lastOp();
+        if (stage.collective >= 0) {
+            collectives.resize(pass.size(), -1);
+            const OpId before = builder.lastOp();
+            collectives[part] = emitCollective(
+                builder, stage.collective, stage.beside ? Stream::Replicate : Stream::Compute,
+                kind == Pass::Forward ? Phase::Forward : Phase::Backward, layer);
+            if (stage.beside)
+                builder.wait(before);
+            current = -1;
+        } else {
+            if (current < 0 || builder.lastOp() != current || !stage.waitsFor.empty()) {
+                startOp(builder, kind, layer, current < 0 && module < 0 ? -1 : module);
+                current = builder.lastOp();
+            }
+            builder.cover(part);
         }
-        builder.cover(part);
+        for (const int earlier : stage.waitsFor)
+            builder.wait(collectives[static_cast<std::size_t>(earlier)]);
         for (const SlotEvent& event : stage.events) {
             const auto slot = static_cast<std::size_t>(event.slot);
             if (event.makes) {
@@ -179,9 +232,18 @@ void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, 
                 slots[slot] = -1;
             }
         }
-        if (module >= 0)
+        if (module >= 0 && stage.half != Half::First)
             observer.afterStage(kind, owner, tied ? 0 : module);
     }
+}
+
+OpId ActivationWalk::emitCollective(ScheduleBuilder& builder, int collective, Stream stream, Phase phase,
+                                    int layer) const
+{
+    const LayerCollective& spec = m_activations->m_collectives[static_cast<std::size_t>(collective)];
+    const OpId op = builder.op(spec.kind, stream, phase, layer);
+    builder.send(m_activations->payloadOf(collective), m_activations->groupOf(spec.group), spec.count);
+    return op;
 }
 
 void ActivationWalk::forward(ScheduleBuilder& builder, int layer, StageObserver& observer)
@@ -203,6 +265,12 @@ void ActivationWalk::forward(ScheduleBuilder& builder, int layer, StageObserver&
         builder.free(state.slots[kInput]);
         state.slots[kInput] = -1;
     }
+    if (m_activations->m_partition >= 0 && m_activations->checkpointed(layer)) {
+        builder.op(OpKind::Copy, Stream::Compute, Phase::Forward, layer);
+        state.partition = builder.allocate(m_activations->m_partition);
+        builder.free(state.slots[kInput]);
+        state.slots[kInput] = -1;
+    }
 }
 
 void ActivationWalk::loss(ScheduleBuilder& builder)
@@ -213,32 +281,46 @@ void ActivationWalk::loss(ScheduleBuilder& builder)
 
 void ActivationWalk::loss(ScheduleBuilder& builder, StageObserver& observer)
 {
+    lossForward(builder);
+    observer.betweenLossPasses();
+    lossBackward(builder);
+}
+
+void ActivationWalk::playLoss(ScheduleBuilder& builder, const ProgramPass& pass)
+{
+    for (const ProgramStage& stage : pass)
+        for (const SlotEvent& event : stage.events) {
+            BufferId& buffer = m_lossState.slots[static_cast<std::size_t>(event.slot)];
+            if (event.makes) {
+                buffer = builder.allocate(m_activations->m_loss.classOf(event.slot));
+            } else {
+                builder.free(buffer);
+                buffer = -1;
+            }
+        }
+}
+
+void ActivationWalk::lossForward(ScheduleBuilder& builder)
+{
     const LayerProgram& lossProgram = m_activations->m_loss;
     m_lossState.slots.assign(lossProgram.slots(), -1);
     m_lossState.slots[kInput] = m_carried;
-    const auto play = [&](const ProgramPass& pass) {
-        for (const ProgramStage& stage : pass)
-            for (const SlotEvent& event : stage.events) {
-                BufferId& buffer = m_lossState.slots[static_cast<std::size_t>(event.slot)];
-                if (event.makes) {
-                    buffer = builder.allocate(lossProgram.classOf(event.slot));
-                } else {
-                    builder.free(buffer);
-                    buffer = -1;
-                }
-            }
-    };
     builder.op(OpKind::LossForward, Stream::Compute, Phase::Loss);
     builder.blockHost(std::exchange(m_copying, -1));
-    play(lossProgram.forwardPass());
+    playLoss(builder, lossProgram.forwardPass());
     if (m_heldLogits >= 0)
         builder.free(m_heldLogits); // the caller's variable is assigned anew only now
     m_heldLogits = -1;
     if (lossProgram.heldSlot() >= 0)
         m_heldLogits = m_lossState.slots[static_cast<std::size_t>(lossProgram.heldSlot())];
-    observer.betweenLossPasses();
+    if (m_activations->m_lossReduction >= 0)
+        emitCollective(builder, m_activations->m_lossReduction, Stream::Compute, Phase::Loss, -1);
+}
+
+void ActivationWalk::lossBackward(ScheduleBuilder& builder)
+{
     builder.op(OpKind::LossBackward, Stream::Compute, Phase::Backward);
-    play(lossProgram.backwardPass());
+    playLoss(builder, m_activations->m_loss.backwardPass());
     m_gradCarried = m_lossState.slots[kGradInput];
 }
 
@@ -253,6 +335,12 @@ void ActivationWalk::backward(ScheduleBuilder& builder, int layer, StageObserver
         builder.free(state.hostCopy);
         state.hostCopy = -1;
     }
+    if (state.partition >= 0) {
+        emitCollective(builder, m_activations->m_partitionGather, Stream::Compute, Phase::Backward, layer);
+        state.slots[kInput] = builder.allocate(layerProgram.classOf(kInput));
+        builder.free(state.partition);
+        state.partition = -1;
+    }
     state.slots[kGradOutput] = m_gradCarried;
     if (!layerProgram.recomputePass().empty())
         run(builder, layerProgram, layerProgram.recomputePass(), Pass::Recompute, layer, observer);
@@ -265,6 +353,28 @@ void ActivationWalk::endMicroStep(ScheduleBuilder& builder)
     builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
     builder.free(m_batch);
     m_batch = -1;
+}
+
+void ActivationWalk::receiveInput(ScheduleBuilder& builder)
+{
+    m_carried = builder.allocate(kHiddenClass);
+}
+
+void ActivationWalk::dropOutput(ScheduleBuilder& builder)
+{
+    builder.free(m_carried);
+    m_carried = -1;
+}
+
+void ActivationWalk::receiveGradient(ScheduleBuilder& builder)
+{
+    m_gradCarried = builder.allocate(kHiddenClass);
+}
+
+void ActivationWalk::dropGradient(ScheduleBuilder& builder)
+{
+    builder.free(m_gradCarried);
+    m_gradCarried = -1;
 }
 
 } // namespace shardwright

@@ -39,6 +39,12 @@ public:
         return m_modules[static_cast<std::size_t>(layerType)];
     }
     const Model& model() const { return *m_model; }
+    /// Tokens of one micro-batch that this rank computes: its part of the sequence under context parallelism.
+    std::int64_t tokens(const Training& training) const
+    {
+        return ceilDivide(training.tokensPerMicroBatch(), m_local.context);
+    }
+    const LocalShape& local() const { return m_local; }
     /// Its buffer classes, in the order of defineSizes.
     const std::vector<ScaledClass>& classes() const { return m_classes; }
     DType compute() const { return m_compute; }
@@ -52,9 +58,10 @@ private:
 
     const Model* m_model;
     DType m_compute;
+    LocalShape m_local;
     Checkpointing m_checkpointing;
     int m_checkpointEvery;
-    int m_embeddingLayer = 0;
+    int m_embeddingLayer = -1; // none: a later pipeline stage
     bool m_holdsLogits;
     std::vector<std::vector<LeafModule>> m_modules; // by layer type
     std::vector<LayerProgram> m_keeping;            // by layer type: everything is kept
@@ -64,7 +71,14 @@ private:
     BufferClassId m_heldLogits = -1;     // logits that the caller keeps until the next forward
     BufferClassId m_hostCheckpoint = -1; // a block's input kept in host memory
     PayloadId m_checkpointCopy = -1;
+    BufferClassId m_partition = -1; // a block's input, split over the tensor-parallel ranks
+    int m_partitionGather = -1;     // collectives
+    int m_lossReduction = -1;
     std::vector<ScaledClass> m_classes;
+    std::vector<LayerCollective> m_collectives;
+
+    PayloadId payloadOf(int collective) const { return collective + (m_checkpointCopy >= 0 ? 1 : 0); }
+    GroupId groupOf(LocalGroup group) const; // those of more than one rank stand first in the size table
 };
 
 /// Emits the forward and backward of one step, micro-step by micro-step, into a builder:
@@ -76,6 +90,8 @@ private:
 ///   walk.loss(builder, observer);
 ///   for (layer = n-1 .. 0) walk.backward(builder, layer, observer);
 ///   walk.endMicroStep(builder);
+///
+/// A pipeline stage has one walk for each micro-batch in flight, and between its chunks of layers receives and sends.
 class ActivationWalk {
 public:
     explicit ActivationWalk(const ActivationModel& activations);
@@ -85,15 +101,28 @@ public:
     void forward(ScheduleBuilder& builder, int layer, StageObserver& observer);
     void loss(ScheduleBuilder& builder);
     void loss(ScheduleBuilder& builder, StageObserver& observer);
+    void lossForward(ScheduleBuilder& builder);
+    void lossBackward(ScheduleBuilder& builder);
     /// Recomputes first where the layer is checkpointed.
     void backward(ScheduleBuilder& builder, int layer, StageObserver& observer);
     void endMicroStep(ScheduleBuilder& builder);
+
+    /// Hidden states from the stage before, as part of the current op; and what is sent to the stage behind, which
+    /// nobody here needs again (megatron/core/pipeline_parallel/schedules.py deallocate_output_tensor).
+    void receiveInput(ScheduleBuilder& builder);
+    void dropOutput(ScheduleBuilder& builder);
+    /// The same of their gradients, on the way back.
+    void receiveGradient(ScheduleBuilder& builder);
+    void dropGradient(ScheduleBuilder& builder);
 
 private:
     struct LayerState {
         std::vector<BufferId> slots;
         BufferId hostCopy = -1;
+        BufferId partition = -1;
     };
+    void playLoss(ScheduleBuilder& builder, const ProgramPass& pass);
+    OpId emitCollective(ScheduleBuilder& builder, int collective, Stream stream, Phase phase, int layer) const;
     void run(ScheduleBuilder& builder, const LayerProgram& program, const ProgramPass& pass, Pass kind, int layer,
              StageObserver& observer);
     void startOp(ScheduleBuilder& builder, Pass kind, int layer, int module);

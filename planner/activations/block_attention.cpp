@@ -63,10 +63,11 @@ constexpr BufferSpec kGradScores{"gradient of attention scores", "4 a s^2 b or c
 
 void BlockWriter::attention(const NormTensors& before)
 {
+    m_attentionInput = gatherInput(before.out);
     if (latent())
-        projectLatent(before.out);
+        projectLatent(m_attentionInput);
     else
-        project(before.out);
+        project(m_attentionInput);
     m_queryRead = m_query;
     m_keyRead = m_key;
     m_valueRead = m_value;
@@ -85,9 +86,10 @@ void BlockWriter::attention(const NormTensors& before)
         m_program.forward(-1, {m_attentionHeads}, {m_attentionOut});
     }
     const int out = find(ModuleKind::AttentionOut);
-    m_attentionProjected = hidden(kProjected);
+    m_attentionProjected = wholeHidden(kProjected);
     m_program.forward(out, {m_attentionOut}, {m_attentionProjected}, {before.out});
     adapter(out);
+    m_attentionProjected = reduceOutput(m_attentionProjected);
     m_attentionProjected = dropout(m_attentionProjected, m_attentionResidualMask);
 }
 
@@ -250,7 +252,7 @@ void BlockWriter::eagerAttention(int normOut)
 
 int BlockWriter::attentionBackward(const NormTensors& before, int gradOut)
 {
-    const int grad = dropoutBackward(gradOut, m_attentionResidualMask);
+    const int grad = gatherGradient(dropoutBackward(gradOut, m_attentionResidualMask));
     const int gradAttention = tensor(kGradHeads, outWidth());
     m_program.backward(find(ModuleKind::AttentionOut), {grad, ifTrains(ModuleKind::AttentionOut, m_attentionOut)},
                        {gradAttention});
@@ -335,10 +337,18 @@ int BlockWriter::projectionsBackward(int normOut, int gradQuery, int gradKey, in
         gradQuery = throughQuery;
     }
     const int projections = countOf(ModuleKind::AttentionIn);
+    if (projections > 1 && local().splitsTensors()) {
+        std::vector<Branch> branches;
+        for (int i = projections - 1; i >= 0; --i)
+            branches.push_back({find(ModuleKind::AttentionIn, i), i == 0 ? gradQuery : i == 1 ? gradKey : gradValue});
+        return columnBackward(branches, normOut, m_attentionInput, kGradHidden);
+    }
     const int sum = hidden(kGradHidden);
     if (projections == 1) {
         const int gradFused = tensor(kGradFused, checkedAdd(checkedAdd(queryWidth(), keyWidth()), valueWidth()));
         m_program.backward(-1, {gradQuery, gradKey, gradValue}, {gradFused});
+        if (local().splitsTensors())
+            return columnBackward({{find(ModuleKind::AttentionIn), gradFused}}, normOut, m_attentionInput, kGradHidden);
         m_program.backward(find(ModuleKind::AttentionIn), {gradFused, normOut}, {sum});
         return sum;
     }
@@ -346,7 +356,7 @@ int BlockWriter::projectionsBackward(int normOut, int gradQuery, int gradKey, in
         const int module = find(ModuleKind::AttentionIn, i);
         const int read = m_modules[static_cast<std::size_t>(module)].needsInput() ? normOut : -1;
         const bool first = i == projections - 1;
-        const int addend = first ? sum : hidden(kGradHidden);
+        const int addend = first ? sum : wholeHidden(kGradHidden);
         ProgramStep& product = m_program.backward(module,
                                                   {i == 0   ? gradQuery
                                                    : i == 1 ? gradKey
@@ -369,7 +379,7 @@ int BlockWriter::latentBackward(int normOut, int gradQuery, int gradKey, int gra
     m_program.backward(find(ModuleKind::AttentionIn, index--), {gradExpanded, m_keyValueLatent.out}, {gradLatent});
     const int gradCompressed = tensor(kGradLatent, checkedAdd(m_arch.kvLoraRank, m_arch.qkRopeHeadDim));
     normBackward(m_context, m_program, m_type, m_keyValueLatent, m_arch.kvLoraRank, gradLatent, gradCompressed);
-    const int sum = hidden(kGradHidden);
+    const int sum = wholeHidden(kGradHidden);
     m_program.backward(find(ModuleKind::AttentionIn, index--), {gradCompressed, normOut}, {sum});
     int gradQueryInput = gradQuery;
     if (m_arch.qLoraRank > 0) {
@@ -378,10 +388,10 @@ int BlockWriter::latentBackward(int normOut, int gradQuery, int gradKey, int gra
         gradQueryInput = tensor(kGradLatent, m_arch.qLoraRank);
         normBackward(m_context, m_program, m_type, m_queryLatent, m_arch.qLoraRank, gradOut, gradQueryInput);
     }
-    const int addend = hidden(kGradHidden);
+    const int addend = wholeHidden(kGradHidden);
     m_program.backward(find(ModuleKind::AttentionIn, index), {gradQueryInput, normOut}, {addend}, {sum})
         .kernels(2, {sum, sum, addend});
-    return sum;
+    return reduceGradient(sum, false);
 }
 
 } // namespace shardwright

@@ -30,10 +30,12 @@ void BlockWriter::mlp(const NormTensors& before)
     if (find(ModuleKind::ExpertIn) >= 0) {
         experts(before.out);
     } else {
-        m_inner = inner(before.out, ModuleKind::MlpIn, ModuleKind::MlpOut, m_arch.ffn, m_rules.fusedGateUp);
-        m_mlpOut = hidden(kMlpOut);
+        m_mlpInput = gatherInput(before.out);
+        m_inner = inner(m_mlpInput, ModuleKind::MlpIn, ModuleKind::MlpOut, m_arch.ffn, m_rules.fusedGateUp);
+        m_mlpOut = wholeHidden(kMlpOut);
         m_program.forward(find(ModuleKind::MlpOut), {m_inner.product}, {m_mlpOut}, {before.out});
         adapter(find(ModuleKind::MlpOut));
+        m_mlpOut = reduceOutput(m_mlpOut);
     }
     m_mlpOut = dropout(m_mlpOut, m_mlpResidualMask);
 }
@@ -44,7 +46,8 @@ int BlockWriter::mlpBackward(const NormTensors& before, int gradOut)
     const int grad = dropoutBackward(gradOut, m_mlpResidualMask);
     if (find(ModuleKind::ExpertIn) >= 0)
         return expertsBackward(before, grad);
-    return innerBackward(ifTrains(ModuleKind::MlpIn, before.out), grad, m_inner, kGradHidden, m_arch.hidden);
+    return innerBackward(ifTrains(ModuleKind::MlpIn, before.out), gatherGradient(grad), m_inner, kGradHidden,
+                         m_arch.hidden, true, m_mlpInput);
 }
 
 BlockWriter::Inner BlockWriter::inner(int input, ModuleKind in, ModuleKind out, std::int64_t width, bool fused)
@@ -100,14 +103,15 @@ BlockWriter::Inner BlockWriter::inner(int input, ModuleKind in, ModuleKind out, 
 }
 
 int BlockWriter::innerBackward(int input, int gradOut, const Inner& made, const BufferSpec& resultSpec,
-                               std::int64_t resultWidth)
+                               std::int64_t resultWidth, bool column, int gathered)
 {
     const auto inside = [&] { return tensor(kGradInner, made.width); };
     const bool gated = m_arch.mlp == MlpKind::Gated;
     const bool compiled = m_training.compile;
     const int gradProduct = inside();
     m_program.backward(find(made.out), {gradOut, ifTrains(made.out, made.product)}, {gradProduct});
-    const int result = tensor(resultSpec, resultWidth);
+    const bool splits = column && local().splitsTensors();
+    const int result = splits ? -1 : tensor(resultSpec, resultWidth);
     if (!gated) {
         int gradGate = -1;
         if (m_rules.activation == Activation::ComposedGelu) {
@@ -117,6 +121,8 @@ int BlockWriter::innerBackward(int input, int gradOut, const Inner& made, const 
             const int read = m_rules.activation == Activation::Relu ? made.product : made.gate;
             m_program.backward(-1, {gradProduct, read}, {gradGate});
         }
+        if (splits)
+            return columnBackward({{find(made.in), gradGate}}, input, gathered, resultSpec);
         m_program.backward(find(made.in), {gradGate, input}, {result});
         return result;
     }
@@ -134,10 +140,14 @@ int BlockWriter::innerBackward(int input, int gradOut, const Inner& made, const 
     if (made.fused) {
         const int both = tensor(kGradGateUp, checkedMultiply(made.width, 2));
         m_program.backward(-1, {gradGate, gradUp}, {both});
+        if (splits)
+            return columnBackward({{gateModule, both}}, input, gathered, resultSpec);
         m_program.backward(gateModule, {both, input}, {result});
         return result;
     }
     const int upModule = countOf(made.in) > 1 ? find(made.in, 1) : gateModule;
+    if (splits)
+        return columnBackward({{upModule, gradUp}, {gateModule, gradGate}}, input, gathered, resultSpec);
     m_program.backward(upModule, {gradUp, input}, {result});
     const int addend = tensor(resultSpec, resultWidth);
     m_program.backward(gateModule, {gradGate, input}, {addend}, {result})

@@ -22,7 +22,8 @@ constexpr BufferSpec kGradHidden{"gradient of hidden states", "c T H", "torch au
 
 BlockWriter::BlockWriter(const ProgramContext& context, int layerType, const std::vector<LeafModule>& modules)
     : m_context(context), m_modules(modules), m_type(layerType), m_arch(context.model.architecture),
-      m_training(context.training), m_rules(context.rules), m_c(context.computeBytes())
+      m_training(context.training), m_rules(context.rules), m_c(context.computeBytes()),
+      m_sequence(context.alongSequence())
 {
     m_program.setBoundary(context.hidden);
     if (m_training.compile) {
@@ -127,7 +128,7 @@ NormTensors BlockWriter::norm(ModuleKind kind, int input, int skip)
     int module = find(kind, skip);
     if (module < 0 && kind == ModuleKind::PostAttentionNorm && countOf(ModuleKind::InputNorm) > 1)
         module = find(ModuleKind::InputNorm, 1);
-    return normOf(module, input, m_arch.hidden, 1);
+    return normForward(m_sequence, m_program, m_type, module, input, m_arch.hidden, 1, -1);
 }
 
 NormTensors BlockWriter::normOf(int module, int input, std::int64_t width, std::int64_t rows)
@@ -138,7 +139,7 @@ NormTensors BlockWriter::normOf(int module, int input, std::int64_t width, std::
 int BlockWriter::normThrough(const NormTensors& norm, int gradOut)
 {
     const int through = hidden(kGradHidden);
-    normBackward(m_context, m_program, m_type, norm, m_arch.hidden, gradOut, through);
+    normBackward(m_sequence, m_program, m_type, norm, m_arch.hidden, gradOut, through);
     return through;
 }
 
@@ -153,7 +154,7 @@ int BlockWriter::dropout(int input, int& mask)
 {
     if (m_arch.residualDropout <= 0)
         return input;
-    mask = tensor(kDropoutMask, m_arch.hidden, 1);
+    mask = m_program.tensor(m_sequence.add(kDropoutMask, m_arch.hidden, 1, m_type));
     const int dropped = hidden(kDropped);
     m_program.forward(-1, {input}, {dropped, mask});
     return dropped;
@@ -205,8 +206,24 @@ BufferClassId ProgramContext::add(const BufferSpec& spec, std::int64_t width, st
 {
     if (width == 0)
         return -1;
-    classes.push_back({&spec, checkedMultiply(width, bytesEach), timesSequence, layerType});
+    classes.push_back({&spec, ceilDivide(checkedMultiply(width, bytesEach), split), timesSequence, layerType});
     return static_cast<BufferClassId>(classes.size()) - 1;
+}
+
+int ProgramContext::addCollective(const LayerCollective& collective) const
+{
+    const auto known = std::find(collectives.begin(), collectives.end(), collective);
+    if (known != collectives.end())
+        return static_cast<int>(known - collectives.begin());
+    collectives.push_back(collective);
+    return static_cast<int>(collectives.size()) - 1;
+}
+
+ProgramContext ProgramContext::alongSequence() const
+{
+    ProgramContext along = *this;
+    along.split = variant.local.splitsSequence() ? variant.local.tensor : 1;
+    return along;
 }
 
 LayerProgram blockProgram(const ProgramContext& context, int layerType, const std::vector<LeafModule>& modules)

@@ -7,6 +7,7 @@
 #include "planner/activations/family_rules.hpp"
 #include "planner/activations/layer_program.hpp"
 #include "planner/activations/modules.hpp"
+#include "planner/parallelism/local_shape.hpp"
 
 namespace shardwright {
 
@@ -21,6 +22,23 @@ struct ScaledClass {
 /// What a framework changes about activations.
 struct ActivationVariant {
     bool checkpointChildren = false; // full checkpointing wraps each child of a block: their inputs are all kept
+    LocalShape local = {};
+};
+
+enum class LocalGroup : std::uint8_t { Tensor, Context, Expert };
+
+/// A collective between model-parallel ranks; its tensor is a multiple of the tokens T.
+struct LayerCollective {
+    OpKind kind = OpKind::AllReduce;
+    LocalGroup group = LocalGroup::Tensor;
+    std::string_view name;
+    std::string_view formula;
+    std::string_view source;
+    std::int64_t bytesPerToken = 0; // of the whole tensor
+    DType native = DType::Bf16;
+    std::int32_t count = 1;
+
+    bool operator==(const LayerCollective&) const = default;
 };
 
 struct ProgramContext {
@@ -30,11 +48,17 @@ struct ProgramContext {
     ActivationVariant variant;
     FamilyRules rules;
     std::vector<ScaledClass>& classes;
-    BufferClassId hidden; // (T, H) in compute dtype: the boundary between layers
+    std::vector<LayerCollective>& collectives;
+    BufferClassId hidden;   // (T, H) in compute dtype: the boundary between layers; T / t tokens with sequence parallelism
+    std::int64_t split = 1; // ranks that share the tokens of what is added
 
     /// A class of `width` elements a token of `bytesEach` bytes; no class (-1) for zero elements.
     BufferClassId add(const BufferSpec& spec, std::int64_t width, std::int64_t bytesEach, int layerType = -1,
                       bool timesSequence = false) const;
+    /// The collective, added where there is none like it yet.
+    int addCollective(const LayerCollective& collective) const;
+    /// For what is split along the sequence where the run splits it.
+    ProgramContext alongSequence() const;
     std::int64_t computeBytes() const { return bitsOf(compute) / 8; }
 };
 

@@ -28,7 +28,10 @@ private:
 
     int tensor(const BufferSpec& spec, std::int64_t width, std::int64_t bytesEach = 0);
     int square(const BufferSpec& spec, std::int64_t bytesEach); // a s^2 b
-    int hidden(const BufferSpec& spec) { return tensor(spec, m_arch.hidden); }
+    /// Of the residual stream: T H, or T H / t where the sequence is split.
+    int hidden(const BufferSpec& spec) { return m_program.tensor(m_sequence.add(spec, m_arch.hidden, m_c, m_type)); }
+    /// T H whatever is split.
+    int wholeHidden(const BufferSpec& spec) { return tensor(spec, m_arch.hidden); }
 
     int find(ModuleKind kind, int skip = 0) const;
     int countOf(ModuleKind kind) const;
@@ -45,6 +48,20 @@ private:
     int dropoutBackward(int gradOut, int mask);
     void adapter(int module);
     void policy();
+
+    // Between tensor-parallel ranks (block_parallel.cpp); without them each returns what it is given.
+    const LocalShape& local() const { return m_context.variant.local; }
+    int collective(OpKind kind, std::string_view name, std::string_view formula) const;
+    int gatherInput(int normOut);
+    int reduceOutput(int partial);
+    int gatherGradient(int grad);
+    int reduceGradient(int partial, bool beside);
+    /// The matrices that read one input, in the order of their backward, and the gradients of their outputs.
+    struct Branch {
+        int module;
+        int grad;
+    };
+    int columnBackward(const std::vector<Branch>& branches, int normOut, int gathered, const BufferSpec& spec);
 
     std::int64_t queryWidth() const { return checkedMultiply(m_arch.heads, m_arch.headDim); }
     std::int64_t keyWidth() const { return checkedMultiply(latent() ? m_arch.heads : m_arch.kvHeads, m_arch.headDim); }
@@ -69,8 +86,9 @@ private:
     void mlp(const NormTensors& before);
     int mlpBackward(const NormTensors& before, int gradOut);
     Inner inner(int input, ModuleKind in, ModuleKind out, std::int64_t width, bool fused);
+    /// `column`: `input` is what tensor-parallel ranks share, of which `gathered` is the whole.
     int innerBackward(int input, int gradOut, const Inner& made, const BufferSpec& resultSpec,
-                      std::int64_t resultWidth);
+                      std::int64_t resultWidth, bool column = false, int gathered = -1);
     int composedGeluBackward(const Inner& made, int gradProduct);
     void experts(int input);
     int expertsBackward(const NormTensors& before, int gradOut);
@@ -82,6 +100,7 @@ private:
     const Training& m_training;
     const FamilyRules& m_rules;
     const std::int64_t m_c; // bytes of the compute dtype
+    const ProgramContext m_sequence; // of the residual stream
     LayerProgram m_program;
 
     int m_queryLinear = -1, m_keyLinear = -1, m_fusedQkv = -1;
@@ -90,6 +109,7 @@ private:
     NormTensors m_queryNorm, m_keyNorm, m_queryLatent, m_keyValueLatent;
     int m_softcap = -1, m_softmax = -1, m_probabilities = -1, m_attentionMask = -1, m_dropped = -1, m_logSumExp = -1;
     int m_attentionHeads = -1, m_attentionOut = -1, m_attentionProjected = -1, m_residual = -1, m_mlpOut = -1;
+    int m_attentionInput = -1, m_mlpInput = -1; // what column-parallel matrices read
     int m_attentionResidualMask = -1, m_mlpResidualMask = -1;
     int m_routerInput = -1, m_routerLogits = -1, m_expertInput = -1, m_expertOutput = -1;
     int m_sharedOut = -1; // of the shared expert, where a gate scales it

@@ -62,6 +62,27 @@ ProgramStep& LayerProgram::backward(int module, std::initializer_list<int> reads
     return m_backward.back();
 }
 
+ProgramStep& LayerProgram::backwardHalf(Half half, int module, std::initializer_list<int> reads,
+                                        std::initializer_list<int> makes, std::initializer_list<int> holds)
+{
+    ProgramStep& added = backward(module, reads, makes, holds);
+    added.m_work.half = half;
+    return added;
+}
+
+void LayerProgram::forwardCollective(int collective, std::initializer_list<int> reads, std::initializer_list<int> makes)
+{
+    forward(-1, reads, makes).is(WorkKind::Nothing).m_collective = collective;
+}
+
+void LayerProgram::backwardCollective(int collective, std::initializer_list<int> reads,
+                                      std::initializer_list<int> makes, bool beside)
+{
+    ProgramStep& added = backward(-1, reads, makes).is(WorkKind::Nothing);
+    added.m_collective = collective;
+    added.m_beside = beside;
+}
+
 std::vector<int> LayerProgram::existing(std::initializer_list<int> wanted) const
 {
     std::vector<int> slots;
@@ -92,10 +113,26 @@ ProgramPass LayerProgram::passOf(const Steps& steps, const std::vector<bool>& ke
             lastTouch[static_cast<std::size_t>(slot)] = i;
     }
     ProgramPass pass;
+    std::vector<int> running(slots(), -1); // by slot: the stage of the collective that still makes it
     for (std::size_t i = 0; i < steps.size(); ++i) {
         const ProgramStep& step = steps[i];
-        if (pass.empty() || (step.m_module >= 0 && pass.back().module != step.m_module))
-            pass.push_back({step.m_module, {}, {}});
+        if (step.m_collective >= 0 && !runs[i])
+            continue; // its result is there, or nobody needs it
+        std::vector<int> waitsFor;
+        for (const int slot : step.m_uses) {
+            int& stage = running[static_cast<std::size_t>(slot)];
+            if (stage >= 0)
+                waitsFor.push_back(stage);
+            stage = -1;
+        }
+        const bool another = step.m_module >= 0 && !pass.empty() &&
+                             (pass.back().module != step.m_module || pass.back().half != step.m_work.half);
+        const bool collective = step.m_collective >= 0 || (!pass.empty() && pass.back().collective >= 0);
+        if (pass.empty() || another || collective || !waitsFor.empty())
+            pass.push_back({step.m_module, {}, {}, step.m_work.half, step.m_collective, step.m_beside,
+                            std::move(waitsFor)});
+        if (step.m_beside)
+            running[static_cast<std::size_t>(step.result())] = static_cast<int>(pass.size()) - 1;
         if (runs[i] && step.m_work.kind != WorkKind::Nothing) {
             pass.back().work.push_back(step.m_work);
             pass.back().work.back().step = static_cast<int>(i);
@@ -148,7 +185,7 @@ void LayerProgram::fuse(ProgramPass& pass, const Steps& steps, const std::vector
                 continue;
             }
             if (chain == nullptr) {
-                kept.push_back({WorkKind::ByModule, work.module, {}, {}, {}, 1, work.times, work.step});
+                kept.push_back({WorkKind::ByModule, work.module, {}, {}, {}, 1, work.times, work.step, Half::Whole});
                 chain = &kept.back();
                 chains.push_back(chain);
                 ends.push_back(0);
@@ -184,9 +221,10 @@ std::vector<bool> LayerProgram::recomputed(const std::vector<bool>& saved, const
         const auto missing = [&](int slot) { return !present[static_cast<std::size_t>(slot)]; };
         const bool makesMissing =
             step.m_makes.empty() || std::any_of(step.m_makes.begin(), step.m_makes.end(), missing);
-        const bool needed = std::any_of(step.m_makes.begin(), step.m_makes.end(), [&](int slot) {
-            return missing(slot) && wanted[static_cast<std::size_t>(slot)];
-        });
+        const auto wantedMissing = [&](int slot) { return missing(slot) && wanted[static_cast<std::size_t>(slot)]; };
+        const bool inPlace = step.m_collective >= 0 && step.m_makes.empty();
+        const bool needed = inPlace ? wantedMissing(step.result())
+                                    : std::any_of(step.m_makes.begin(), step.m_makes.end(), wantedMissing);
         neededLater |= needed;
         runs[i] = range == RecomputeRange::OnlyNeeded ? needed : neededLater && makesMissing;
         if (runs[i])

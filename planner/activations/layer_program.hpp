@@ -31,6 +31,9 @@ enum class WorkKind : std::uint8_t {
     Nothing,          // names are dropped, nothing runs
 };
 
+/// A matrix product's backward may come in two: the input's gradient first, the weights' second.
+enum class Half : std::uint8_t { Whole, First, Second };
+
 /// What one step runs: kernels that read and write tensors. A chain of fused pointwise steps is one of these.
 struct StepWork {
     WorkKind kind = WorkKind::ByModule;
@@ -41,13 +44,18 @@ struct StepWork {
     int kernels = 1;
     int times = 1; // it runs chunk by chunk, each as large as its tensors are
     int step = -1; // the first of the program's steps in it
+    Half half = Half::Whole;
 };
 
-/// Steps that run without another leaf module beginning.
+/// Steps that run without another leaf module beginning, or one collective between model-parallel ranks.
 struct ProgramStage {
     int module = -1; // leaf module that computes here, or -1 for steps without parameters
     std::vector<SlotEvent> events;
     std::vector<StepWork> work;
+    Half half = Half::Whole;
+    int collective = -1;       // index into the activation model's collectives; then nothing computes
+    bool beside = false;       // the collective runs beside what follows
+    std::vector<int> waitsFor; // earlier stages of the pass: collectives beside the computing
 };
 using ProgramPass = std::vector<ProgramStage>;
 
@@ -88,6 +96,9 @@ private:
     std::vector<int> m_uses; // read or held alive
     std::vector<int> m_makes;
     StepWork m_work;
+    int m_collective = -1;
+    bool m_beside = false;
+    int result() const { return m_makes.empty() ? m_uses.front() : m_makes.front(); } // of a collective
 };
 
 /// A tensor of class -1 does not exist (an optional one): steps may name it all the same.
@@ -106,6 +117,14 @@ public:
                          std::initializer_list<int> holds = {});
     ProgramStep& backward(int module, std::initializer_list<int> reads, std::initializer_list<int> makes,
                           std::initializer_list<int> holds = {});
+    /// One half of the backward of a module that is split.
+    ProgramStep& backwardHalf(Half half, int module, std::initializer_list<int> reads,
+                              std::initializer_list<int> makes, std::initializer_list<int> holds = {});
+    /// A collective as a step of its own. In place where it makes nothing: then on the first tensor that it reads.
+    /// `beside`: it runs beside what follows, up to the first step that uses its result.
+    void forwardCollective(int collective, std::initializer_list<int> reads, std::initializer_list<int> makes);
+    void backwardCollective(int collective, std::initializer_list<int> reads, std::initializer_list<int> makes,
+                            bool beside = false);
     /// Neighbouring steps bound by memory run as one kernel (torch.compile). `products`: which modules are not.
     void fusePointwise(std::vector<bool> products)
     {

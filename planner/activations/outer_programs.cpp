@@ -13,6 +13,14 @@ constexpr BufferSpec kLookedUp{"embeddings before they are summed, scaled or dro
 constexpr BufferSpec kGradLookedUp{"gradient of the embeddings", "c T H", "torch mul or native_dropout backward",
                                    C::Temporaries};
 constexpr BufferSpec kEmbeddingMask{"embedding dropout mask", "T H", "torch native_dropout", C::Activations};
+constexpr std::string_view kSource = "arXiv 2205.05198 sec. 4.2; megatron/core/tensor_parallel/layers.py";
+constexpr BufferSpec kPartial{"embeddings of this rank's part of the vocabulary", "c T H", kSource, C::Temporaries};
+constexpr BufferSpec kScattered{"embeddings of this rank's part of the sequence", "c T H / t", kSource, C::Temporaries};
+constexpr BufferSpec kGathered{"hidden states gathered over the tensor-parallel ranks", "c T H", kSource,
+                               C::Activations};
+constexpr BufferSpec kGradWhole{"gradient of the hidden states, whole", "c T H", kSource, C::Temporaries};
+constexpr BufferSpec kPartialLogits{"logits of this rank's part of the vocabulary", "c T V / t",
+                                    "transformers tp_plan colwise_rep", C::Logits};
 constexpr BufferSpec kLogitsFp32{"fp32 copy of the logits", "4 T V", "HF ForCausalLMLoss: logits.float()", C::Logits};
 constexpr BufferSpec kShiftedLogits{"shifted copy of the fp32 logits", "4 T V",
                                     "HF before 4.46: logits[..., :-1, :].contiguous()", C::Logits};
@@ -33,8 +41,126 @@ std::int64_t lossChunks(const Architecture& architecture)
     return std::max<std::int64_t>(1, ceilDivide(architecture.vocab, std::max<std::int64_t>(1, architecture.hidden)));
 }
 
+namespace {
+
+int hiddenCollective(const ProgramContext& context, OpKind kind)
+{
+    return context.addCollective({kind, LocalGroup::Tensor, "hidden states", "c T H", kSource,
+                                  checkedMultiply(context.model.architecture.hidden, context.computeBytes()),
+                                  context.compute});
+}
+
+/// An embedding whose rows are split over the tensor-parallel ranks: each looks up its own, the sum is everybody's.
+/// core/models/common/embeddings/language_model_embedding.py: the sum is scattered along the sequence at once only
+/// where no learned positions are added to it.
+LayerProgram splitEmbeddingProgram(const ProgramContext& context, const std::vector<LeafModule>& modules)
+{
+    LayerProgram program;
+    program.setBoundary(context.hidden);
+    program.setSlotClass(kInput, -1);
+    program.setSlotClass(kGradInput, -1);
+    const ProgramContext along = context.alongSequence();
+    const std::int64_t states = context.model.architecture.hidden;
+    const std::int64_t c = context.computeBytes();
+    const bool splits = context.variant.local.splitsSequence();
+    const bool dropped = context.model.architecture.embeddingDropout > 0;
+    const bool normed = modules.back().kind == ModuleKind::FinalNorm;
+    const int tables = static_cast<int>(modules.size()) - (normed ? 1 : 0);
+    const bool changed = normed || dropped || context.rules.scalesEmbedding; // once it is along the sequence
+
+    int looked = program.tensor(context.add(kPartial, states, c));
+    program.forward(0, {}, {looked});
+    if (splits && tables == 1) {
+        const int scattered = changed ? program.tensor(along.add(kScattered, states, c)) : static_cast<int>(kOutput);
+        program.forwardCollective(hiddenCollective(context, OpKind::ReduceScatter), {looked}, {scattered});
+        looked = scattered;
+    } else {
+        program.forwardCollective(hiddenCollective(context, OpKind::AllReduce), {looked}, {});
+        for (int module = 1; module < tables; ++module)
+            program.forward(module, {}, {program.tensor(context.add(kLookedUp, states, c))}, {looked});
+        const int next = changed ? program.tensor(along.add(kScattered, states, c)) : static_cast<int>(kOutput);
+        program.forward(-1, {looked}, {next});
+        looked = next;
+    }
+    int grad = kGradOutput;
+    if (normed) {
+        const NormTensors norm = normForward(along, program, -1, tables, looked, states, 1, kOutput);
+        grad = program.tensor(along.add(kGradLookedUp, states, c));
+        normBackward(along, program, -1, norm, states, kGradOutput, grad);
+    } else if (changed) {
+        const int mask = dropped ? program.tensor(along.add(kEmbeddingMask, states, 1)) : -1;
+        program.forward(-1, {looked}, {kOutput, mask});
+        grad = program.tensor(along.add(kGradLookedUp, states, c));
+        program.backward(-1, {kGradOutput, mask}, {grad});
+    }
+    if (splits) {
+        const int whole = program.tensor(context.add(kGradWhole, states, c));
+        program.backwardCollective(hiddenCollective(context, OpKind::AllGather), {grad}, {whole});
+        grad = whole;
+    }
+    for (int module = tables - 1; module >= 0; --module)
+        program.backward(module, {grad}, {});
+    return program;
+}
+
+/// A head whose rows are split over the tensor-parallel ranks.
+LayerProgram splitHeadProgram(const ProgramContext& context, bool keepsInput, BufferClassId logits)
+{
+    LayerProgram program;
+    program.setBoundary(context.hidden);
+    program.setSlotClass(kOutput, logits);
+    program.setSlotClass(kGradOutput, logits);
+    const LocalShape& local = context.variant.local;
+    const std::int64_t states = context.model.architecture.hidden;
+    const std::int64_t c = context.computeBytes();
+    const auto whole = [&](const BufferSpec& spec) { return program.tensor(context.add(spec, states, c)); };
+    int read = kInput;
+    if (local.splitsSequence()) {
+        read = whole(kGathered);
+        program.forwardCollective(hiddenCollective(context, OpKind::AllGather), {kInput}, {read});
+    }
+    if (local.splitsLoss) {
+        program.forward(0, {read}, {kOutput});
+    } else {
+        const std::int64_t vocabulary = context.model.architecture.vocab;
+        const int part =
+            program.tensor(context.add(kPartialLogits, ceilDivide(vocabulary, local.tensor), c));
+        program.forward(0, {read}, {part});
+        program.forwardCollective(context.addCollective({OpKind::AllGather, LocalGroup::Tensor, "logits", "c T V",
+                                                         "transformers tp_plan colwise_rep",
+                                                         checkedMultiply(vocabulary, c), context.compute}),
+                                  {part}, {kOutput});
+    }
+    const bool splits = local.splitsSequence();
+    const int partial = splits ? whole(kGradWhole) : static_cast<int>(kGradInput);
+    if (local.regathers && splits && keepsInput) {
+        read = whole(kGathered);
+        program.backwardCollective(hiddenCollective(context, OpKind::AllGather), {kInput}, {read}, true);
+    }
+    const auto reduce = [&] {
+        if (splits)
+            program.backwardCollective(hiddenCollective(context, OpKind::ReduceScatter), {partial}, {kGradInput},
+                                       local.regathers);
+        else
+            program.backwardCollective(hiddenCollective(context, OpKind::AllReduce), {partial}, {}, local.regathers);
+    };
+    if (local.regathers) {
+        program.backwardHalf(Half::First, 0, {kGradOutput}, {partial});
+        reduce();
+        program.backwardHalf(Half::Second, 0, {kGradOutput, keepsInput ? read : -1}, {}, {splits ? partial : -1});
+    } else {
+        program.backward(0, {kGradOutput, keepsInput ? read : -1}, {partial});
+        reduce();
+    }
+    return program;
+}
+
+} // namespace
+
 LayerProgram embeddingProgram(const ProgramContext& context, const std::vector<LeafModule>& modules)
 {
+    if (context.variant.local.splitsTensors() && context.variant.local.splitsLoss)
+        return splitEmbeddingProgram(context, modules);
     LayerProgram program;
     program.setBoundary(context.hidden);
     program.setSlotClass(kInput, -1);     // token ids are accounted for with the batch
@@ -83,10 +209,11 @@ LayerProgram finalNormProgram(const ProgramContext& context, const std::vector<L
     LayerProgram program;
     program.setBoundary(context.hidden);
     const std::int64_t states = context.model.architecture.hidden;
-    const NormTensors norm = normForward(context, program, -1, 0, kInput, states, 1, kOutput);
+    const ProgramContext along = context.alongSequence();
+    const NormTensors norm = normForward(along, program, -1, 0, kInput, states, 1, kOutput);
     program.forward(-1, {kInput, kOutput}, {})
         .is(WorkKind::Nothing); // the caller holds the input until the norm returns
-    normBackward(context, program, -1, norm, states, kGradOutput, kGradInput);
+    normBackward(along, program, -1, norm, states, kGradOutput, kGradInput);
     return program;
 }
 
@@ -97,6 +224,8 @@ LayerProgram headProgram(const ProgramContext& context, const std::vector<LeafMo
     program.setSlotClass(kOutput, logits);
     program.setSlotClass(kGradOutput, logits);
     const bool keepsInput = modules.empty() || modules.front().needsInput();
+    if (context.variant.local.splitsTensors())
+        return splitHeadProgram(context, keepsInput, logits);
     program.forward(0, {kInput}, {kOutput});
     program.backward(0, {kGradOutput, keepsInput ? static_cast<int>(kInput) : -1}, {kGradInput});
     return program;
@@ -148,6 +277,17 @@ LayerProgram lossProgram(const ProgramContext& context, BufferClassId logits)
     case LossKind::Default: break;
     }
     const int fp32 = cast ? program.tensor(context.add(kLogitsFp32, all, 4)) : static_cast<int>(kInput);
+    if (training.implementation == Implementation::Megatron && cast) {
+        // core/tensor_parallel/cross_entropy.py: the softmax is made in place of the fp32 logits, its gradient in place
+        // of the softmax.
+        program.forward(-1, {kInput}, {fp32});
+        // The maximum, exponentials, their sum, the division; kept logits of the model's forward until it returns.
+        program.forward(-1, {fp32}, {}, {kInput}).kernels(6, {fp32, fp32, fp32, fp32, fp32, fp32});
+        program.backward(-1, {fp32}, {kGradInput}).kernels(2, {fp32, fp32});
+        if (training.holdsLogits)
+            program.handOver(kInput);
+        return program;
+    }
     const int logSoftmax = program.tensor(context.add(kLogSoftmax, all, 4));
     program.forward(-1, {kInput}, {cast ? fp32 : -1});
     program.forward(-1, {fp32}, {logSoftmax}, {kInput})

@@ -1,5 +1,10 @@
 #include "planner/frameworks/rules.hpp"
 
+#include <cassert>
+
+#include "planner/parallelism/combinations.hpp"
+#include "planner/parallelism/model_slice.hpp"
+
 namespace shardwright {
 
 namespace {
@@ -9,11 +14,6 @@ struct Room {
     std::unique_ptr<FrameworkRules> (*make)(const PlanInput&);
 };
 
-std::vector<std::string> notPlanned(const PlanInput&)
-{
-    return {"Megatron-LM's rules are not written yet"};
-}
-
 Room roomOf(const PlanInput& input)
 {
     struct Visitor {
@@ -22,7 +22,7 @@ Room roomOf(const PlanInput& input)
         Room operator()(const Fsdp2Options&) const { return {fsdp2Refusals, makeFsdp2Rules}; }
         Room operator()(const DeepSpeedOptions&) const { return {deepspeedRefusals, makeDeepSpeedRules}; }
         Room operator()(const NativeOptions&) const { return {nativeRefusals, makeNativeRules}; }
-        Room operator()(const MegatronOptions&) const { return {notPlanned, nullptr}; }
+        Room operator()(const MegatronOptions&) const { return {megatronRefusals, makeMegatronRules}; }
     };
     return std::visit(Visitor{}, input.strategy.options);
 }
@@ -31,13 +31,15 @@ Room roomOf(const PlanInput& input)
 
 std::vector<std::string> refusals(const PlanInput& input)
 {
-    if (!input.strategy.parallelism.none())
-        return {"tensor, pipeline, context and expert parallelism are not planned yet"};
-    return roomOf(input).refusals(input);
+    std::vector<std::string> reasons = combinationRefusals(input);
+    for (const auto& more : {sliceRefusals(input), roomOf(input).refusals(input)})
+        reasons.insert(reasons.end(), more.begin(), more.end());
+    return reasons;
 }
 
 std::unique_ptr<FrameworkRules> makeRules(const PlanInput& input)
 {
+    assert(!needsSlices(input));
     return roomOf(input).make(input);
 }
 

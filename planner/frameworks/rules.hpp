@@ -61,10 +61,10 @@ protected:
     SizeTable m_sizes;
 };
 
-/// Why a framework refuses a combination: reasons in its own terms; empty = possible.
+/// Why a framework refuses a combination: reasons in its own terms; empty = possible. Of the whole model's input.
 std::vector<std::string> refusals(const PlanInput& input);
 
-/// The rules for an input that is not refused.
+/// The rules for an input that is not refused. Where it splits the model (needsSlices), that of one slice.
 std::unique_ptr<FrameworkRules> makeRules(const PlanInput& input);
 
 // One pair per room.
@@ -78,5 +78,7 @@ std::vector<std::string> deepspeedRefusals(const PlanInput& input);
 std::unique_ptr<FrameworkRules> makeDeepSpeedRules(const PlanInput& input);
 std::vector<std::string> nativeRefusals(const PlanInput& input);
 std::unique_ptr<FrameworkRules> makeNativeRules(const PlanInput& input);
+std::vector<std::string> megatronRefusals(const PlanInput& input);
+std::unique_ptr<FrameworkRules> makeMegatronRules(const PlanInput& input);
 
 } // namespace shardwright

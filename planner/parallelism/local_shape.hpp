@@ -1,0 +1,35 @@
+#pragma once
+
+// How the tensors of a layer are split over the GPUs that hold one replica of the model, as one rank sees it.
+
+#include "core/schedule.hpp"
+#include "core/strategy.hpp"
+
+namespace shardwright {
+
+struct PlanInput;
+
+struct LocalShape {
+    std::int64_t tensor = 1;       // ranks that share every layer's matrices
+    bool sequenceParallel = false; // norms and residual stream split along the sequence over them
+    std::int64_t context = 1;      // ranks that share every sequence
+    ContextExchange exchange = ContextExchange::Ring;
+    std::int64_t expert = 1;      // ranks that share the experts
+    double expertImbalance = 1.0; // tokens of the busiest of them over the mean
+    // Megatron-LM (core/tensor_parallel/layers.py LinearWithGradAccumulationAndAsyncCommunication, as Transformer
+    // Engine) keeps the split input of a column-parallel matrix and gathers it again in backward; it runs that gather
+    // beside the product for the input's gradient and the reduction of that gradient beside the weights'.
+    // DTensor modules (torchtitan) keep the gathered input and wait for each collective.
+    bool regathers = false;
+    bool splitsLoss = false; // every rank keeps its part of the vocabulary's logits
+    Group tensorGroup{"tensor", 1, 1};
+    Group contextGroup{"context", 1, 1};
+    Group expertGroup{"expert", 1, 1};
+
+    bool splitsTensors() const { return tensor > 1; }
+    bool splitsSequence() const { return tensor > 1 && sequenceParallel; }
+};
+
+LocalShape localShape(const PlanInput& input);
+
+} // namespace shardwright

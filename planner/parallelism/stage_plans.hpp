@@ -1,0 +1,13 @@
+#pragma once
+
+// The plan of a job whose model is split: every stage's, and the one that the job stands or falls with.
+
+#include "planner/plan_builder.hpp"
+
+namespace shardwright {
+
+/// The plan of the rank that needs the most memory over all pipeline stages; what the others need stands in its
+/// remarks. Of a combination that is not refused.
+Plan buildStagePlans(const PlanInput& input, const PlanDetail& detail);
+
+} // namespace shardwright
