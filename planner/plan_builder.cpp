@@ -6,6 +6,8 @@
 
 #include "planner/frameworks/rules.hpp"
 #include "planner/overheads.hpp"
+#include "planner/parallelism/model_slice.hpp"
+#include "planner/parallelism/stage_plans.hpp"
 #include "planner/readers/caching_allocator.hpp"
 #include "planner/readers/memory_replay.hpp"
 #include "planner/readers/traffic_sum.hpp"
@@ -77,10 +79,17 @@ public:
         m_plan.gpu.capacity = figureBytes(m_input.cluster.gpu.memory);
         m_plan.host.capacity = figureBytes(m_input.cluster.hostMemory);
         m_plan.nvme.capacity = figureBytes(m_input.cluster.nvmeCapacity);
-        m_plan.reasons = refusals(m_input);
-        refusePastLearnedPositions();
+        if (m_input.slice == nullptr) { // of a slice it is known
+            m_plan.reasons = refusals(m_input);
+            refusePastLearnedPositions();
+        }
         if (!m_plan.reasons.empty()) {
             m_plan.verdict = Verdict::NotPossible;
+            return std::move(m_plan);
+        }
+        if (needsSlices(m_input)) {
+            m_plan = buildStagePlans(m_input, m_detail);
+            suggest();
             return std::move(m_plan);
         }
         const auto rules = makeRules(m_input);
@@ -93,12 +102,17 @@ public:
         if (m_detail.time)
             fillTime(schedule, *rules);
         judge(schedule);
-        if (m_detail.suggest && m_plan.verdict == Verdict::DoesNotFit)
-            m_plan.smallestChange = smallestChangeThatFits(m_input);
+        suggest();
         return std::move(m_plan);
     }
 
 private:
+    void suggest()
+    {
+        if (m_detail.suggest && m_plan.verdict == Verdict::DoesNotFit)
+            m_plan.smallestChange = smallestChangeThatFits(m_input);
+    }
+
     /// A table of learned positions cannot be read past its end; rotary positions and ALiBi can.
     void refusePastLearnedPositions()
     {

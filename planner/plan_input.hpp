@@ -27,10 +27,7 @@ struct PlanInput {
         return std::max<std::int64_t>(1, cluster.gpus() / (parallelism.tensor * parallelism.pipeline));
     }
     /// Of those, the ones with sequences of their own.
-    std::int64_t replicas() const
-    {
-        return std::max<std::int64_t>(1, ranks() / strategy.parallelism.context);
-    }
+    std::int64_t replicas() const { return std::max<std::int64_t>(1, ranks() / strategy.parallelism.context); }
 };
 
 } // namespace shardwright

@@ -60,8 +60,8 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
     : m_model(&model), m_compute(compute), m_local(variant.local), m_checkpointing(training.checkpointing),
       m_checkpointEvery(training.checkpointEvery), m_holdsLogits(training.holdsLogits)
 {
-    ProgramContext context{model, training, compute, variant, familyRules(model, training), m_classes,
-                           m_collectives, -1};
+    ProgramContext context{model,     training,      compute, variant, familyRules(model, training),
+                           m_classes, m_collectives, -1};
     const Architecture& architecture = model.architecture;
     const bool fused = training.loss == LossKind::Fused; // head and loss run chunk by chunk: whole logits never exist
     const std::int64_t logitWidth =
@@ -86,9 +86,8 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
     // The maximum, the target's logit and the sum of exponentials of each token
     // (core/tensor_parallel/cross_entropy.py; torch.distributed.tensor.parallel.loss_parallel).
     if (m_local.splitsTensors() && m_local.splitsLoss)
-        m_lossReduction =
-            context.addCollective({OpKind::AllReduce, LocalGroup::Tensor, "statistics of the loss", "4 T",
-                                   "core/tensor_parallel/cross_entropy.py", 4, DType::Fp32, 3});
+        m_lossReduction = context.addCollective({OpKind::AllReduce, LocalGroup::Tensor, "statistics of the loss", "4 T",
+                                                 "core/tensor_parallel/cross_entropy.py", 4, DType::Fp32, 3});
     const bool policy = m_checkpointing == Checkpointing::Selective || variant.checkpointChildren;
     const KeepMode mode = m_checkpointing == Checkpointing::None ? KeepMode::Keep
                           : policy                               ? KeepMode::Policy
@@ -208,9 +207,9 @@ void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, 
         if (stage.collective >= 0) {
             collectives.resize(pass.size(), -1);
             const OpId before = builder.lastOp();
-            collectives[part] = emitCollective(
-                builder, stage.collective, stage.beside ? Stream::Replicate : Stream::Compute,
-                kind == Pass::Forward ? Phase::Forward : Phase::Backward, layer);
+            collectives[part] =
+                emitCollective(builder, stage.collective, stage.beside ? Stream::Replicate : Stream::Compute,
+                               kind == Pass::Forward ? Phase::Forward : Phase::Backward, layer);
             if (stage.beside)
                 builder.wait(before);
             current = -1;

@@ -24,8 +24,8 @@ constexpr BufferSpec kGradReduced{"gradient after reduction over the tensor-para
 
 int BlockWriter::collective(OpKind kind, std::string_view name, std::string_view formula) const
 {
-    return m_context.addCollective({kind, LocalGroup::Tensor, name, formula, kSource,
-                                    checkedMultiply(m_arch.hidden, m_c), m_context.compute});
+    return m_context.addCollective(
+        {kind, LocalGroup::Tensor, name, formula, kSource, checkedMultiply(m_arch.hidden, m_c), m_context.compute});
 }
 
 /// What a column-parallel matrix reads of the split residual stream.

@@ -49,7 +49,8 @@ struct ProgramContext {
     FamilyRules rules;
     std::vector<ScaledClass>& classes;
     std::vector<LayerCollective>& collectives;
-    BufferClassId hidden;   // (T, H) in compute dtype: the boundary between layers; T / t tokens with sequence parallelism
+    BufferClassId
+        hidden; // (T, H) in compute dtype: the boundary between layers; T / t tokens with sequence parallelism
     std::int64_t split = 1; // ranks that share the tokens of what is added
 
     /// A class of `width` elements a token of `bytesEach` bytes; no class (-1) for zero elements.

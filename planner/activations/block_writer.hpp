@@ -87,8 +87,8 @@ private:
     int mlpBackward(const NormTensors& before, int gradOut);
     Inner inner(int input, ModuleKind in, ModuleKind out, std::int64_t width, bool fused);
     /// `column`: `input` is what tensor-parallel ranks share, of which `gathered` is the whole.
-    int innerBackward(int input, int gradOut, const Inner& made, const BufferSpec& resultSpec,
-                      std::int64_t resultWidth, bool column = false, int gathered = -1);
+    int innerBackward(int input, int gradOut, const Inner& made, const BufferSpec& resultSpec, std::int64_t resultWidth,
+                      bool column = false, int gathered = -1);
     int composedGeluBackward(const Inner& made, int gradProduct);
     void experts(int input);
     int expertsBackward(const NormTensors& before, int gradOut);
@@ -99,7 +99,7 @@ private:
     const Architecture& m_arch;
     const Training& m_training;
     const FamilyRules& m_rules;
-    const std::int64_t m_c; // bytes of the compute dtype
+    const std::int64_t m_c;          // bytes of the compute dtype
     const ProgramContext m_sequence; // of the residual stream
     LayerProgram m_program;
 

@@ -123,8 +123,7 @@ LayerProgram splitHeadProgram(const ProgramContext& context, bool keepsInput, Bu
         program.forward(0, {read}, {kOutput});
     } else {
         const std::int64_t vocabulary = context.model.architecture.vocab;
-        const int part =
-            program.tensor(context.add(kPartialLogits, ceilDivide(vocabulary, local.tensor), c));
+        const int part = program.tensor(context.add(kPartialLogits, ceilDivide(vocabulary, local.tensor), c));
         program.forward(0, {read}, {part});
         program.forwardCollective(context.addCollective({OpKind::AllGather, LocalGroup::Tensor, "logits", "c T V",
                                                          "transformers tp_plan colwise_rep",

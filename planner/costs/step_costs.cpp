@@ -69,7 +69,7 @@ double StepCosts::bytes(const LayerProgram& program, int slot) const
     if (id < 0)
         return 0;
     const ScaledClass& scaled = m_activations.classes()[static_cast<std::size_t>(id)];
-    const auto tokens = static_cast<double>(m_input.training.tokensPerMicroBatch());
+    const auto tokens = static_cast<double>(m_activations.tokens(m_input.training));
     return tokens * static_cast<double>(scaled.bytesPerToken) *
            (scaled.timesSequence ? static_cast<double>(m_input.training.sequenceLength) : 1.0);
 }
@@ -130,7 +130,7 @@ Cost StepCosts::moduleProduct(const StepWork& work, const LayerProgram& program,
     const LeafModule* module = modules.empty() ? nullptr : &modules[static_cast<std::size_t>(work.module)];
     const Architecture& arch = m_activations.model().architecture;
     const Training& training = m_input.training;
-    const std::int64_t tokens = training.tokensPerMicroBatch();
+    const std::int64_t tokens = m_activations.tokens(training);
     const bool head = type.kind == LayerKind::Head;
     const bool router = module != nullptr && module->kind == ModuleKind::Router;
     const bool experts = module != nullptr && isExpert(module->kind);
@@ -172,12 +172,12 @@ Cost StepCosts::moduleProduct(const StepWork& work, const LayerProgram& program,
     if (!backward) {
         cost += product(forward);
     } else {
-        if (!work.writes.empty())
+        if (!work.writes.empty() && work.half != Half::Second)
             cost += product({forward.batch, forward.m, forward.k, forward.n, forward.dtype, m_elementBytes});
         const bool trains = module == nullptr ? m_tiedHeadTrains : module->trainable > 0 && module->loraRank == 0;
-        if (trains)
+        if (trains && work.half != Half::First)
             cost += product({forward.batch, forward.k, forward.n, forward.m, forward.dtype, m_elementBytes});
-        if (module != nullptr && trainsBias(*module, type))
+        if (module != nullptr && trainsBias(*module, type) && work.half != Half::First)
             cost += stream(outBytes, 1);
     }
     double beside = 0;
@@ -204,7 +204,7 @@ Cost StepCosts::float8Casts(const LeafModule& module, double inBytes, double out
 /// out += scale B A in, r ranks wide (peft lora.Linear): two thin products, the scaling and the sum.
 Cost StepCosts::adapter(const LeafModule& module, bool backward) const
 {
-    const std::int64_t tokens = m_input.training.tokensPerMicroBatch();
+    const std::int64_t tokens = m_activations.tokens(m_input.training);
     const DType dtype = m_activations.compute();
     const std::int64_t c = m_elementBytes;
     const std::int64_t rank = module.loraRank;

@@ -23,10 +23,7 @@ struct Reasons {
     {
         return {"tensor, pipeline, context and expert parallelism under DeepSpeed are not planned"};
     }
-    std::vector<std::string> operator()(const NativeOptions&) const
-    {
-        return {"shardrun is data parallel only"};
-    }
+    std::vector<std::string> operator()(const NativeOptions&) const { return {"shardrun is data parallel only"}; }
     std::vector<std::string> operator()(const MegatronOptions&) const { return {}; }
 };
 

@@ -141,8 +141,8 @@ private:
         for (const LeafModule& module : leafModules(whole))
             for (const int index : module.parameters) {
                 ParameterSpec& parameter = type.parameters[static_cast<std::size_t>(index)];
-                const bool vocabulary = parameter.role == ParameterRole::Embedding ||
-                                        parameter.role == ParameterRole::Head;
+                const bool vocabulary =
+                    parameter.role == ParameterRole::Embedding || parameter.role == ParameterRole::Head;
                 if (vocabulary && parameter.shape[0] == m_whole.architecture.vocab)
                     pad(parameter);
                 const bool fewerKeys = m_whole.architecture.kvHeads % t != 0 && isKeyOrValue(parameter);
@@ -267,9 +267,9 @@ std::vector<std::int64_t> partitionBalanced(const std::vector<std::int64_t>& wei
 std::int64_t paddedVocabulary(const PlanInput& input)
 {
     const std::int64_t vocabulary = input.model.architecture.vocab;
-    const bool megatron = std::holds_alternative<MegatronOptions>(input.strategy.options) ||
-                          (input.training.implementation == Implementation::Megatron &&
-                           !input.strategy.parallelism.none());
+    const bool megatron =
+        std::holds_alternative<MegatronOptions>(input.strategy.options) ||
+        (input.training.implementation == Implementation::Megatron && !input.strategy.parallelism.none());
     if (!megatron)
         return vocabulary;
     return roundUp(vocabulary, checkedMultiply(kVocabularyMultiple, input.strategy.parallelism.tensor));

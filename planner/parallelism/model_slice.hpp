@@ -23,7 +23,7 @@ struct ModelSlice {
     Model model;
     std::int64_t stage = 0; // of `stages`
     std::int64_t stages = 1;
-    std::int64_t alike = 1;    // stages that hold the same, this one included
+    std::int64_t alike = 1;      // stages that hold the same, this one included
     std::int64_t firstBlock = 0; // of the whole model
     std::vector<StageChunk> chunks;
     bool tiedAcrossStages = false; // holds a copy of an embedding that the head on another stage shares

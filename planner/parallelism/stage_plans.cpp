@@ -47,7 +47,8 @@ Plan buildStagePlans(const PlanInput& input, const PlanDetail& detail)
     ofStage.suggest = false; // changes are the whole job's
     for (const ModelSlice& slice : slices)
         plans.push_back(buildPlan(inputOf(input, slice), ofStage));
-    const auto at = std::max_element(plans.begin(), plans.end(), [](const Plan& a, const Plan& b) { return worse(b, a); });
+    const auto at =
+        std::max_element(plans.begin(), plans.end(), [](const Plan& a, const Plan& b) { return worse(b, a); });
     const ModelSlice& slice = slices[static_cast<std::size_t>(at - plans.begin())];
     Plan job = *at;
     addUp(input, slices, plans, job);
@@ -55,15 +56,14 @@ Plan buildStagePlans(const PlanInput& input, const PlanDetail& detail)
         return job;
     job.gpu.peakMoment = fmt::format("{}: {}", nameOfStage(slice), job.gpu.peakMoment);
     for (std::size_t i = 0; i < plans.size(); ++i)
-        job.remarks.push_back(fmt::format("{} of {} blocks each: {} used at the peak, {} of it model states",
-                                          nameOfStage(slices[i]),
-                                          std::count_if(slices[i].model.layers.begin(), slices[i].model.layers.end(),
-                                                        [&](int type) {
-                                                            return slices[i]
-                                                                       .model.layerTypes[static_cast<std::size_t>(type)]
-                                                                       .kind == LayerKind::Block;
-                                                        }),
-                                          formatBinary(plans[i].gpu.peakUsed), formatBinary(plans[i].states.total())));
+        job.remarks.push_back(
+            fmt::format("{} of {} blocks each: {} used at the peak, {} of it model states", nameOfStage(slices[i]),
+                        std::count_if(slices[i].model.layers.begin(), slices[i].model.layers.end(),
+                                      [&](int type) {
+                                          return slices[i].model.layerTypes[static_cast<std::size_t>(type)].kind ==
+                                                 LayerKind::Block;
+                                      }),
+                        formatBinary(plans[i].gpu.peakUsed), formatBinary(plans[i].states.total())));
     return job;
 }
 

@@ -167,8 +167,8 @@ private:
         m_builder.send(bucket.gather, m_rules.m_parts[bucket.part].group);
     }
 
-    /// overlap_param_gather: a bucket is waited for where its first parameters are used; the one behind it is on its way
-    /// then (param_and_grad_buffer.py finish_param_sync).
+    /// overlap_param_gather: a bucket is waited for where its first parameters are used; the one behind it is on its
+    /// way then (param_and_grad_buffer.py finish_param_sync).
     void gatherFor(int layer, int chunk)
     {
         if (!distributed() || !m_rules.m_options.overlapParamGather)

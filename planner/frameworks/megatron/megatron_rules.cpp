@@ -32,15 +32,11 @@ constexpr BufferSpec persistent(std::string_view name, std::string_view formula,
 constexpr BufferSpec kParameters = persistent("parameters of the stage", "c P / (t p)", kBuffer, C::Parameters);
 constexpr BufferSpec kGradients =
     persistent("gradient buffer of the stage", "4 B (or c) P / (t p)", kBuffer, C::Gradients);
-constexpr BufferSpec kMaster =
-    persistent("master parameters", "4 B P / (t p), / d with the distributed optimizer", kDistributed,
-               C::MasterParameters);
-constexpr BufferSpec kMoments{"optimizer states",
-                              "moments x 4 B P / (t p), / d with the distributed optimizer",
-                              kDistributed,
-                              C::OptimizerStates,
-                              Place::Gpu,
-                              S::Compute,
+constexpr BufferSpec kMaster = persistent("master parameters", "4 B P / (t p), / d with the distributed optimizer",
+                                          kDistributed, C::MasterParameters);
+constexpr BufferSpec kMoments{"optimizer states", "moments x 4 B P / (t p), / d with the distributed optimizer",
+                              kDistributed,       C::OptimizerStates,
+                              Place::Gpu,         S::Compute,
                               L::FromFirstStep};
 constexpr BufferSpec kMainGradients{"fp32 gradients of the step", "4 B P / (t p), / d with the distributed optimizer",
                                     "megatron/core/optimizer/optimizer.py _copy_model_grads_to_main_grads",
@@ -137,7 +133,8 @@ void MegatronRules::assignBuckets()
                 bucket.opens = layer;
             };
             for (int layer = m_slice.chunks[chunk].end - 1; layer >= m_slice.chunks[chunk].first; --layer) {
-                const std::vector<ParameterSpec>& parameters = m_model.layer(static_cast<std::size_t>(layer)).parameters;
+                const std::vector<ParameterSpec>& parameters =
+                    m_model.layer(static_cast<std::size_t>(layer)).parameters;
                 for (auto parameter = parameters.rbegin(); parameter != parameters.rend(); ++parameter)
                     for (std::int64_t i = 0; i < parameter->repeat; ++i) {
                         if (!parameter->trainable || (parameter->role == ParameterRole::Expert) != (part == 1))
@@ -169,8 +166,8 @@ void MegatronRules::definePart(Part& part, std::string_view name, std::int64_t r
     part.master = m_sizes.addBuffer(kMaster, mixed() ? fp32 : Bytes(0));
     part.moments = m_sizes.addBuffer(kMoments, stateBytes(part.stepped));
     part.mainGradients = m_sizes.addBuffer(kMainGradients, castsGradients() ? fp32 : Bytes(0));
-    part.zero = m_sizes.addPayload({name, "gradient buffer", "distributed_data_parallel.py zero_grad_buffer", gradients,
-                                    gradientDtype(), false});
+    part.zero = m_sizes.addPayload(
+        {name, "gradient buffer", "distributed_data_parallel.py zero_grad_buffer", gradients, gradientDtype(), false});
     // FusedAdam reads gradient, master parameters and moments once and writes all but the gradient; the 16-bit
     // parameters are written after it. The norm reads the gradients once, clipping scales them.
     Bytes moved = bytesOf(part.stepped, DType::Fp32) * 3 + stateBytes(part.stepped) * 2;
@@ -191,8 +188,8 @@ void MegatronRules::defineBuckets()
         if (fresh) {
             at->second.first = m_sizes.addPayload({"gradients", "bucket in the gradient buffer's dtype", kBuffer,
                                                    bytesOf(bucket.elements, gradientDtype()), gradientDtype()});
-            at->second.second = m_sizes.addPayload({"updated parameters", "bucket", kBuffer,
-                                                    bytesOf(bucket.elements, m_compute), m_compute});
+            at->second.second = m_sizes.addPayload(
+                {"updated parameters", "bucket", kBuffer, bytesOf(bucket.elements, m_compute), m_compute});
         }
         bucket.reduce = at->second.first;
         bucket.gather = at->second.second;
@@ -219,10 +216,10 @@ void MegatronRules::defineTemporaries()
     for (std::size_t type = 0; type < m_model.layerTypes.size(); ++type) {
         std::vector<BufferClassId>& classes = m_gradientTemporaries.emplace_back();
         for (const LeafModule& module : m_activations.modules(static_cast<int>(type)))
-            classes.push_back(module.trainable == 0 || fusesAccumulation(module.kind)
-                                  ? -1
-                                  : m_sizes.addBuffer(kGradient, bytesOf(module.trainable, m_compute),
-                                                      static_cast<int>(type)));
+            classes.push_back(
+                module.trainable == 0 || fusesAccumulation(module.kind)
+                    ? -1
+                    : m_sizes.addBuffer(kGradient, bytesOf(module.trainable, m_compute), static_cast<int>(type)));
     }
 }
 
@@ -233,8 +230,9 @@ std::string MegatronRules::structureKey() const
     return fmt::format("megatron {} do{} og{} op{} g{} b{} t{} sp{} p{}/{}/{} m{} s{} c{}/{} e{} d{} {}", m_model.id,
                        m_options.distributedOptimizer, m_options.overlapGradReduce, m_options.overlapParamGather,
                        nameOf(gradientDtype()), m_buckets.size(), p.tensor, p.sequenceParallel, p.pipeline,
-                       nameOf(p.schedule), p.virtualStages, std::min(shape.microBatches, 4 * shape.stages), m_slice.stage,
-                       p.context, nameOf(p.exchange), p.expert, m_ranks > 1, activationStructureKey(m_training));
+                       nameOf(p.schedule), p.virtualStages, std::min(shape.microBatches, 4 * shape.stages),
+                       m_slice.stage, p.context, nameOf(p.exchange), p.expert, m_ranks > 1,
+                       activationStructureKey(m_training));
 }
 
 ModelStates MegatronRules::modelStates() const
@@ -311,9 +309,10 @@ std::vector<std::string> megatronRefusals(const PlanInput& input)
         blocks += input.model.layer(layer).kind == LayerKind::Block ? 1 : 0;
     const std::int64_t chunks = checkedMultiply(parallelism.pipeline, parallelism.virtualStages);
     if (blocks % chunks != 0)
-        refuse(fmt::format("Megatron-LM places equally many blocks on each stage: {} do not divide over {} (pipeline {} "
-                           "x virtual_stages {})",
-                           blocks, chunks, parallelism.pipeline, parallelism.virtualStages));
+        refuse(
+            fmt::format("Megatron-LM places equally many blocks on each stage: {} do not divide over {} (pipeline {} "
+                        "x virtual_stages {})",
+                        blocks, chunks, parallelism.pipeline, parallelism.virtualStages));
     if (parallelism.schedule == PipelineSchedule::GPipe && parallelism.pipeline > 1)
         refuse("Megatron-LM runs 1f1b, interleaved with virtual_stages; it has no gpipe schedule");
     if (parallelism.expert > 1 && parallelism.tensor > 1 && !parallelism.sequenceParallel)

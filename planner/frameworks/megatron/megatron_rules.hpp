@@ -4,8 +4,8 @@
 // (megatron/core/distributed/param_and_grad_buffer.py); the optimizer's states whole or over the data-parallel group
 // (megatron/core/optimizer/distrib_optimizer.py); micro-batches through the pipeline's schedule.
 //
-// Bytes a parameter, d data-parallel ranks (docs of Megatron-Core, dist_optimizer): bf16 with fp32 gradients 18, with the
-// distributed optimizer 6 + 12/d; fp16 throughout 20, 4 + 16/d; fp32 16, 8 + 8/d.
+// Bytes a parameter, d data-parallel ranks (docs of Megatron-Core, dist_optimizer): bf16 with fp32 gradients 18, with
+// the distributed optimizer 6 + 12/d; fp16 throughout 20, 4 + 16/d; fp32 16, 8 + 8/d.
 
 #include <map>
 

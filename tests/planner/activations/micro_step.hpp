@@ -14,10 +14,10 @@ namespace shardwright {
 
 class MicroStep {
 public:
-    MicroStep(const Model& model, const Training& training)
+    explicit MicroStep(const Model& model, const Training& training, const ActivationVariant& variant = {})
         : m_layers(model.layers.size()), m_saved(m_layers), m_savedNames(m_layers), m_recomputed(m_layers)
     {
-        const ActivationModel activations(model, training, DType::Bf16);
+        const ActivationModel activations(model, training, DType::Bf16, variant);
         SizeTable sizes;
         activations.defineSizes(sizes, training);
         ScheduleBuilder builder(sizes);
