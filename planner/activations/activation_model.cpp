@@ -33,7 +33,6 @@ constexpr BufferSpec kPartition{"checkpointed input, split over the tensor-paral
                                 "--distribute-saved-activations",
                                 C::Activations};
 
-
 /// What checkpointing runs again. torch.utils.checkpoint without reentrance stops once backward has what it asked for
 /// (set_checkpoint_early_stop, torch 2.1): torchtitan, torchtune and llm-foundry wrap their blocks so. transformers'
 /// gradient_checkpointing_enable, DeepSpeed's and Megatron's full recomputation run the whole block; a compiled block

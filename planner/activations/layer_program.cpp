@@ -129,8 +129,8 @@ ProgramPass LayerProgram::passOf(const Steps& steps, const std::vector<bool>& ke
                              (pass.back().module != step.m_module || pass.back().half != step.m_work.half);
         const bool collective = step.m_collective >= 0 || (!pass.empty() && pass.back().collective >= 0);
         if (pass.empty() || another || collective || !waitsFor.empty())
-            pass.push_back({step.m_module, {}, {}, step.m_work.half, step.m_collective, step.m_beside,
-                            std::move(waitsFor)});
+            pass.push_back(
+                {step.m_module, {}, {}, step.m_work.half, step.m_collective, step.m_beside, std::move(waitsFor)});
         if (step.m_beside)
             running[static_cast<std::size_t>(step.result())] = static_cast<int>(pass.size()) - 1;
         if (runs[i] && step.m_work.kind != WorkKind::Nothing) {

@@ -118,8 +118,8 @@ public:
     ProgramStep& backward(int module, std::initializer_list<int> reads, std::initializer_list<int> makes,
                           std::initializer_list<int> holds = {});
     /// One half of the backward of a module that is split.
-    ProgramStep& backwardHalf(Half half, int module, std::initializer_list<int> reads,
-                              std::initializer_list<int> makes, std::initializer_list<int> holds = {});
+    ProgramStep& backwardHalf(Half half, int module, std::initializer_list<int> reads, std::initializer_list<int> makes,
+                              std::initializer_list<int> holds = {});
     /// A collective as a step of its own. In place where it makes nothing: then on the first tensor that it reads.
     /// `beside`: it runs beside what follows, up to the first step that uses its result.
     void forwardCollective(int collective, std::initializer_list<int> reads, std::initializer_list<int> makes);
