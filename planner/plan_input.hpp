@@ -28,6 +28,7 @@ struct PlanInput {
     }
     /// Of those, the ones with sequences of their own.
     std::int64_t replicas() const { return std::max<std::int64_t>(1, ranks() / strategy.parallelism.context); }
+    const Model& wholeModel() const;
 };
 
 } // namespace shardwright

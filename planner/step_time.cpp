@@ -17,10 +17,8 @@ constexpr double kTera = 1e12;
 /// Sequences of one step over the whole job: one stream of them for each replica of the model.
 double sequencesOf(const PlanInput& input)
 {
-    const std::int64_t replicas =
-        std::max<std::int64_t>(1, input.cluster.gpus() / input.strategy.parallelism.modelRanks());
-    return static_cast<double>(
-        checkedMultiply(checkedMultiply(input.training.microBatch, replicas), input.training.gradientAccumulation));
+    return static_cast<double>(checkedMultiply(checkedMultiply(input.training.microBatch, input.replicas()),
+                                               input.training.gradientAccumulation));
 }
 
 std::string bandText(const StepBand& band, const StepSetting& setting)
@@ -77,10 +75,10 @@ void warnOfThreads(const Schedule& schedule, StepTime& step)
 
 void fillRates(const PlanInput& input, double seconds, double executedFlops, StepTime& step)
 {
-    const auto gpus = static_cast<double>(input.ranks());
+    const auto gpus = static_cast<double>(input.cluster.gpus());
     const double sequences = sequencesOf(input);
     const double tokens = sequences * static_cast<double>(input.training.sequenceLength);
-    const double modelFlops = modelFlopsPerToken(input.model, input.training.sequenceLength) * tokens / gpus;
+    const double modelFlops = modelFlopsPerToken(input.wholeModel(), input.training.sequenceLength) * tokens / gpus;
     step.seconds = seconds;
     step.tokensPerSecond = tokens / seconds;
     step.tokensPerSecondPerGpu = step.tokensPerSecond / gpus;

@@ -393,6 +393,11 @@ std::vector<ModelSlice> sliceModel(const PlanInput& input)
     return slices;
 }
 
+const Model& PlanInput::wholeModel() const
+{
+    return slice == nullptr ? model : *slice->whole;
+}
+
 bool needsSlices(const PlanInput& input)
 {
     if (input.slice != nullptr)

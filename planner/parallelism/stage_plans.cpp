@@ -54,6 +54,7 @@ Plan buildStagePlans(const PlanInput& input, const PlanDetail& detail)
     addUp(input, slices, plans, job);
     if (slice.stages == 1)
         return job;
+    job.step.reset();
     job.gpu.peakMoment = fmt::format("{}: {}", nameOfStage(slice), job.gpu.peakMoment);
     for (std::size_t i = 0; i < plans.size(); ++i)
         job.remarks.push_back(
