@@ -14,6 +14,7 @@
 #include "planner/recommendation.hpp"
 #include "planner/report/compare_report.hpp"
 #include "planner/report/result_json.hpp"
+#include "planner/what_if.hpp"
 
 namespace shardwright::cli {
 
@@ -39,6 +40,27 @@ struct Options {
     bool recommend = false;
     bool onlyFitting = false;
 };
+
+/// The recommendation at length: what would change it, and what to launch where no config file can say it.
+void argue(const Scenario& scenario, const std::vector<Plan>& plans, Recommendation& best)
+{
+    best.reason += " " + spoken(whatWouldChangeIt(scenario, best));
+    const auto exportable = [&](const std::string& name) {
+        const auto strategy = std::find_if(scenario.strategies.begin(), scenario.strategies.end(),
+                                           [&](const Strategy& each) { return each.name == name; });
+        return strategy != scenario.strategies.end() && canBeExported(scenario, *strategy);
+    };
+    if (exportable(best.strategy))
+        return;
+    std::vector<Plan> sayable = plans;
+    sayable.erase(
+        std::remove_if(sayable.begin(), sayable.end(), [&](const Plan& plan) { return !exportable(plan.strategy); }),
+        sayable.end());
+    const auto instead = recommend(sayable);
+    best.reason += " No config file that `export` writes can say it";
+    best.reason +=
+        instead ? fmt::format("; of those that one can, take {}.", sayable[*instead].strategy) : std::string(".");
+}
 
 /// Leaves the plan that needs the fewest changes to fit, and of these the least memory then; none where none would.
 void keepNearest(std::vector<Plan>& plans)
@@ -70,7 +92,9 @@ ExitCode compare(Options& options)
     detail.curve = false;
     detail.suggest = !options.onlyFitting && !options.recommend;
     std::vector<Plan> plans = plansOf(scenario, detail);
-    const auto best = recommendation(scenario, plans);
+    auto best = recommendation(scenario, plans);
+    if (options.recommend && best)
+        argue(scenario, plans, *best);
     if (options.recommend && !best) {
         detail.suggest = true;
         plans = plansOf(scenario, detail);
@@ -99,7 +123,8 @@ Command addCompare(CLI::App& root, Findings& findings)
     app->footer(kHelp);
     app->add_option("scenario", options->files, "scenario file; flags replace single values of it")
         ->type_name("SCENARIO");
-    app->add_flag("--recommend", options->recommend, "only the strategy to take; where nothing fits, the nearest")
+    app->add_flag("--recommend", options->recommend,
+                  "only the strategy to take, and what would change it; where nothing fits, the nearest")
         ->group("Answer");
     app->add_flag("--only-fitting", options->onlyFitting, "leave out what does not fit")->group("Answer");
     app->add_flag("--published", options->published,

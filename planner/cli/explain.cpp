@@ -6,6 +6,7 @@
 #include "planner/cli/output.hpp"
 #include "planner/cli/planning.hpp"
 #include "planner/cli/scenario_options.hpp"
+#include "planner/recommendation.hpp"
 #include "planner/report/explain_report.hpp"
 #include "planner/report/result_json.hpp"
 
@@ -21,15 +22,38 @@ constexpr const char* kHelp = R"(Examples:
 Each number with its formula and inputs, where the inputs come from, what is assumed and what is left out. --format
 json adds every live buffer at the peak and the memory after every operation of the step.)";
 
+constexpr const char* kRecommended = "recommended";
+
 struct Options {
     ScenarioOptions question;
     OutputOptions output;
     std::string strategy;
 };
 
+/// The scenario with the strategy alone; "recommended" is what compare recommends. Nothing when nothing fits.
+std::optional<Scenario> asked(const Options& options)
+{
+    if (options.strategy != kRecommended)
+        return options.question.read(options.strategy);
+    Scenario scenario = options.question.read();
+    PlanDetail detail;
+    detail.curve = false;
+    detail.suggest = false;
+    const auto index = recommend(plansOf(scenario, detail));
+    if (!index)
+        return std::nullopt;
+    scenario.strategies = {Strategy(scenario.strategies[*index])};
+    return scenario;
+}
+
 ExitCode explain(const Options& options)
 {
-    const Scenario scenario = options.question.read(options.strategy);
+    const auto read = asked(options);
+    if (!read) {
+        printErr("nothing fits; `shardplan compare` says what would\n");
+        return ExitCode::No;
+    }
+    const Scenario& scenario = *read;
     const std::vector<Plan> plans = plansOf(scenario, PlanDetail{});
     if (options.output.format() == Format::Json)
         options.output.write(jsonText(resultToJson(scenario, plans, std::nullopt, ReportDetail::Full)) + '\n');
@@ -45,7 +69,8 @@ Command addExplain(CLI::App& root, Findings& findings)
     auto options = std::make_shared<Options>();
     CLI::App* app = root.add_subcommand("explain", "One option in full: every number with its formula and sources");
     app->footer(kHelp);
-    app->add_option("--strategy", options->strategy, "the strategy to explain (`shardplan strategies`)")
+    app->add_option("--strategy", options->strategy,
+                    "the strategy to explain (`shardplan strategies`), or \"recommended\"")
         ->type_name("NAME")
         ->required();
     options->question.add(*app, ScenarioOptions::Strategies::One);
