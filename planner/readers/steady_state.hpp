@@ -38,11 +38,26 @@ inline bool same(const Clocks& a, const Clocks& b, double tolerance)
     return true;
 }
 
-/// How many of the last steps together moved all clocks like as many before them; 0: none yet. More than one where the
-/// host's waits make steps alternate. `reached`: clocks at the beginning and after each step.
-inline std::size_t stepsTogether(const std::vector<Clocks>& reached)
+/// Whether every clock in use, and the host's, moved by the same time: then all later times do so too, for clocks
+/// follow a homogeneous map.
+inline bool uniform(const Clocks& advance, const std::array<bool, kClocks>& used)
+{
+    const double period = advance[kHostClock];
+    for (std::size_t clock = 0; clock < kStreamCount; ++clock)
+        if (used[clock] && std::abs(advance[clock] - period) > kSamePeriod * period)
+            return false;
+    return true;
+}
+
+/// How many of the last steps can stand for those to come; 0: none yet. Steps whose clocks differ count once so many
+/// together moved all clocks like as many before them: the clock that moves most then always will. More than one where
+/// the host's waits make steps alternate. `reached`: clocks at the beginning and after each step; `used`: streams that
+/// the step runs on.
+inline std::size_t stepsTogether(const std::vector<Clocks>& reached, const std::array<bool, kClocks>& used)
 {
     const std::size_t last = reached.size() - 1;
+    if (uniform(difference(reached[last], reached[last - 1]), used))
+        return 1;
     for (std::size_t steps = 1; steps <= kMostAlternating && 2 * steps <= last; ++steps) {
         const Clocks now = difference(reached[last], reached[last - steps]);
         const Clocks before = difference(reached[last - steps], reached[last - 2 * steps]);
@@ -70,10 +85,13 @@ inline bool inStep(const Clocks& advance, const std::array<bool, kClocks>& used)
 /// Once two in a row (or as many as alternate) move every stream in use by the same time, and the others and the host
 /// by no more, all later ones do: clocks follow a monotone, convex, homogeneous map, so clocks that fall behind and
 /// made no difference between two repetitions never will. Streams that nothing ties together run away from each other
-/// instead, each at its own pace.
-inline std::size_t repetitionsTogether(const std::vector<Clocks>& reached, const std::array<bool, kClocks>& used)
+/// instead, each at its own pace. `alone`: the segment surely waits for nothing outside it.
+inline std::size_t repetitionsTogether(const std::vector<Clocks>& reached, const std::array<bool, kClocks>& used,
+                                       bool alone)
 {
     const std::size_t last = reached.size() - 1;
+    if (alone && uniform(difference(reached[last], reached[last - 1]), used))
+        return 1;
     for (std::size_t together = 1; together <= kMostAlternating && 2 * together <= last; ++together) {
         const Clocks now = difference(reached[last], reached[last - together]);
         const Clocks before = difference(reached[last - together], reached[last - 2 * together]);

@@ -85,6 +85,7 @@ void TimeCompiler::collect()
             counts.resize(m_form.m_slots.size(), 0);
             ++counts[raw.slot];
             form.used[raw.stream] = true;
+            m_form.m_used[raw.stream] = true;
             for (std::uint32_t w = 0; w < op.waitCount; ++w) {
                 const Wait& wait = m_schedule.waits[op.firstWait + w];
                 if (rawOf[static_cast<std::size_t>(wait.op)] >= 0)
@@ -330,6 +331,7 @@ void TimeCompiler::emitWaits(const Raw& raw, std::uint32_t segment, std::int64_t
     for (const Awaits& wait : raw.waits) {
         const Placed& there = m_placed[static_cast<std::size_t>(wait.target)];
         const bool sameSegment = wait.target >= m_segments[segment].firstRaw;
+        m_form.m_segments[segment].alone &= sameSegment;
         const std::int64_t back = at - there.unrolled;
         const bool near = sameSegment && there.unrolled >= m_lastLoopEnd && (inLoop || back <= kFurthestBack);
         if (near)

@@ -27,7 +27,7 @@ double TimeForm::seconds(const std::vector<SlotTime>& times, const std::vector<s
         for (std::size_t i = 0; i < m_segments.size(); ++i)
             runSegment(m_segments[i], repeat[i]);
         m_reachedSteps.push_back(m_clocks);
-        together = stepsTogether(m_reachedSteps);
+        together = stepsTogether(m_reachedSteps, m_used);
     }
     if (together == 0)
         together = kMostAlternating;
@@ -76,7 +76,7 @@ void TimeForm::runSegment(const SegmentForm& segment, std::int64_t repeat)
         if (left < 3 || skips || !worthIt)
             continue;
         m_reached.push_back(m_clocks);
-        const std::size_t together = repetitionsTogether(m_reached, segment.used);
+        const std::size_t together = repetitionsTogether(m_reached, segment.used, segment.alone);
         if (together == 0)
             continue;
         skips = true;

@@ -84,6 +84,7 @@ private:
         std::uint32_t firstNode = 0;
         std::uint32_t endNode = 0;
         std::array<bool, kClocks> used{};
+        bool alone = true; // waits for nothing in another segment
         std::vector<std::pair<std::uint32_t, std::int64_t>> slotCounts;
     };
     void fuseTimes(const std::vector<SlotTime>& times);
@@ -103,6 +104,7 @@ private:
     std::vector<Saved> m_savedAfter;
     std::vector<SegmentForm> m_segments;
     std::vector<std::int64_t> m_repeats;
+    std::array<bool, kClocks> m_used{};
 
     // State of an evaluation.
     Clocks m_clocks{};

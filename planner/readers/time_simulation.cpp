@@ -72,6 +72,7 @@ public:
         const std::size_t steps = stepsThatRepeat();
         // The record takes in the step before too: what it leaves running is waited for in the next.
         m_recording = true;
+        m_records.reserve((steps + 1) * m_schedule.ops.size());
         step();
         return recordSteps(steps);
     }
@@ -93,7 +94,7 @@ private:
             reached.push_back(m_clocks);
             for (double& clock : reached.back())
                 clock += skipped;
-            if (const std::size_t steps = stepsTogether(reached); steps > 0)
+            if (const std::size_t steps = stepsTogether(reached, m_stepUses); steps > 0)
                 return steps;
         }
         return kMostAlternating;
@@ -119,11 +120,13 @@ private:
             m_used = {};
             for (std::uint32_t op = segment.firstOp; op < segment.endOp; ++op)
                 issue(static_cast<OpId>(op));
+            for (std::size_t stream = 0; stream < kStreamCount; ++stream)
+                m_stepUses[stream] |= m_used[stream];
             if (left < 3 || skips || !worthIt)
                 continue;
             reached.push_back(m_clocks);
             records.push_back(m_records.size());
-            const std::size_t together = repetitionsTogether(reached, m_used);
+            const std::size_t together = repetitionsTogether(reached, m_used, false);
             if (together == 0)
                 continue;
             skips = true;
@@ -308,8 +311,9 @@ private:
     const Schedule& m_schedule;
     const OpTimes& m_times;
     Clocks m_clocks{};
-    std::vector<double> m_ends; // by OpId, of the last time it ran
-    std::array<bool, kClocks> m_used{};
+    std::vector<double> m_ends;         // by OpId, of the last time it ran
+    std::array<bool, kClocks> m_used{}; // streams, by the repetition at hand
+    std::array<bool, kClocks> m_stepUses{};
     double m_skipped = 0; // seconds of this step left out so far
 
     bool m_recording = false;
