@@ -7,7 +7,7 @@
 #include "planner/costs/op_costs.hpp"
 #include "planner/frameworks/rules.hpp"
 #include "planner/frameworks/sharding.hpp"
-#include "planner/readers/time_simulation.hpp"
+#include "planner/step_form.hpp"
 
 namespace shardwright::search {
 
@@ -34,8 +34,8 @@ double computeSeconds(const PlanInput& input)
     return seconds;
 }
 
-/// Schedules kept at a time: a megabyte each for the deepest models.
-constexpr std::size_t kMostSchedules = 48;
+/// Compiled schedules kept at a time: some 100 kB each for the deepest models.
+constexpr std::size_t kMostSchedules = 256;
 
 class SimulatedClock final : public Clock {
 public:
@@ -52,15 +52,7 @@ public:
     {
         Structure& structure = structureOf(input, setting);
         structure.rules->resize(input);
-        for (Segment& segment : structure.schedule.segments)
-            if (segment.name == kMiddleMicroSteps)
-                segment.repeat = input.training.gradientAccumulation - 2;
-        const OpCosts costs(input, *structure.rules->activations(), structure.rules->sizes());
-        const OpTimes times = opTimes(structure.schedule, costs);
-        for (const double each : times.seconds)
-            if (!std::isfinite(each))
-                return INFINITY;
-        return simulate(structure.schedule, times).seconds;
+        return structure.form.seconds(input, *structure.rules);
     }
 
 private:
@@ -69,8 +61,9 @@ private:
     static constexpr double kRounding = 1 - 1e-9;
 
     struct Structure {
+        explicit Structure(std::unique_ptr<FrameworkRules> made) : rules(std::move(made)), form(*rules) {}
         std::unique_ptr<FrameworkRules> rules;
-        Schedule schedule;
+        StepForm form;
     };
 
     Structure& structureOf(const PlanInput& input, const std::pair<Path, int>& setting)
@@ -85,10 +78,7 @@ private:
                 m_settings.clear();
                 m_structures.clear();
             }
-            auto made = std::make_unique<Structure>();
-            made->schedule = rules->emit();
-            made->rules = std::move(rules);
-            structure = m_structures.emplace(key, std::move(made)).first;
+            structure = m_structures.emplace(key, std::make_unique<Structure>(std::move(rules))).first;
         }
         return *(m_settings[setting] = structure->second.get());
     }

@@ -1,0 +1,77 @@
+// Step times of candidates by the compiled form against those of their own schedules.
+
+#include "planner/step_form.hpp"
+
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include "core/cluster_file.hpp"
+#include "core/scenario_file.hpp"
+#include "planner/step_time.hpp"
+#include "tests/planner/frameworks/small_input.hpp"
+
+namespace shardwright {
+namespace {
+
+const std::vector<std::pair<std::string, StrategyOptions>>& strategies()
+{
+    static const auto all = [] {
+        auto list = everyStrategy();
+        for (const std::string& name : strategyNames())
+            list.emplace_back(name, strategyByName(name, 4)->options);
+        return list;
+    }();
+    return all;
+}
+
+void vary(SmallInput& small)
+{
+    small.cluster.nodes = *rc::gen::inRange(1, 5);
+    small.training.microBatch = *rc::gen::inRange(1, 6);
+    small.training.sequenceLength = 64 * *rc::gen::inRange(1, 40);
+    small.training.gradientAccumulation = *rc::gen::inRange(1, 12);
+}
+
+RC_GTEST_PROP(StepForm, EqualsTheStepTimeOfEveryCandidateOfItsStructure, ())
+{
+    const auto& [name, options] = *rc::gen::elementOf(strategies());
+    RC_TAG(name);
+    SmallInput small(options);
+    const int blocks = *rc::gen::inRange(1, 40);
+    small.model = *rc::gen::arbitrary<bool>() ? llamaOf({256, blocks, 4, 64, 512, 2000, *rc::gen::arbitrary<bool>()})
+                                              : mixtralOf({128, blocks, 2, 64, 256, 500, false}, 4);
+    small.cluster = readCluster(*rc::gen::element("dgx-a100-80gb", "dgx-h100"));
+    small.training.checkpointing = *rc::gen::element(Checkpointing::None, Checkpointing::Full);
+    small.training.checkpointEvery = *rc::gen::inRange(1, 4);
+    vary(small);
+    RC_PRE(refusals(small.input()).empty());
+    const auto rules = small.rules();
+    const std::string key = rules->structureKey();
+    StepForm form(*rules);
+    for (int candidate = 0; candidate < 4; ++candidate) {
+        const auto own = small.rules();
+        if (refusals(small.input()).empty() && own->structureKey() == key) {
+            rules->resize(small.input());
+            const double seconds = form.seconds(small.input(), *rules);
+            const auto step = stepTime(small.input(), *own, own->emit());
+            RC_ASSERT(step.has_value());
+            RC_ASSERT(std::abs(seconds - step->seconds) <= 1e-9 * step->seconds);
+            RC_ASSERT(form.lowerBound(small.input(), *rules) <= step->seconds);
+        }
+        vary(small);
+    }
+}
+
+/// A stream that cannot move its bytes makes the step endless, and there is no step time to print.
+TEST(StepForm, EndlessWithoutTheDriveThatItNeeds)
+{
+    SmallInput small(strategyByName("deepspeed-zero3-offload-nvme", 8)->options);
+    small.cluster = readCluster("dgx-a100-80gb");
+    small.cluster.nvmeReadBandwidth.value = 0;
+    const auto rules = small.rules();
+    EXPECT_EQ(StepForm(*rules).seconds(small.input(), *rules), std::numeric_limits<double>::infinity());
+    EXPECT_FALSE(stepTime(small.input(), *rules, rules->emit()).has_value());
+}
+
+} // namespace
+} // namespace shardwright
