@@ -111,6 +111,8 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
             m_embeddingLayer = static_cast<int>(layer);
     m_loss = lossProgram(context, logits);
     m_loss.compile(KeepMode::Keep);
+    m_metrics = metricsProgram(context, logits);
+    m_metrics.compile(KeepMode::Keep);
 }
 
 void ActivationModel::defineSizes(SizeTable& sizes, const Training& training) const
@@ -348,6 +350,19 @@ void ActivationWalk::backward(ScheduleBuilder& builder, int layer, StageObserver
 
 void ActivationWalk::endMicroStep(ScheduleBuilder& builder)
 {
+    const LayerProgram& metrics = m_activations->metrics();
+    if (!metrics.forwardPass().empty()) {
+        builder.op(OpKind::LossForward, Stream::Compute, Phase::Backward);
+        std::vector<BufferId> slots(metrics.slots(), -1);
+        for (const ProgramStage& stage : metrics.forwardPass())
+            for (const SlotEvent& event : stage.events) {
+                BufferId& buffer = slots[static_cast<std::size_t>(event.slot)];
+                if (event.makes)
+                    buffer = builder.allocate(metrics.classOf(event.slot));
+                else if (buffer >= 0) // the logits are the loss's to free
+                    builder.free(buffer);
+            }
+    }
     builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
     builder.free(m_batch);
     m_batch = -1;

@@ -52,6 +52,8 @@ public:
     bool checkpointed(int layer) const;
     const LayerProgram& program(int layer) const;
     const LayerProgram& loss() const { return m_loss; }
+    /// What the trainer computes of the logits after backward, for its log; nothing for most.
+    const LayerProgram& metrics() const { return m_metrics; }
 
 private:
     friend class ActivationWalk;
@@ -67,6 +69,7 @@ private:
     std::vector<LayerProgram> m_keeping;            // by layer type: everything is kept
     std::vector<LayerProgram> m_checkpointed;       // by layer type: under the run's checkpointing
     LayerProgram m_loss;
+    LayerProgram m_metrics;
     BufferClassId m_batch = -1;          // token ids and labels
     BufferClassId m_heldLogits = -1;     // logits that the caller keeps until the next forward
     BufferClassId m_hostCheckpoint = -1; // a block's input kept in host memory

@@ -73,5 +73,7 @@ LayerProgram finalNormProgram(const ProgramContext& context, const std::vector<L
 LayerProgram headProgram(const ProgramContext& context, const std::vector<LeafModule>& modules, BufferClassId logits);
 /// Reads the logits as its input, makes their gradient; the tensor that the caller holds on to is handed over.
 LayerProgram lossProgram(const ProgramContext& context, BufferClassId logits);
+/// Reads the logits as its input.
+LayerProgram metricsProgram(const ProgramContext& context, BufferClassId logits);
 
 } // namespace shardwright

@@ -301,4 +301,24 @@ LayerProgram lossProgram(const ProgramContext& context, BufferClassId logits)
     return program;
 }
 
+/// llm-foundry has Composer measure LanguageCrossEntropy and LanguagePerplexity of every micro-batch's logits
+/// (use_train_metrics, true by default; composer/trainer/trainer.py _eval_train_metrics). Each is a cross entropy of
+/// its own, which autocast runs in fp32.
+LayerProgram metricsProgram(const ProgramContext& context, BufferClassId logits)
+{
+    LayerProgram program;
+    program.setSlotClass(kInput, logits);
+    if (context.training.implementation != Implementation::LlmFoundry || !context.training.holdsLogits)
+        return program;
+    constexpr int kMetrics = 2;
+    const std::int64_t all = context.model.architecture.vocab;
+    for (int metric = 0; metric < kMetrics; ++metric) {
+        const int fp32 = program.tensor(context.add(kLogitsFp32, all, 4));
+        const int logSoftmax = program.tensor(context.add(kLogSoftmax, all, 4));
+        program.forward(-1, {kInput}, {fp32});
+        program.forward(-1, {fp32}, {logSoftmax}).kernels(2); // and the loss of the labels
+    }
+    return program;
+}
+
 } // namespace shardwright

@@ -45,11 +45,12 @@ struct LayerCosts::Tables {
     std::vector<ProgramSums> programs;  // one a layer type, two where some of its layers are checkpointed
     std::vector<std::size_t> programOf; // by layer
     ProgramSums loss;
+    StageSums metrics; // of a LossForward after backward
 
     Cost of(const Op& op) const
     {
         switch (op.kind) {
-        case OpKind::LossForward: return loss.forward.back();
+        case OpKind::LossForward: return (op.phase == Phase::Loss ? loss.forward : metrics).back();
         case OpKind::LossBackward: return loss.backward.back();
         default: break;
         }
@@ -86,6 +87,8 @@ LayerCosts::LayerCosts(const PlanInput& input, const ActivationModel& activation
     const LayerProgram& loss = activations.loss();
     m_tables->loss = {&loss, sumsOf(costs, loss.forwardPass(), loss, -1, false), StageSums(1),
                       sumsOf(costs, loss.backwardPass(), loss, -1, true)};
+    const LayerProgram& metrics = activations.metrics();
+    m_tables->metrics = sumsOf(costs, metrics.forwardPass(), metrics, -1, false);
 }
 
 LayerCosts::~LayerCosts() = default;

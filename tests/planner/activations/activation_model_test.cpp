@@ -231,6 +231,27 @@ RC_GTEST_PROP(ActivationsProperty, RecomputationMakesWhatWasDropped, ())
     }
 }
 
+TEST(Activations, ComposerMeasuresTwoCrossEntropiesOfTheLogitsThatItHolds)
+{
+    const Model model = gpt();
+    Training training = trainingOf();
+    training.holdsLogits = true;
+    EXPECT_TRUE(ActivationModel(model, training, DType::Bf16).metrics().forwardPass().empty());
+    training.implementation = Implementation::LlmFoundry;
+    const ActivationModel activations(model, training, DType::Bf16);
+    SizeTable sizes;
+    activations.defineSizes(sizes, training);
+    const LayerProgram& metrics = activations.metrics();
+    ASSERT_FALSE(metrics.forwardPass().empty());
+    std::int64_t made = 0;
+    for (const ProgramStage& stage : metrics.forwardPass())
+        for (const SlotEvent& event : stage.events)
+            if (event.makes)
+                made += sizes.buffers[static_cast<std::size_t>(metrics.classOf(event.slot))].bytes.count();
+    const std::int64_t tokens = 1024;
+    EXPECT_EQ(made, 2 * (4 + 4) * tokens * 1000); // each casts the logits to fp32 and makes their log-softmax
+}
+
 RC_GTEST_PROP(ActivationsProperty, CheckpointingNeverRaisesThePeakBeyondOneInput, ())
 {
     const Model& model = anyModel();
