@@ -70,6 +70,7 @@ public:
         slice.whole = &m_whole;
         slice.stage = stage;
         slice.stages = p;
+        slice.alike = {stage};
         Model& model = slice.model;
         model.id = m_parallelism.pipeline > 1 ? fmt::format("{} stage {}", m_whole.id, stage) : m_whole.id;
         model.source = m_whole.source;
@@ -384,7 +385,7 @@ std::vector<ModelSlice> sliceModel(const PlanInput& input)
         const auto known = std::find(keys.begin(), keys.end(), key);
         if (known != keys.end()) {
             // Earlier stages hold more micro-batches in flight: the first of the alike needs the most memory.
-            ++slices[static_cast<std::size_t>(known - keys.begin())].alike;
+            slices[static_cast<std::size_t>(known - keys.begin())].alike.push_back(stage);
             continue;
         }
         keys.push_back(key);

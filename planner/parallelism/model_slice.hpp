@@ -23,7 +23,7 @@ struct ModelSlice {
     Model model;
     std::int64_t stage = 0; // of `stages`
     std::int64_t stages = 1;
-    std::int64_t alike = 1;      // stages that hold the same, this one included
+    std::vector<std::int64_t> alike; // stages that hold the same, this one first
     std::int64_t firstBlock = 0; // of the whole model
     std::vector<StageChunk> chunks;
     bool tiedAcrossStages = false; // holds a copy of an embedding that the head on another stage shares
@@ -39,7 +39,7 @@ std::vector<std::int64_t> blocksOfChunks(const PlanInput& input);
 /// Why the model cannot be cut so, in the framework's words; empty = it can.
 std::vector<std::string> sliceRefusals(const PlanInput& input);
 
-/// The slices of the stages that differ, by stage; `alike` counts how often each occurs. One of the whole model, with
+/// The slices of the stages that differ, by stage. One of the whole model, with
 /// its matrices cut, where there is no pipeline.
 std::vector<ModelSlice> sliceModel(const PlanInput& input);
 

@@ -5,6 +5,8 @@
 #include <fmt/format.h>
 
 #include "planner/parallelism/model_slice.hpp"
+#include "planner/parallelism/pipeline_time.hpp"
+#include "planner/step_cost.hpp"
 
 namespace shardwright {
 
@@ -12,9 +14,9 @@ namespace {
 
 std::string nameOfStage(const ModelSlice& slice)
 {
-    if (slice.alike == 1)
+    if (slice.alike.size() == 1)
         return fmt::format("pipeline stage {} of {}", slice.stage + 1, slice.stages);
-    return fmt::format("pipeline stages {} to {} of {}", slice.stage + 1, slice.stage + slice.alike, slice.stages);
+    return fmt::format("pipeline stages {} to {} of {}", slice.alike.front() + 1, slice.alike.back() + 1, slice.stages);
 }
 
 bool worse(const Plan& plan, const Plan& than)
@@ -33,7 +35,7 @@ void addUp(const PlanInput& input, const std::vector<ModelSlice>& slices, const 
     job.checkpoint.shardedTotal = Bytes(0);
     for (std::size_t i = 0; i < plans.size(); ++i)
         job.checkpoint.shardedTotal +=
-            plans[i].checkpoint.shardedTotal * checkedMultiply(slices[i].alike, input.strategy.parallelism.tensor);
+            plans[i].checkpoint.shardedTotal * checkedMultiply(static_cast<std::int64_t>(slices[i].alike.size()), input.strategy.parallelism.tensor);
 }
 
 } // namespace
@@ -45,6 +47,7 @@ Plan buildStagePlans(const PlanInput& input, const PlanDetail& detail)
     plans.reserve(slices.size());
     PlanDetail ofStage = detail;
     ofStage.suggest = false; // changes are the whole job's
+    ofStage.time = detail.time && slices.front().stages == 1;
     for (const ModelSlice& slice : slices)
         plans.push_back(buildPlan(inputOf(input, slice), ofStage));
     const auto at =
@@ -54,7 +57,10 @@ Plan buildStagePlans(const PlanInput& input, const PlanDetail& detail)
     addUp(input, slices, plans, job);
     if (slice.stages == 1)
         return job;
-    job.step.reset();
+    if (detail.time) {
+        job.step = pipelineStep(input, slices);
+        fillStepCost(inputOf(input, slice), job);
+    }
     job.gpu.peakMoment = fmt::format("{}: {}", nameOfStage(slice), job.gpu.peakMoment);
     for (std::size_t i = 0; i < plans.size(); ++i)
         job.remarks.push_back(

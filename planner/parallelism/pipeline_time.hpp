@@ -1,0 +1,40 @@
+#pragma once
+
+// When a pipeline's stages work, and what waiting for each other costs.
+
+#include <optional>
+#include <vector>
+
+#include "core/plan.hpp"
+#include "planner/parallelism/model_slice.hpp"
+#include "planner/parallelism/pipeline_schedule.hpp"
+
+namespace shardwright {
+
+/// Seconds of one stage: forward and backward of each chunk for one micro-batch, and what its step takes besides them
+/// (gradients reduced, the optimizer).
+struct StageSeconds {
+    std::vector<double> forward; // by chunk
+    std::vector<double> backward;
+    double rest = 0;
+
+    double perMicroBatch() const;
+};
+
+/// When each stage has ended its last backward: every action waits for the stage to be free and for what it reads,
+/// which takes `transfer` seconds from one stage to another.
+std::vector<double> pipelineEnds(const PipelineShape& shape, const std::vector<StageSeconds>& stages, double transfer);
+
+/// Seconds of a step: the last stage to be done with everything.
+double pipelineSeconds(const PipelineShape& shape, const std::vector<StageSeconds>& stages, double transfer);
+
+/// Never more than pipelineSeconds, in constant time a stage, and equal to it where all stages take alike long and
+/// transfers nothing: a stage cannot begin before the first micro-batch has come through the stages before it, works
+/// on every micro-batch, and the last one's gradient goes back through them.
+double pipelineBound(const PipelineShape& shape, const std::vector<StageSeconds>& stages, double transfer);
+
+/// The step of a job cut into the stages of `slices` (sliceModel): each stage's schedule simulated on its own, then all
+/// of them together. Breakdown: of the stage that sets the pace, the bubble what it waits for others.
+std::optional<StepTime> pipelineStep(const PlanInput& input, const std::vector<ModelSlice>& slices);
+
+} // namespace shardwright
