@@ -24,7 +24,7 @@ struct ModelSlice {
     std::int64_t stage = 0; // of `stages`
     std::int64_t stages = 1;
     std::vector<std::int64_t> alike; // stages that hold the same, this one first
-    std::int64_t firstBlock = 0; // of the whole model
+    std::int64_t firstBlock = 0;     // of the whole model
     std::vector<StageChunk> chunks;
     bool tiedAcrossStages = false; // holds a copy of an embedding that the head on another stage shares
 };

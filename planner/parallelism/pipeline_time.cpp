@@ -76,8 +76,7 @@ private:
             return 0;
         if (!action.forward && place + 1 == m_places)
             return m_forward[index(place, action)];
-        const double made =
-            action.forward ? m_forward[index(place - 1, action)] : m_backward[index(place + 1, action)];
+        const double made = action.forward ? m_forward[index(place - 1, action)] : m_backward[index(place + 1, action)];
         return made < 0 ? made : made + (m_shape.stages > 1 ? m_transfer : 0);
     }
 
@@ -180,8 +179,8 @@ std::optional<StageRun> runStage(const PlanInput& input, const PipelineShape& sh
     run.flops = executedFlops(schedule, costs.layers());
     run.seconds = PassSums(schedule, run.timeline, input.slice->chunks)
                       .of(shape.microBatches, shape.chunks == 1 ? 1 : shape.stages);
-    run.seconds.rest = std::max(0.0, run.timeline.seconds - static_cast<double>(shape.microBatches) *
-                                                                run.seconds.perMicroBatch());
+    run.seconds.rest =
+        std::max(0.0, run.timeline.seconds - static_cast<double>(shape.microBatches) * run.seconds.perMicroBatch());
     return run;
 }
 

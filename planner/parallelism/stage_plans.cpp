@@ -35,7 +35,8 @@ void addUp(const PlanInput& input, const std::vector<ModelSlice>& slices, const 
     job.checkpoint.shardedTotal = Bytes(0);
     for (std::size_t i = 0; i < plans.size(); ++i)
         job.checkpoint.shardedTotal +=
-            plans[i].checkpoint.shardedTotal * checkedMultiply(static_cast<std::int64_t>(slices[i].alike.size()), input.strategy.parallelism.tensor);
+            plans[i].checkpoint.shardedTotal *
+            checkedMultiply(static_cast<std::int64_t>(slices[i].alike.size()), input.strategy.parallelism.tensor);
 }
 
 } // namespace

@@ -30,9 +30,8 @@ PipelineShape anyShape()
 std::vector<StageSeconds> alike(const PipelineShape& shape, double forward, double backward)
 {
     const auto chunks = static_cast<std::size_t>(shape.chunks);
-    return std::vector<StageSeconds>(
-        static_cast<std::size_t>(shape.stages),
-        {std::vector<double>(chunks, forward), std::vector<double>(chunks, backward), 0});
+    return std::vector<StageSeconds>(static_cast<std::size_t>(shape.stages),
+                                     {std::vector<double>(chunks, forward), std::vector<double>(chunks, backward), 0});
 }
 
 std::vector<StageSeconds> anyStages(const PipelineShape& shape)
@@ -74,8 +73,9 @@ TEST(PipelineTime, aSlowStageSetsThePace)
     const PipelineShape shape{PipelineSchedule::OneForwardOneBackward, 4, 1, 100};
     std::vector<StageSeconds> stages = alike(shape, 1, 2);
     stages[2] = {{2}, {4}, 0};
-    // 100 micro-batches of 6 s on the third stage, two forwards of 1 s before it and two backwards of 2 s behind it
-    EXPECT_NEAR(pipelineSeconds(shape, stages, 0), 100 * 6 + 2 * 1 + 2 * 2, kTiny);
+    // The third stage: its first forward after two of 1 s, 100 micro-batches of 6 s, two backwards of 2 s behind its
+    // last; and the first gradient, which comes 3 s after its first forward, when the second has taken only 2.
+    EXPECT_NEAR(pipelineSeconds(shape, stages, 0), 2 * 1 + 100 * 6 + 2 * 2 + (3 - 2), kTiny);
 }
 
 TEST(PipelineTime, transfersLengthenEachWayThroughTheStages)
