@@ -116,13 +116,24 @@ void checkHostBytes(const PublishedFigure& figure, const Plan& plan, const Clust
                                       figure.value / kGB, least / kGB));
 }
 
+/// Replicas of the model, each of which takes micro-batches of its own.
+std::int64_t replicas(const Scenario& scenario, const PublishedFigure& figure)
+{
+    const auto strategy = std::find_if(scenario.strategies.begin(), scenario.strategies.end(),
+                                       [&](const Strategy& candidate) { return candidate.name == figure.strategy; });
+    const std::int64_t gpus = scenario.cluster.gpus();
+    if (strategy == scenario.strategies.end())
+        return gpus;
+    return std::max<std::int64_t>(1, gpus / strategy->parallelism.modelRanks());
+}
+
 void checkStepSeconds(const Scenario& scenario, const PublishedFigure& figure, const Plan& plan,
                       std::vector<std::string>& reasons)
 {
     const double gpus = static_cast<double>(scenario.cluster.gpus());
     const auto peak = peakFlops(scenario.cluster.gpu, scenario.training.precision);
     const double implied =
-        stepWork(scenario.model, scenario.training, scenario.cluster.gpus()).least / figure.value / gpus;
+        stepWork(scenario.model, scenario.training, replicas(scenario, figure)).least / figure.value / gpus;
     if (peak && implied > *peak * (1 + kRounding))
         reasons.push_back(fmt::format("{:.3g} s per step would be {:.0f} TFLOP/s per GPU, more than its peak of {:.0f}",
                                       figure.value, implied / kTera, *peak / kTera));
@@ -139,7 +150,7 @@ void checkTeraflops(const Scenario& scenario, const PublishedFigure& figure, con
     if (peak && figure.value * kTera > *peak * (1 + kRounding))
         reasons.push_back(
             fmt::format("{:.0f} TFLOP/s per GPU are more than its peak of {:.0f}", figure.value, *peak / kTera));
-    const double longest = stepWork(scenario.model, scenario.training, scenario.cluster.gpus()).most /
+    const double longest = stepWork(scenario.model, scenario.training, replicas(scenario, figure)).most /
                            (figure.value * kTera * static_cast<double>(scenario.cluster.gpus()));
     const TransferBound bound = slowestTransfer(plan, scenario.cluster);
     if (longest < bound.seconds * (1 - kRounding))
@@ -167,11 +178,11 @@ void checkLargestModel(const Scenario& scenario, const PublishedFigure& figure, 
 
 } // namespace
 
-FlopBounds stepWork(const Model& model, const Training& training, std::int64_t ranks)
+FlopBounds stepWork(const Model& model, const Training& training, std::int64_t replicas)
 {
     const Architecture& a = model.architecture;
     const double tokens = static_cast<double>(training.tokensPerMicroBatch()) *
-                          static_cast<double>(training.gradientAccumulation) * static_cast<double>(ranks);
+                          static_cast<double>(training.gradientAccumulation) * static_cast<double>(replicas);
     const MatrixParameters matrices = matrixParameters(model);
     // Scores (query x key) and their product with the values, 2 operations per multiply-add, for every earlier token:
     // 4 s H per token and layer of the forward pass where both heads are equally wide; Korthikanti et al., arXiv

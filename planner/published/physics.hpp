@@ -12,12 +12,12 @@
 
 namespace shardwright {
 
-/// Floating-point operations of one optimizer step over all GPUs.
+/// Floating-point operations of one optimizer step over all GPUs, of which `replicas` take micro-batches of their own.
 struct FlopBounds {
     double least = 0; // what every correct implementation computes: causal attention computes half of its scores
     double most = 0;  // as generously as sources count: the whole score matrix, and recomputation of all
 };
-FlopBounds stepWork(const Model& model, const Training& training, std::int64_t ranks);
+FlopBounds stepWork(const Model& model, const Training& training, std::int64_t replicas);
 
 /// The GPU's peak for the dtype of the run's matrix products, FLOP/s; nothing where the cluster does not say.
 std::optional<double> peakFlops(const Gpu& gpu, const Precision& precision);

@@ -135,6 +135,15 @@ TEST(Objections, stepsFasterThanThePeak)
     EXPECT_EQ(objections(scenario, figureOf(MeasuredKind::TflopsPerGpu, 102), {}).size(), 1U);
 }
 
+TEST(Objections, ranksOfOneReplicaShareItsWork)
+{
+    Scenario scenario = smallScenario({{"sequence_length", 128}});
+    const double atPeak = stepWork(scenario.model, scenario.training, 4).least / (4 * 100e12);
+    scenario.strategies.front().parallelism.tensor = 2; // two replicas on four GPUs: half of the tokens
+    EXPECT_TRUE(objections(scenario, figureOf(MeasuredKind::StepSeconds, atPeak * 0.51), {}).empty());
+    EXPECT_EQ(objections(scenario, figureOf(MeasuredKind::StepSeconds, atPeak * 0.49), {}).size(), 1U);
+}
+
 TEST(Objections, stepsFasterThanTheLinks)
 {
     const Scenario scenario = smallScenario({{"sequence_length", 128}});
