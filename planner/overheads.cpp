@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "planner/costs/overlap_costs.hpp"
+
 namespace shardwright {
 
 namespace {
@@ -15,10 +17,6 @@ constexpr Bytes kCublasElsewhere(8519680); // 8.125 MiB
 // Buffers of one NCCL channel's ring connection, both directions: 10 MiB of LL, LL128 and Simple buffers in 2 MiB
 // granules and 2 MiB of send structures (NCCL issue 1685; src/init.cc, src/transport/p2p.cc).
 constexpr Bytes kNcclChannel = 12_MiB;
-// Channels that NCCL opens within a node: 24 over NVSwitch, 2 over PCIe (NCCL src/graph/search.cc; seen in
-// NCCL_DEBUG=INFO).
-constexpr int kNvlinkChannels = 24;
-constexpr int kPcieChannels = 2;
 // NVLink SHARP buffers on Hopper: 2 x 16 channels x 1 MiB x 8 local ranks (NCCL src/transport/nvls.cc).
 constexpr Bytes kNvlsHopper = 256_MiB;
 // Loaded libraries (cuDNN, cuBLASLt, profilers) and the driver's own rounding.
@@ -38,8 +36,7 @@ std::vector<Overhead> gpuOverheads(const Cluster& cluster, int communicators)
     if (cluster.gpus() <= 1)
         return overheads;
     const LinkKind link = cluster.intraNode.kind;
-    const bool nvlink = link == LinkKind::NvLink || link == LinkKind::NvSwitch;
-    Bytes each = kNcclChannel * (nvlink ? kNvlinkChannels : kPcieChannels);
+    Bytes each = kNcclChannel * ncclChannels(link);
     if (link == LinkKind::NvSwitch && cluster.gpu.computeCapability >= kHopper)
         each += kNvlsHopper;
     overheads.push_back({fmt::format("{} NCCL communicator{}", communicators, communicators == 1 ? "" : "s"),

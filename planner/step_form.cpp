@@ -52,7 +52,10 @@ bool StepForm::cost(const PlanInput& candidate, const FrameworkRules& rules)
 
 double StepForm::seconds(const PlanInput& candidate, const FrameworkRules& rules)
 {
-    return cost(candidate, rules) ? m_form.seconds(m_times, m_repeat) : std::numeric_limits<double>::infinity();
+    if (!cost(candidate, rules))
+        return std::numeric_limits<double>::infinity();
+    const double seconds = m_form.seconds(m_times, m_repeat);
+    return seconds + lostBesideCollectives(candidate.cluster, m_form.load(m_times, m_repeat), seconds);
 }
 
 double StepForm::lowerBound(const PlanInput& candidate, const FrameworkRules& rules)

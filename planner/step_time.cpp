@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "planner/costs/overlap_costs.hpp"
 #include "planner/published/physics.hpp"
 #include "planner/step_band.hpp"
 
@@ -53,6 +54,26 @@ void fillAssumptions(const StepBand& band, const StepSetting& setting, bool peak
     if (!peakKnown)
         step.assumptions.push_back(
             {"the cluster names no peak for the compute dtype: utilisation is not computed", Provenance::Assumed, ""});
+}
+
+StepLoad loadOf(const Schedule& schedule, const OpTimes& times)
+{
+    StepLoad load;
+    for (const Segment& segment : schedule.segments)
+        for (std::uint32_t op = segment.firstOp; op < segment.endOp; ++op)
+            if (schedule.ops[op].phase != Phase::Init)
+                load.add(schedule.ops[op], times.seconds[op] * static_cast<double>(segment.repeat));
+    return load;
+}
+
+void warnOfLostSeconds(double lost, double seconds, StepTime& step)
+{
+    constexpr double kWorthAWord = 0.005;
+    if (lost > kWorthAWord * seconds)
+        step.assumptions.push_back({fmt::format("computing beside collectives lacks the multiprocessors that their "
+                                                "kernels hold: {:.1f} % of the step",
+                                                100 * lost / seconds),
+                                    Provenance::Assumed, "channels of NCCL over multiprocessors of the GPU"});
 }
 
 bool finite(const OpTimes& times)
@@ -116,10 +137,13 @@ std::optional<StepTime> stepTime(const PlanInput& input, const FrameworkRules& r
         return std::nullopt;
     const Timeline timeline = simulate(schedule, times);
     StepTime step;
+    const double lost = lostBesideCollectives(input.cluster, loadOf(schedule, times), timeline.seconds);
     step.breakdown = timeline.breakdown;
+    step.breakdown.other += lost;
     step.hiddenCommunicationSeconds = timeline.hiddenCommunicationSeconds;
-    fillRates(input, timeline.seconds, executedFlops(schedule, costs.layers()), step);
+    fillRates(input, timeline.seconds + lost, executedFlops(schedule, costs.layers()), step);
     warnOfThreads(schedule, step);
+    warnOfLostSeconds(lost, step.seconds, step);
     return step;
 }
 

@@ -48,6 +48,15 @@ double TimeForm::lowerBound(const std::vector<SlotTime>& times, const std::vecto
     return *std::max_element(busy.begin(), busy.end()) * (1 - kRounding);
 }
 
+StepLoad TimeForm::load(const std::vector<SlotTime>& times, const std::vector<std::int64_t>& repeat) const
+{
+    StepLoad load;
+    for (std::size_t i = 0; i < m_segments.size(); ++i)
+        for (const auto& [slot, count] : m_segments[i].slotCounts)
+            load.add(m_slots[slot], static_cast<double>(count) * static_cast<double>(repeat[i]) * times[slot].seconds);
+    return load;
+}
+
 void TimeForm::fuseTimes(const std::vector<SlotTime>& times)
 {
     for (Fused& fused : m_fused) {

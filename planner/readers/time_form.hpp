@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/schedule.hpp"
+#include "planner/costs/overlap_costs.hpp"
 #include "planner/readers/steady_state.hpp"
 
 namespace shardwright {
@@ -37,6 +38,9 @@ public:
 
     /// Never more than seconds(): each stream, and the host, must do its own work.
     double lowerBound(const std::vector<SlotTime>& times, const std::vector<std::int64_t>& repeat) const;
+
+    /// What a step's operations take altogether.
+    StepLoad load(const std::vector<SlotTime>& times, const std::vector<std::int64_t>& repeat) const;
 
     /// Repetitions of the segments of the schedule that it was compiled from.
     const std::vector<std::int64_t>& repeats() const { return m_repeats; }

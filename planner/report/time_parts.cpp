@@ -30,7 +30,8 @@ const std::vector<TimePart>& timeParts()
         {{'.', Ink::Grey},
          "other",
          "other",
-         "copies within the GPU, quantisation, waiting for the host to launch",
+         "copies within the GPU, quantisation, waiting for the host to launch, what collectives take from computing "
+         "beside them",
          &StepBreakdown::other}};
     return parts;
 }

@@ -70,12 +70,13 @@ TEST(ZeroPlusPlus, CutsTheVolumeBetweenNodesFourTimesAndTheTimeWithIt)
     EXPECT_GT(reduced.step->breakdown.other, plain.step->breakdown.other);
 }
 
-/// Where the network is fast there is nothing to win.
+/// Where the network is fast there is little to win: traffic is hidden with it and without. What is left is that fewer
+/// collectives hold fewer multiprocessors for less time.
 TEST(ZeroPlusPlus, DoesNotMatterOnInfiniBandAtSmallScale)
 {
     const Question question("llama-2-13b", kInfiniBand, 4);
     const double plain = question.seconds(zero(3));
-    EXPECT_NEAR(question.seconds(zeroPlusPlus(8)), plain, 0.03 * plain);
+    EXPECT_NEAR(question.seconds(zeroPlusPlus(8)), plain, 0.06 * plain);
 }
 
 /// Each part alone takes its own share away.
