@@ -128,6 +128,12 @@ ClosedForm::ClosedForm(std::unique_ptr<FrameworkRules> rules, const Model& model
 
 ClosedForm::~ClosedForm() = default;
 
+bool ClosedForm::fits(const PlanInput& candidate)
+{
+    m_rules->resize(candidate);
+    return m_rules->structureKey() == m_key;
+}
+
 std::size_t ClosedForm::moments() const
 {
     return m_gpu.moments.size() + m_init.moments.size() + m_pinned.moments.size() + m_pageable.moments.size() +

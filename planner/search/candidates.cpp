@@ -107,6 +107,7 @@ StrategyOptions optionsOf(const Assignment& assignment, std::int64_t gpusPerNode
     case Framework::Megatron: {
         MegatronOptions options;
         options.distributedOptimizer = assignment.sharding == Sharding::Optimizer;
+        options.overlapParamGather = options.distributedOptimizer; // there is nothing to gather without it
         return options;
     }
     case Framework::Native: {

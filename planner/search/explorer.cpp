@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "planner/frameworks/rules.hpp"
-#include "planner/frameworks/sharding.hpp"
 #include "planner/plan_builder.hpp"
 
 namespace shardwright::search {
@@ -71,7 +70,17 @@ std::optional<Score> PlanExplorer::floor(const Path& path)
         return std::nullopt;
     }
     m_candidates.apply(so, m_candidate);
-    return score(timed() ? m_clock->floor(input()) : 0, Bytes(0), so.gpus);
+    try {
+        if (const auto reasons = refusals(input()); !reasons.empty()) {
+            m_tally.add({Obstacle::Refused, std::string(frameworkOf(m_candidate.strategy)) + ": " + reasons.front()},
+                        path);
+            return std::nullopt;
+        }
+        return score(timed() ? m_clock->floor(input(), m_structures) : 0, Bytes(0), so.gpus);
+    } catch (const NumberTooLarge&) {
+        m_tally.add({Obstacle::TooLarge, "its numbers leave 64 bits"}, path);
+        return std::nullopt;
+    }
 }
 
 std::optional<Score> PlanExplorer::evaluate(const Path& path, const Archive& archive)
@@ -79,21 +88,15 @@ std::optional<Score> PlanExplorer::evaluate(const Path& path, const Archive& arc
     const Assignment so = m_candidates.assignment(path);
     m_candidates.apply(so, m_candidate);
     try {
-        if (const auto reasons = refusals(input()); !reasons.empty()) {
-            m_tally.add({Obstacle::Refused, std::string(frameworkOf(m_candidate.strategy)) + ": " + reasons.front()},
-                        path);
-            return std::nullopt;
-        }
-        const std::pair setting(path.first(static_cast<std::size_t>(Axis::MicroBatch)),
-                                accumulationShape(m_candidate.training.gradientAccumulation));
-        const MemoryCheck::Result memory = m_memory.check(input(), setting);
+        const std::vector<Part>& parts = m_structures.partsOf(input(), so);
+        const MemoryVerdict memory = checkMemory(parts);
         if (memory.obstacle) {
             m_tally.add(*memory.obstacle, path, 1, memory.miss);
             return std::nullopt;
         }
         if (m_measure == Measure::FittingByFloor)
             return score(0, memory.used, so.gpus);
-        const double seconds = timed() ? m_clock->seconds(input(), setting) : 0;
+        const double seconds = timed() ? m_clock->seconds(input(), parts, m_structures) : 0;
         if (!std::isfinite(seconds)) {
             m_tally.add({Obstacle::Untimed, "the cluster leaves out what its step time depends on"}, path);
             return std::nullopt;

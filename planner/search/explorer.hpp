@@ -41,7 +41,7 @@ private:
     const Candidates& m_candidates;
     Measure m_measure;
     std::unique_ptr<Clock> m_clock;
-    MemoryCheck m_memory;
+    Structures m_structures;
     Candidate m_candidate;
     Tally m_tally;
 };

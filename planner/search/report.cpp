@@ -39,7 +39,7 @@ std::string standing(const Asked& asked, const Result& result)
                                : "proven: no other candidate of the declared space is better";
 }
 
-/// "46 judged: 4 refused by their framework, 2 without room".
+/// What became of the candidates, in one line.
 std::string counts(const Result& result)
 {
     std::int64_t uneven = 0;
@@ -49,10 +49,10 @@ std::string counts(const Result& result)
         (reason.obstacle == Obstacle::Divisibility ? uneven
          : reason.obstacle == Obstacle::Refused    ? refused
                                                    : other) += rejected.candidates;
-    return fmt::format("{} candidates declared: {} do not divide the GPUs or the global batch, {} ruled out by a bound "
-                       "on their time, {} judged ({} refused by their framework, {} without room)",
-                       grouped(result.declared), grouped(uneven), grouped(result.counts.beaten),
-                       grouped(result.counts.evaluated), grouped(refused), grouped(other));
+    return fmt::format("{} candidates declared: {} do not divide the GPUs or the global batch, {} are refused by their "
+                       "framework, {} are ruled out by a bound on their time, {} were judged, of which {} have no room",
+                       grouped(result.declared), grouped(uneven), grouped(refused), grouped(result.counts.beaten),
+                       grouped(result.counts.evaluated), grouped(other));
 }
 
 double gpuHoursPerBillionTokens(const Answer& answer)

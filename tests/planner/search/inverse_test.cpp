@@ -12,8 +12,8 @@ namespace {
 
 class StillClock final : public Clock {
 public:
-    double floor(const PlanInput&) override { return 1; }
-    double seconds(const PlanInput&, const std::pair<Path, int>&) override { return 1; }
+    double floor(const PlanInput&, Structures&) override { return 1; }
+    double seconds(const PlanInput&, const std::vector<Part>&, Structures&) override { return 1; }
 };
 
 std::unique_ptr<Clock> stillClock()

@@ -16,16 +16,18 @@ namespace {
 /// Seconds that have little to do with training, but are the same for the same candidate and never below their floor.
 class MadeUpClock final : public Clock {
 public:
-    double floor(const PlanInput& input) override
+    double floor(const PlanInput& input, Structures&) override { return base(input); }
+    static double base(const PlanInput& input)
     {
         const Training& training = input.training;
         const double recomputation = training.checkpointing == Checkpointing::None ? 1.0 : 1.33;
         return recomputation * double(training.gradientAccumulation) * (double(training.microBatch) + 0.5);
     }
-    double seconds(const PlanInput& input, const std::pair<Path, int>&) override
+    double seconds(const PlanInput& input, const std::vector<Part>&, Structures&) override { return of(input); }
+    static double of(const PlanInput& input)
     {
         const std::size_t options = input.strategy.options.index();
-        return floor(input) * (1 + 0.1 * double((options * 3 + std::size_t(input.ranks())) % 4));
+        return base(input) * (1 + 0.1 * double((options * 3 + std::size_t(input.ranks())) % 4));
     }
 };
 
@@ -71,7 +73,7 @@ void enumerate(const Candidates& candidates, const Path& path, Plans& plans)
     const PlanInput input{candidates.scenario().model, candidate.cluster, candidate.training, candidate.strategy};
     const Plan plan = buildPlan(input, {.curve = false, .allocator = true, .suggest = false});
     if (plan.verdict == Verdict::Fits)
-        plans.all.push_back({{MadeUpClock().seconds(input, {}), plan.gpu.peakUsed.asDouble()}, path});
+        plans.all.push_back({{MadeUpClock::of(input), plan.gpu.peakUsed.asDouble()}, path});
 }
 
 std::vector<std::string> bestOf(const Candidates& candidates, std::vector<Found> all, std::size_t most)

@@ -8,8 +8,8 @@
 #include "core/cluster_file.hpp"
 #include "core/model_file.hpp"
 #include "planner/frameworks/rules.hpp"
-#include "planner/frameworks/sharding.hpp"
 #include "planner/plan_builder.hpp"
+#include "planner/search/memory_check.hpp"
 #include "planner/search/search.hpp"
 
 namespace shardwright::search {
@@ -48,6 +48,7 @@ void holdAgainstPlans(const Scenario& asked)
     space.checkpointEvery = {1, 2};
     const Candidates candidates(asked, space);
     const auto clock = simulatedClock();
+    Structures structures;
     std::mt19937 random(*rc::gen::resize(100, rc::gen::inRange(0, 1 << 30)));
     Candidate candidate = candidates.start();
     for (int i = 0; i < 20; ++i) {
@@ -59,14 +60,16 @@ void holdAgainstPlans(const Scenario& asked)
         const PlanInput input{asked.model, candidate.cluster, candidate.training, candidate.strategy};
         if (!refusals(input).empty())
             continue;
-        const std::pair setting(path->first(static_cast<std::size_t>(Axis::MicroBatch)),
-                                accumulationShape(candidate.training.gradientAccumulation));
-        const double seconds = clock->seconds(input, setting);
+        const std::vector<Part>& parts = structures.partsOf(input, so);
+        const MemoryVerdict memory = checkMemory(parts);
+        const double seconds = clock->seconds(input, parts, structures);
         const Plan plan = buildPlan(input, {.curve = false, .allocator = false, .suggest = false});
+        RC_ASSERT(memory.used == plan.gpu.peakUsed);
+        RC_ASSERT(memory.obstacle.has_value() == (plan.verdict == Verdict::DoesNotFit));
         RC_ASSERT(plan.step.has_value() == std::isfinite(seconds));
         if (plan.step)
             RC_ASSERT(std::abs(seconds - plan.step->seconds) <= 1e-9 * seconds);
-        RC_ASSERT(clock->floor(input) <= seconds);
+        RC_ASSERT(clock->floor(input, structures) <= seconds);
     }
 }
 
@@ -79,6 +82,11 @@ RC_GTEST_PROP(SearchSimulatedClockTest, SecondsAreThePlansAndFloorsAreBelow, ())
 RC_GTEST_PROP(SearchSimulatedClockTest, OfTorchtitanToo, ())
 {
     holdAgainstPlans(scenario("llama-3.2-1b", Implementation::Torchtitan));
+}
+
+RC_GTEST_PROP(SearchSimulatedClockTest, OfMegatronToo, ())
+{
+    holdAgainstPlans(scenario("megatron-gpt3-tiny", Implementation::Megatron));
 }
 
 /// The search as it is used: what it finds is what planning every candidate finds.

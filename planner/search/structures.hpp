@@ -1,0 +1,64 @@
+#pragma once
+
+// The compiled structures that candidates share: closed forms of memory and traffic, step forms of time. Compiling one
+// takes milliseconds, asking one microseconds.
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "planner/parallelism/model_slice.hpp"
+#include "planner/readers/closed_form.hpp"
+#include "planner/search/candidates.hpp"
+#include "planner/step_form.hpp"
+
+namespace shardwright::search {
+
+struct Structure {
+    explicit Structure(std::unique_ptr<FrameworkRules> rules, const Model& model) : closed(std::move(rules), model) {}
+
+    /// Compiled when first asked for.
+    StepForm& step()
+    {
+        if (!m_step)
+            m_step.emplace(closed.rules());
+        return *m_step;
+    }
+
+    ClosedForm closed;
+
+private:
+    std::optional<StepForm> m_step;
+};
+
+/// A candidate as the ranks of one pipeline stage see it, or as all do where nothing splits the model.
+struct Part {
+    PlanInput input;
+    Structure* structure;
+};
+
+/// Not thread-safe: one per thread. All candidates are of one model.
+class Structures {
+public:
+    /// The parts of a candidate that is not refused, one for each stage that differs, each structure with the sizes of
+    /// this candidate. They hold until the next call.
+    const std::vector<Part>& partsOf(const PlanInput& input, const Assignment& assignment);
+
+    /// The parts of the model alone.
+    const std::vector<ModelSlice>& slicesOf(const PlanInput& input);
+
+private:
+    using Key = std::vector<std::int64_t>;
+    Structure& structureOf(const PlanInput& part, const Key& key);
+
+    // Structures that candidates of a key have: of equal options but for numbers of ranks and batches, which seldom
+    // change what happens in a step.
+    std::map<Key, std::vector<std::unique_ptr<Structure>>> m_structures;
+    std::size_t m_count = 0;
+    std::map<Key, std::vector<ModelSlice>> m_slices;
+    std::vector<Part> m_parts;
+};
+
+} // namespace shardwright::search
