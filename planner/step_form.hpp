@@ -9,7 +9,7 @@ namespace shardwright {
 
 class StepForm {
 public:
-    /// Compiles the schedule that `rules` emit.
+    /// Compiles the schedule that `rules` emit, of a job without pipeline stages (theirs: pipelineStep).
     explicit StepForm(const FrameworkRules& rules);
 
     /// Seconds of a step, as stepTime() gives them; infinite where the cluster lacks what an operation runs on. `rules`

@@ -31,6 +31,7 @@ struct Command {
 Command addCompare(CLI::App& root, Findings& findings);
 Command addSearch(CLI::App& root, Findings& findings);
 Command addExplain(CLI::App& root, Findings& findings);
+Command addTrace(CLI::App& root, Findings& findings);
 Command addExport(CLI::App& root, Findings& findings);
 Command addConvert(CLI::App& root, Findings& findings);
 Command addImport(CLI::App& root, Findings& findings);

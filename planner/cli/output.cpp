@@ -195,9 +195,13 @@ void OutputOptions::add(CLI::App& app, Findings& findings, Formats formats, Targ
     std::vector<Format> allowed{Format::Text, Format::Json};
     if (formats == Formats::TextJsonCsv)
         allowed.push_back(Format::Csv);
-    addEnum(app, "--format", m_format, findings, allowed, "for people, or for programs");
-    addEnum(app, "--color", m_colour, findings, {ColourChoice::Auto, ColourChoice::Always, ColourChoice::Never},
-            "auto: on a terminal, unless NO_COLOR is set");
+    if (formats == Formats::Json)
+        m_format = Format::Json;
+    else
+        addEnum(app, "--format", m_format, findings, allowed, "for people, or for programs");
+    if (formats != Formats::Json)
+        addEnum(app, "--color", m_colour, findings, {ColourChoice::Auto, ColourChoice::Always, ColourChoice::Never},
+                "auto: on a terminal, unless NO_COLOR is set");
     if (target == Target::StandardOutput)
         return;
     const bool folder = target == Target::Folder;

@@ -40,7 +40,7 @@ void writeWhole(const std::string& path, std::string_view text, bool replace);
 /// InputError naming every one of `paths` that exists, unless `replace`.
 void refuseExisting(const std::vector<std::string>& paths, bool replace);
 
-enum class Formats : std::uint8_t { TextJson, TextJsonCsv };
+enum class Formats : std::uint8_t { TextJson, TextJsonCsv, Json }; // Json: nothing to choose
 
 /// --format, --color, and -o with --force, as every command has them.
 class OutputOptions {

@@ -406,4 +406,11 @@ bool needsSlices(const PlanInput& input)
     return !input.strategy.parallelism.none() || std::holds_alternative<MegatronOptions>(input.strategy.options);
 }
 
+std::string nameOfStage(const ModelSlice& slice)
+{
+    if (slice.alike.size() == 1)
+        return fmt::format("pipeline stage {} of {}", slice.stage + 1, slice.stages);
+    return fmt::format("pipeline stages {} to {} of {}", slice.alike.front() + 1, slice.alike.back() + 1, slice.stages);
+}
+
 } // namespace shardwright

@@ -49,6 +49,9 @@ inline PlanInput inputOf(const PlanInput& input, const ModelSlice& slice)
     return {slice.model, input.cluster, input.training, input.strategy, &slice};
 }
 
+/// "pipeline stages 2 to 7 of 8": those that the slice stands for.
+std::string nameOfStage(const ModelSlice& slice);
+
 /// Whether `input` has to be sliced before a framework's rules can be applied.
 bool needsSlices(const PlanInput& input);
 

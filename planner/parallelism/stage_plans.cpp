@@ -12,13 +12,6 @@ namespace shardwright {
 
 namespace {
 
-std::string nameOfStage(const ModelSlice& slice)
-{
-    if (slice.alike.size() == 1)
-        return fmt::format("pipeline stage {} of {}", slice.stage + 1, slice.stages);
-    return fmt::format("pipeline stages {} to {} of {}", slice.alike.front() + 1, slice.alike.back() + 1, slice.stages);
-}
-
 bool worse(const Plan& plan, const Plan& than)
 {
     if (plan.verdict != than.verdict)

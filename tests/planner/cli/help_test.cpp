@@ -11,8 +11,8 @@ namespace shardwright::testing {
 
 namespace {
 
-const std::vector<std::string> kCommands{"compare", "explain", "export",   "convert",    "import",    "batch",
-                                         "ledger",  "models",  "clusters", "strategies", "completion"};
+const std::vector<std::string> kCommands{"compare", "explain", "trace",  "export",   "convert",    "import",
+                                         "batch",   "ledger",  "models", "clusters", "strategies", "completion"};
 
 /// The lines after "Examples:" that call shardplan.
 std::vector<std::string> examplesOf(const std::string& help)
