@@ -31,8 +31,13 @@ constexpr double kCpuAdamPerCore = 10e9;
 
 constexpr double kCopyLatency = 10e-6;  // assumed: setting up one asynchronous copy
 constexpr double kNvmeLatency = 100e-6; // vendor: a read of flash, some 80 to 100 us on data-centre drives
-// assumed: PyTorch's eager dispatch from Python to cudaLaunchKernel, 5 to 10 us an operator
-constexpr double kLaunch = 6e-6;
+// What the host needs for one kernel of an eager program: Python, dispatcher, autograd and cudaLaunchKernel together.
+// measured, in microseconds: 11 for the simplest operation with its launch (github.com/pytorch/pytorch issues 41383 and
+// 82793), 24 to 30 in a network of modules that is bound by its host (17.8 ms for 583 operations on an A100, issue
+// 82793), 32 in a decoding LLaMA-7B that is (25.5 tokens/s with 38 kernels a layer on an A100,
+// pytorch.org/blog/accelerating-generative-ai-2), 7 in serving code on an H100. Hosts and programs differ that much;
+// the geometric mean.
+constexpr double kLaunch = 15e-6;
 
 double secondsAt(Bytes bytes, double bytesPerSecond, double latency)
 {
