@@ -87,6 +87,11 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
     if (m_local.splitsTensors() && m_local.splitsLoss)
         m_lossReduction = context.addCollective({OpKind::AllReduce, LocalGroup::Tensor, "statistics of the loss", "4 T",
                                                  "core/tensor_parallel/cross_entropy.py", 4, DType::Fp32, 3});
+    if (m_local.stages > 1)
+        m_boundary = context.addCollective(
+            {OpKind::Send, LocalGroup::Pipeline, "hidden states between stages", "c T H, / t where they are split",
+             "megatron/core/pipeline_parallel/schedules.py get_tensor_shapes; deepspeed/runtime/pipe/engine.py",
+             ceilDivide(checkedMultiply(architecture.hidden, context.computeBytes()), m_local.boundarySplit), compute});
     const bool policy = m_checkpointing == Checkpointing::Selective || variant.checkpointChildren;
     const KeepMode mode = m_checkpointing == Checkpointing::None ? KeepMode::Keep
                           : policy                               ? KeepMode::Policy
@@ -118,7 +123,7 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
 void ActivationModel::defineSizes(SizeTable& sizes, const Training& training) const
 {
     assert(sizes.buffers.empty() && sizes.payloads.empty() && sizes.groups.empty());
-    for (const Group& group : {m_local.tensorGroup, m_local.contextGroup, m_local.expertGroup})
+    for (const Group& group : {m_local.tensorGroup, m_local.contextGroup, m_local.expertGroup, m_local.pipelineGroup})
         if (group.ranks > 1)
             sizes.addGroup(group);
     const std::int64_t tokens = this->tokens(training);
@@ -144,9 +149,10 @@ GroupId ActivationModel::groupOf(LocalGroup group) const
     switch (group) {
     case LocalGroup::Tensor: return 0;
     case LocalGroup::Context: return tensor;
-    case LocalGroup::Expert: break;
+    case LocalGroup::Expert: return tensor + context;
+    case LocalGroup::Pipeline: break;
     }
-    return tensor + context;
+    return tensor + context + (m_local.expertGroup.ranks > 1 ? 1 : 0);
 }
 
 bool ActivationModel::checkpointed(int layer) const
@@ -368,26 +374,44 @@ void ActivationWalk::endMicroStep(ScheduleBuilder& builder)
     m_batch = -1;
 }
 
-void ActivationWalk::receiveInput(ScheduleBuilder& builder)
+BufferId ActivationWalk::receive(ScheduleBuilder& builder, Phase phase) const
 {
-    m_carried = builder.allocate(kHiddenClass);
+    const OpId received = builder.op(OpKind::Receive, Stream::Pipeline, phase);
+    const BufferId buffer = builder.allocate(kHiddenClass);
+    builder.send(m_activations->payloadOf(m_activations->m_boundary), m_activations->groupOf(LocalGroup::Pipeline));
+    builder.op(OpKind::Release, Stream::Compute, phase);
+    builder.wait(received);
+    return buffer;
 }
 
-void ActivationWalk::dropOutput(ScheduleBuilder& builder)
+void ActivationWalk::send(ScheduleBuilder& builder, Phase phase, BufferId& sent) const
 {
-    builder.free(m_carried);
-    m_carried = -1;
+    const OpId made = builder.lastOp();
+    builder.op(OpKind::Send, Stream::Pipeline, phase);
+    builder.wait(made);
+    builder.send(m_activations->payloadOf(m_activations->m_boundary), m_activations->groupOf(LocalGroup::Pipeline));
+    builder.free(sent);
+    sent = -1;
+}
+
+void ActivationWalk::receiveInput(ScheduleBuilder& builder)
+{
+    m_carried = receive(builder, Phase::Forward);
+}
+
+void ActivationWalk::sendOutput(ScheduleBuilder& builder)
+{
+    send(builder, Phase::Forward, m_carried);
 }
 
 void ActivationWalk::receiveGradient(ScheduleBuilder& builder)
 {
-    m_gradCarried = builder.allocate(kHiddenClass);
+    m_gradCarried = receive(builder, Phase::Backward);
 }
 
-void ActivationWalk::dropGradient(ScheduleBuilder& builder)
+void ActivationWalk::sendGradient(ScheduleBuilder& builder)
 {
-    builder.free(m_gradCarried);
-    m_gradCarried = -1;
+    send(builder, Phase::Backward, m_gradCarried);
 }
 
 } // namespace shardwright

@@ -77,6 +77,7 @@ private:
     BufferClassId m_partition = -1; // a block's input, split over the tensor-parallel ranks
     int m_partitionGather = -1;     // collectives
     int m_lossReduction = -1;
+    int m_boundary = -1; // what goes from pipeline stage to pipeline stage
     std::vector<ScaledClass> m_classes;
     std::vector<LayerCollective> m_collectives;
 
@@ -110,13 +111,13 @@ public:
     void backward(ScheduleBuilder& builder, int layer, StageObserver& observer);
     void endMicroStep(ScheduleBuilder& builder);
 
-    /// Hidden states from the stage before, as part of the current op; and what is sent to the stage behind, which
-    /// nobody here needs again (megatron/core/pipeline_parallel/schedules.py deallocate_output_tensor).
+    /// Hidden states from the stage before, awaited; and to the stage behind, after which nobody here needs them
+    /// (megatron/core/pipeline_parallel/schedules.py deallocate_output_tensor).
     void receiveInput(ScheduleBuilder& builder);
-    void dropOutput(ScheduleBuilder& builder);
+    void sendOutput(ScheduleBuilder& builder);
     /// The same of their gradients, on the way back.
     void receiveGradient(ScheduleBuilder& builder);
-    void dropGradient(ScheduleBuilder& builder);
+    void sendGradient(ScheduleBuilder& builder);
 
 private:
     struct LayerState {
@@ -124,6 +125,8 @@ private:
         BufferId hostCopy = -1;
         BufferId partition = -1;
     };
+    BufferId receive(ScheduleBuilder& builder, Phase phase) const;
+    void send(ScheduleBuilder& builder, Phase phase, BufferId& sent) const;
     void playLoss(ScheduleBuilder& builder, const ProgramPass& pass);
     OpId emitCollective(ScheduleBuilder& builder, int collective, Stream stream, Phase phase, int layer) const;
     void run(ScheduleBuilder& builder, const LayerProgram& program, const ProgramPass& pass, Pass kind, int layer,

@@ -25,7 +25,7 @@ struct ActivationVariant {
     LocalShape local = {};
 };
 
-enum class LocalGroup : std::uint8_t { Tensor, Context, Expert };
+enum class LocalGroup : std::uint8_t { Tensor, Context, Expert, Pipeline };
 
 /// A collective between model-parallel ranks; its tensor is a multiple of the tokens T.
 struct LayerCollective {

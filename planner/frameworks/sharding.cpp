@@ -4,6 +4,16 @@
 
 namespace shardwright {
 
+std::string parallelismKey(const Parallelism& parallelism, const Training& training)
+{
+    if (parallelism.none())
+        return {};
+    return fmt::format("t{} sp{} p{}/{}/{} m{} c{}/{} e{}/{}", parallelism.tensor, parallelism.sequenceParallel,
+                       parallelism.pipeline, nameOf(parallelism.schedule), parallelism.virtualStages,
+                       parallelism.pipeline > 1 ? training.gradientAccumulation : 0, parallelism.context,
+                       nameOf(parallelism.exchange), parallelism.expert, parallelism.expertImbalance);
+}
+
 std::string activationStructureKey(const Training& training)
 {
     return fmt::format("ac{}/{} attn{} impl{} loss{} compile{} fused{} held{} G{} opt{} fp8{} c{}",

@@ -13,6 +13,13 @@ inline std::int64_t nodesOfConsecutive(const Cluster& cluster, std::int64_t rank
     return std::max<std::int64_t>(1, ceilDivide(ranks, cluster.gpusPerNode));
 }
 
+/// Nodes that `ranks` of those that share one part of the model span: tensor-parallel ranks lie between them.
+inline std::int64_t nodesOfDataRanks(const PlanInput& input, std::int64_t ranks)
+{
+    const std::int64_t span = checkedMultiply(ranks, input.strategy.parallelism.tensor);
+    return std::min(ranks, nodesOfConsecutive(input.cluster, span));
+}
+
 /// The group of ranks with the same place within their shard group of `shardGroup` consecutive ranks.
 inline Group replicaGroup(const Cluster& cluster, std::int64_t shardGroup)
 {
@@ -55,6 +62,9 @@ inline DType computeDtype(const Precision& precision)
 {
     return precision.mixed.value_or(precision.load);
 }
+
+/// What model parallelism adds to the structure; nothing where nothing splits the model.
+std::string parallelismKey(const Parallelism& parallelism, const Training& training);
 
 /// The part of the training description that fixes the structure of activations.
 std::string activationStructureKey(const Training& training);

@@ -5,6 +5,8 @@ namespace shardwright {
 namespace {
 
 struct Reasons {
+    const PlanInput& input;
+
     std::vector<std::string> operator()(const DdpOptions&) const
     {
         return {"DistributedDataParallel is not combined with tensor, pipeline, context or expert parallelism: "
@@ -19,9 +21,33 @@ struct Reasons {
     {
         return {"tensor, pipeline, context and expert parallelism under fsdp2 are not planned"};
     }
-    std::vector<std::string> operator()(const DeepSpeedOptions&) const
+    std::vector<std::string> operator()(const DeepSpeedOptions& options) const
     {
-        return {"tensor, pipeline, context and expert parallelism under DeepSpeed are not planned"};
+        std::vector<std::string> reasons;
+        const Parallelism& parallelism = input.strategy.parallelism;
+        const auto refuse = [&](std::string reason) { reasons.push_back(std::move(reason)); };
+        if (parallelism.context > 1)
+            refuse("DeepSpeed has no ring of keys and values: its sequence parallelism (Ulysses) is not planned");
+        if (parallelism.expert > 1)
+            refuse("DeepSpeed-MoE is not planned: expert parallelism under megatron is");
+        if (parallelism.pipeline > 1) {
+            if (options.stage >= 2)
+                refuse("DeepSpeed's pipeline engine runs ZeRO-1 at most: ZeRO-2 and ZeRO-3 are incompatible with "
+                       "pipeline parallelism (runtime/pipe/engine.py)");
+            if (options.overlapComm.value_or(false))
+                refuse("overlap_comm reduces gradients in backward, which DeepSpeed's pipeline engine runs itself: "
+                       "leave it off (stage_1_and_2.py reduce_gradients)");
+            if (parallelism.schedule != PipelineSchedule::OneForwardOneBackward)
+                refuse("DeepSpeed's pipeline engine has one schedule, 1f1b (runtime/pipe/schedule.py TrainSchedule)");
+            if (options.offloadParam != OffloadDevice::None || options.offloadOptimizer != OffloadDevice::None)
+                refuse("offload under DeepSpeed's pipeline engine is not planned");
+        }
+        if (parallelism.tensor > 1 && options.stage == 3)
+            refuse("DeepSpeed's tensor parallelism runs with ZeRO stages 0 to 2 (AutoTP training)");
+        if (parallelism.sequenceParallel && input.training.implementation != Implementation::Megatron)
+            refuse(
+                "sequence_parallel under DeepSpeed needs Megatron's layers (implementation megatron): AutoTP has none");
+        return reasons;
     }
     std::vector<std::string> operator()(const NativeOptions&) const { return {"shardrun is data parallel only"}; }
     std::vector<std::string> operator()(const MegatronOptions&) const { return {}; }
@@ -33,7 +59,7 @@ std::vector<std::string> combinationRefusals(const PlanInput& input)
 {
     if (input.strategy.parallelism.none())
         return {};
-    return std::visit(Reasons{}, input.strategy.options);
+    return std::visit(Reasons{input}, input.strategy.options);
 }
 
 } // namespace shardwright

@@ -27,11 +27,22 @@ LocalShape localShape(const PlanInput& input)
     shape.exchange = parallelism.exchange;
     shape.expert = parallelism.expert;
     shape.expertImbalance = parallelism.expertImbalance;
-    shape.regathers = implementation == Implementation::Megatron;
-    shape.splitsLoss = implementation == Implementation::Megatron || implementation == Implementation::Torchtitan;
+    // Megatron-DeepSpeed's layers (megatron/mpu/layers.py ColumnParallelLinear) wait for each all-reduce.
+    const bool megatron = implementation == Implementation::Megatron;
+    shape.regathers =
+        megatron && (std::holds_alternative<MegatronOptions>(input.strategy.options) || shape.sequenceParallel);
+    shape.splitsLoss = megatron || implementation == Implementation::Torchtitan;
     shape.tensorGroup = groupOf("tensor", input.cluster, shape.tensor, 1);
     shape.contextGroup = groupOf("context", input.cluster, shape.context, shape.tensor);
     shape.expertGroup = groupOf("expert", input.cluster, shape.expert, shape.tensor);
+    shape.stages = parallelism.pipeline;
+    // DeepSpeed's PipelineEngine splits what it sends over the tensor-parallel ranks (pipe_partitioned).
+    const bool partitions = std::holds_alternative<DeepSpeedOptions>(input.strategy.options);
+    shape.boundarySplit = shape.splitsSequence() || partitions ? shape.tensor : 1;
+    if (shape.stages > 1) {
+        const std::int64_t neighbours = checkedMultiply(2, checkedMultiply(input.ranks(), shape.tensor));
+        shape.pipelineGroup = {"pipeline", 2, neighbours > input.cluster.gpusPerNode ? 2 : 1};
+    }
     return shape;
 }
 

@@ -21,10 +21,13 @@ struct LocalShape {
     // beside the product for the input's gradient and the reduction of that gradient beside the weights'.
     // DTensor modules (torchtitan) keep the gathered input and wait for each collective.
     bool regathers = false;
-    bool splitsLoss = false; // every rank keeps its part of the vocabulary's logits
+    bool splitsLoss = false;        // every rank keeps its part of the vocabulary's logits
+    std::int64_t stages = 1;        // of the pipeline
+    std::int64_t boundarySplit = 1; // ranks that share what goes from stage to stage
     Group tensorGroup{"tensor", 1, 1};
     Group contextGroup{"context", 1, 1};
     Group expertGroup{"expert", 1, 1};
+    Group pipelineGroup{"pipeline", 1, 1}; // neighbouring stages
 
     bool splitsTensors() const { return tensor > 1; }
     bool splitsSequence() const { return tensor > 1 && sequenceParallel; }

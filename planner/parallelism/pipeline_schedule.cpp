@@ -78,7 +78,7 @@ PipelineProgram pipelineProgram(const PipelineShape& shape, std::int64_t stage)
     const auto middle = static_cast<std::size_t>(ahead + 2 * (pairs - (repeat + 1) * round));
     const std::size_t end = middle + static_cast<std::size_t>(2 * round);
     program.stretches = {{"first micro-steps", 0, middle, 1},
-                         {kMiddleMicroSteps, middle, end, repeat},
+                         {shape.stages == 1 ? kMiddleMicroSteps : kMiddleRounds, middle, end, repeat},
                          {"last micro-steps", end, program.actions.size(), 1}};
     return program;
 }

@@ -32,6 +32,9 @@ struct PipelineAction {
 /// What `stage` does in one optimizer step, in order.
 std::vector<PipelineAction> pipelineActions(const PipelineShape& shape, std::int64_t stage);
 
+/// The alike rounds in the middle of a stage's step.
+constexpr std::string_view kMiddleRounds = "rounds between";
+
 /// A stretch of actions that happens `repeat` times alike, micro-batches apart.
 struct PipelineStretch {
     std::string_view name;

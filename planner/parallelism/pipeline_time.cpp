@@ -110,7 +110,7 @@ public:
     {
         m_seconds.forward.assign(m_chunks.size(), 0);
         m_seconds.backward.assign(m_chunks.size(), 0);
-        const auto isMiddle = [](const Segment& segment) { return segment.name == kMiddleMicroSteps; };
+        const auto isMiddle = [](const Segment& segment) { return segment.name == kMiddleRounds; };
         const bool middle = std::any_of(m_schedule.segments.begin(), m_schedule.segments.end(), isMiddle);
         for (const Segment& segment : m_schedule.segments)
             if (!middle || isMiddle(segment))

@@ -240,7 +240,10 @@ void ClosedForm::compileTraffic(const Schedule& schedule)
                 m_traffic.push_back({op.kind, op.payload, op.group, 0, 0});
                 known = m_traffic.end() - 1;
             }
-            (middle ? known->middle : known->once) += op.payloadCount;
+            if (middle) // as often as the candidate accumulates
+                known->middle += op.payloadCount;
+            else
+                known->once += checkedMultiply(op.payloadCount, segment.repeat);
         }
     }
 }
@@ -263,7 +266,9 @@ Bytes ClosedForm::peakOf(const PlaceForm& form) const
 ClosedFormResult ClosedForm::evaluate(const PlanInput& candidate)
 {
     m_rules->resize(candidate);
-    m_values[kTokens] = candidate.training.tokensPerMicroBatch();
+    const ActivationModel* activations = m_rules->activations();
+    m_values[kTokens] =
+        activations == nullptr ? candidate.training.tokensPerMicroBatch() : activations->tokens(candidate.training);
     m_values[kTokensTimesSequence] = checkedMultiply(m_values[kTokens], candidate.training.sequenceLength);
     const std::vector<BufferClass>& buffers = m_rules->sizes().buffers;
     for (std::size_t id = m_activationClasses; id < buffers.size(); ++id)

@@ -32,6 +32,12 @@ PayloadTraffic trafficOf(OpKind kind, Bytes payload, const Group& group, int gpu
     // The ranks of the group that live on one node share its links; groups beside it on the same node send too.
     const std::int64_t onNode = std::max<std::int64_t>(1, group.ranks / group.nodes);
     const std::int64_t groupsBeside = std::max<std::int64_t>(1, gpusPerNode / onNode);
+    if (kind == OpKind::Send) { // to one other node, from every GPU at once
+        traffic.interNode = payload;
+        traffic.intraNode = Bytes(0);
+        traffic.interNodePerNode = traffic.ringPerNode = payload * gpusPerNode;
+        return traffic;
+    }
     const Bytes perGroup = share(payload, group.nodes - 1, group.nodes) * passes(kind);
     traffic.interNode = share(perGroup, 1, onNode);
     traffic.intraNode = std::max(Bytes(0), traffic.sent - traffic.interNode);

@@ -150,10 +150,14 @@ private:
                  {m_rules.m_master, m_rules.m_wide, m_rules.m_moments, m_rules.m_narrow})
                 m_builder.allocate(persistent);
             m_walk.carryOver(m_builder);
-            for (const MicroStep& step : microSteps(m_rules.m_training.gradientAccumulation)) {
-                m_builder.beginSegment(step.name, step.repeat);
-                microStep(step);
-            }
+            if (m_rules.pipelined())
+                emitPipeline(m_builder, m_rules.m_activations, *m_rules.m_slice, m_rules.pipeline(), *this,
+                             {[](const MicroStep&) {}, [this](const MicroStep& step) { endBackward(step); }});
+            else
+                for (const MicroStep& step : microSteps(m_rules.m_training.gradientAccumulation)) {
+                    m_builder.beginSegment(step.name, step.repeat);
+                    microStep(step);
+                }
             m_builder.beginSegment("optimizer step");
             m_builder.op(OpKind::Copy, Stream::Compute, Phase::Optimizer);
             m_builder.move(m_rules.m_clip);
@@ -186,6 +190,12 @@ private:
             m_walk.loss(m_builder);
             for (int layer = layers - 1; layer >= 0; --layer)
                 m_walk.backward(m_builder, layer, *this);
+            endBackward(step);
+            m_walk.endMicroStep(m_builder);
+        }
+
+        void endBackward(const MicroStep& step)
+        {
             m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward);
             m_builder.move(m_rules.m_accumulate);
             m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward);
@@ -198,7 +208,6 @@ private:
                 m_builder.send(m_rules.m_reduce, m_rules.m_world);
                 m_builder.free(cast);
             }
-            m_walk.endMicroStep(m_builder);
         }
 
         const Bf16OptimizerRules& m_rules;

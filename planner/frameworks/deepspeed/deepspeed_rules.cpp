@@ -64,9 +64,10 @@ Bytes hostBytes(Bytes exact, bool pinned)
 }
 
 DeepSpeedRules::DeepSpeedRules(const PlanInput& input)
-    : m_model(input.model), m_options(std::get<DeepSpeedOptions>(input.strategy.options)), m_training(input.training),
+    : m_model(input.model), m_slice(input.slice), m_parallelism(input.strategy.parallelism),
+      m_options(std::get<DeepSpeedOptions>(input.strategy.options)), m_training(input.training),
       m_dtypes(deepspeedDtypes(m_training, m_options)), m_wrapper(optimizerWrapper(m_training, m_options)),
-      m_activations(input.model, input.training, m_dtypes.model)
+      m_activations(input.model, input.training, m_dtypes.model, {false, localShape(input)})
 {
 }
 
@@ -78,7 +79,9 @@ void DeepSpeedRules::take(const PlanInput& input)
     m_ranks = input.ranks();
     m_sizes.clear();
     m_activations.defineSizes(m_sizes, m_training);
-    m_world = m_sizes.addGroup({"world", m_ranks, input.cluster.nodes});
+    m_parallelism = input.strategy.parallelism;
+    const bool split = m_parallelism.tensor * m_parallelism.pipeline > 1;
+    m_world = m_sizes.addGroup({split ? "data" : "world", m_ranks, nodesOfDataRanks(input, m_ranks)});
 }
 
 std::string DeepSpeedRules::commonKey() const
@@ -86,14 +89,15 @@ std::string DeepSpeedRules::commonKey() const
     const DeepSpeedOptions& o = m_options;
     return fmt::format(
         "deepspeed{} {} off{}/{}/{}/{}/{} nvme{}/{} b{} ov{} cg{} rs{} mr{} pf{} pt{}/{} ml{} mrd{} qw{} qg{} hpz{} "
-        "mics{} m{} f{} M{} a{} w{} s{} init{}/{} {}",
+        "mics{} m{} f{} M{} a{} w{} s{} init{}/{} {} {}",
         o.stage, m_model.id, nameOf(o.offloadOptimizer), nameOf(o.offloadParam), o.offloadRatio, o.pinMemory,
         o.paramPinMemory, o.pipelineRead, o.pipelineWrite, o.reduceBucketSize, overlapsCommunication(o),
         o.contiguousGradients, o.reduceScatter, o.useMultiRankBucketAllreduce, o.prefetchBucketSize,
         o.paramPersistenceThreshold, o.modelPersistenceThreshold, o.maxLiveParameters, o.maxReuseDistance,
         o.quantizedWeights, o.quantizedGradients, o.hpzPartitionSize > 1, o.micsShardSize > 0, nameOf(m_dtypes.model),
         nameOf(m_dtypes.frozen), nameOf(m_dtypes.master), nameOf(m_dtypes.accumulate), nameOf(m_dtypes.wire),
-        nameOf(m_dtypes.states), o.zero3Init, o.memoryEfficientLinear, activationStructureKey(m_training));
+        nameOf(m_dtypes.states), o.zero3Init, o.memoryEfficientLinear, activationStructureKey(m_training),
+        parallelismKey(m_parallelism, m_training));
 }
 
 Bytes DeepSpeedRules::stateBytes(std::int64_t elements) const

@@ -6,6 +6,7 @@
 #include "planner/activations/activation_model.hpp"
 #include "planner/frameworks/rules.hpp"
 #include "planner/frameworks/sharding.hpp"
+#include "planner/parallelism/stage_emission.hpp"
 
 namespace shardwright {
 
@@ -57,7 +58,12 @@ protected:
     bool offloadsOptimizer() const { return m_options.offloadOptimizer != OffloadDevice::None; }
     bool checksOverflow() const { return is16Bit(m_dtypes.model); } // bf16 too since 0.19.3 (check_grad_overflow)
 
+    bool pipelined() const { return m_parallelism.pipeline > 1; }
+    PipelineShape pipeline() const { return pipelineShape(m_parallelism, m_training.gradientAccumulation); }
+
     const Model& m_model;
+    const ModelSlice* m_slice; // where model-parallel ranks share the model
+    Parallelism m_parallelism;
     DeepSpeedOptions m_options;
     Training m_training;
     DeepSpeedDtypes m_dtypes;

@@ -212,10 +212,14 @@ private:
                 m_builder.allocate(persistent);
             m_builder.free(module);
             m_walk.carryOver(m_builder);
-            for (const MicroStep& step : microSteps(m_rules.m_training.gradientAccumulation)) {
-                m_builder.beginSegment(step.name, step.repeat);
-                microStep(step);
-            }
+            if (m_rules.pipelined())
+                emitPipeline(m_builder, m_rules.m_activations, *m_rules.m_slice, m_rules.pipeline(), *this,
+                             {[](const MicroStep&) {}, [this](const MicroStep& step) { endBackward(step); }});
+            else
+                for (const MicroStep& step : microSteps(m_rules.m_training.gradientAccumulation)) {
+                    m_builder.beginSegment(step.name, step.repeat);
+                    microStep(step);
+                }
             m_builder.beginSegment("optimizer step");
             optimizerStep();
             return m_builder.finish();
@@ -250,6 +254,12 @@ private:
             m_walk.loss(m_builder);
             for (int layer = layers - 1; layer >= 0; --layer)
                 m_walk.backward(m_builder, layer, *this);
+            endBackward(step);
+            m_walk.endMicroStep(m_builder);
+        }
+
+        void endBackward(const MicroStep& step)
+        {
             if (step.last && !m_rules.compressed())
                 for (std::size_t bucket = 0; bucket < m_rules.m_buckets.size(); ++bucket) {
                     m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward);
@@ -261,7 +271,6 @@ private:
                     m_builder.free(cast);
                     m_builder.free(flat);
                 }
-            m_walk.endMicroStep(m_builder);
         }
 
         void optimizerStep()

@@ -19,10 +19,15 @@ public:
     Schedule run()
     {
         initialise();
-        for (const MicroStep& step : microSteps(m_rules.m_training.gradientAccumulation)) {
-            m_builder.beginSegment(step.name, step.repeat);
-            microStep(step);
-        }
+        if (m_rules.pipelined())
+            emitPipeline(m_builder, m_rules.m_activations, *m_rules.m_slice, m_rules.pipeline(), *this,
+                         {[this](const MicroStep& step) { beginBackward(step); },
+                          [this](const MicroStep& step) { endBackward(step); }});
+        else
+            for (const MicroStep& step : microSteps(m_rules.m_training.gradientAccumulation)) {
+                m_builder.beginSegment(step.name, step.repeat);
+                microStep(step);
+            }
         m_builder.beginSegment("optimizer step");
         optimizerStep();
         return m_builder.finish();
@@ -217,29 +222,39 @@ private:
     void microStep(const MicroStep& step)
     {
         const int layers = static_cast<int>(m_rules.m_model.layers.size());
+        m_walk.beginMicroStep(m_builder);
+        for (int layer = 0; layer < layers; ++layer)
+            m_walk.forward(m_builder, layer, *this);
+        beginBackward(step);
+        m_walk.loss(m_builder);
+        for (int layer = layers - 1; layer >= 0; --layer)
+            m_walk.backward(m_builder, layer, *this);
+        endBackward(step);
+        m_walk.endMicroStep(m_builder);
+    }
+
+    void beginBackward(const MicroStep& step)
+    {
         m_first = step.first;
         m_last = step.last;
         m_lastReduced = -1;
         m_reducing = m_rules.m_options.stage == 2 || (m_rules.overlaps() && step.last);
         m_arrival = 0;
         m_tiedSeen = false;
-        m_walk.beginMicroStep(m_builder);
-        for (int layer = 0; layer < layers; ++layer)
-            m_walk.forward(m_builder, layer, *this);
-        m_walk.loss(m_builder);
-        for (int layer = layers - 1; layer >= 0; --layer)
-            m_walk.backward(m_builder, layer, *this);
+    }
+
+    void endBackward(const MicroStep& step)
+    {
         const BucketPlan& plan = m_reducing ? m_rules.m_inBackward : m_rules.m_inOrder;
         if (!m_reducing && step.last)
             for (const BucketArrival& arrival : plan.arrivals)
                 arrive(arrival);
-        if (m_reducing || step.last) {
-            for (std::int32_t flush = plan.firstRemaining(); flush < static_cast<std::int32_t>(plan.flushes.size());
-                 ++flush)
-                reduce(flush);
-            epilogue(step);
-        }
-        m_walk.endMicroStep(m_builder);
+        if (!m_reducing && !step.last)
+            return;
+        for (std::int32_t flush = plan.firstRemaining(); flush < static_cast<std::int32_t>(plan.flushes.size());
+             ++flush)
+            reduce(flush);
+        epilogue(step);
     }
 
     /// stage_1_and_2.py independent_gradient_partition_epilogue: the first micro-step's copy stays to be added to,

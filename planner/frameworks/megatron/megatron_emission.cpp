@@ -67,26 +67,6 @@ private:
             backward(action);
     }
 
-    /// What comes from another stage, before computing can go on.
-    void receive(Phase phase)
-    {
-        m_builder.op(OpKind::Receive, Stream::Pipeline, phase);
-        m_builder.send(m_rules.m_states, m_rules.m_pipelineGroup);
-    }
-    void joinReceived(Phase phase)
-    {
-        const OpId received = m_builder.lastOp();
-        m_builder.op(OpKind::Release, Stream::Compute, phase);
-        m_builder.wait(received);
-    }
-    void send(Phase phase)
-    {
-        const OpId made = m_builder.lastOp();
-        m_builder.op(OpKind::Send, Stream::Pipeline, phase);
-        m_builder.wait(made);
-        m_builder.send(m_rules.m_states, m_rules.m_pipelineGroup);
-    }
-
     void forward(const PipelineAction& action)
     {
         const auto [at, fresh] = m_walks.try_emplace(action.microBatch, m_rules.m_activations);
@@ -94,44 +74,34 @@ private:
         if (fresh)
             walk.beginMicroStep(m_builder);
         const StageChunk& chunk = chunkOf(action);
-        if (chunk.receivesInput) {
-            receive(Phase::Forward);
+        if (chunk.receivesInput)
             walk.receiveInput(m_builder);
-            joinReceived(Phase::Forward);
-        }
         for (int layer = chunk.first; layer < chunk.end; ++layer) {
             if (action.microBatch == 0)
                 gatherFor(layer, action.chunk);
             walk.forward(m_builder, layer, *this);
         }
-        if (chunk.sendsOutput) {
-            send(Phase::Forward);
-            walk.dropOutput(m_builder);
-        } else {
+        if (chunk.sendsOutput)
+            walk.sendOutput(m_builder);
+        else
             walk.lossForward(m_builder);
-        }
     }
 
     void backward(const PipelineAction& action)
     {
         ActivationWalk& walk = m_walks.at(action.microBatch);
         const StageChunk& chunk = chunkOf(action);
-        if (chunk.sendsOutput) {
-            receive(Phase::Backward);
+        if (chunk.sendsOutput)
             walk.receiveGradient(m_builder);
-            joinReceived(Phase::Backward);
-        } else {
+        else
             walk.lossBackward(m_builder);
-        }
         for (int layer = chunk.end - 1; layer >= chunk.first; --layer) {
             walk.backward(m_builder, layer, *this);
             if (action.microBatch == m_lastMicroBatch && m_rules.m_options.overlapGradReduce)
                 reduceClosed(layer, action.chunk);
         }
-        if (chunk.receivesInput) {
-            send(Phase::Backward);
-            walk.dropGradient(m_builder);
-        }
+        if (chunk.receivesInput)
+            walk.sendGradient(m_builder);
         if (action.chunk == 0) { // the first layers of a micro-batch are the last in backward
             walk.endMicroStep(m_builder);
             m_walks.erase(action.microBatch);

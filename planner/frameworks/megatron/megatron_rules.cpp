@@ -94,14 +94,14 @@ void MegatronRules::resize(const PlanInput& input)
     m_sizes.clear();
     m_activations.defineSizes(m_sizes, m_training);
     const auto group = [&](std::string_view name, std::int64_t ranks, std::int64_t stride) {
-        return m_sizes.addGroup({name, ranks, std::min(ranks, nodesOfConsecutive(*m_cluster, ranks * stride))});
+        return m_sizes.addGroup(
+            {name, ranks, std::min(ranks, nodesOfConsecutive(*m_cluster, checkedMultiply(ranks, stride)))});
     };
     const std::int64_t t = m_parallelism.tensor;
     m_parts[0] = {};
     m_parts[1] = {};
     m_parts[0].group = group("data", m_ranks, t);
     m_parts[1].group = group("expert data", m_ranks / m_parallelism.expert, t * m_parallelism.expert);
-    m_pipelineGroup = m_sizes.addGroup({"pipeline", 2, crossesNodes(input, 2) ? 2 : 1});
     m_embeddingGroup = m_sizes.addGroup({"embedding", 2, crossesNodes(input, m_parallelism.pipeline) ? 2 : 1});
     assignBuckets();
     definePart(m_parts[0], "parameters", m_ranks);
@@ -203,11 +203,6 @@ void MegatronRules::defineBuckets()
     m_tied = m_sizes.addPayload({"gradient of the shared embedding", "4 B V H / t",
                                  "megatron/core/distributed/finalize_model_grads.py _allreduce_embedding_grads",
                                  bytesOf(embedding, gradientDtype()), gradientDtype(), false});
-    const std::int64_t width = checkedMultiply(m_activations.tokens(m_training), m_model.architecture.hidden);
-    const std::int64_t own = m_activations.local().splitsSequence() ? ceilDivide(width, m_parallelism.tensor) : width;
-    m_states = m_sizes.addPayload({"hidden states between stages", "c T H, / t with sequence parallelism",
-                                   "megatron/core/pipeline_parallel/schedules.py get_tensor_shapes",
-                                   bytesOf(own, m_compute), m_compute, false});
 }
 
 void MegatronRules::defineTemporaries()
@@ -230,9 +225,8 @@ std::string MegatronRules::structureKey() const
     return fmt::format("megatron {} do{} og{} op{} g{} b{} t{} sp{} p{}/{}/{} m{} s{} c{}/{} e{} d{} {}", m_model.id,
                        m_options.distributedOptimizer, m_options.overlapGradReduce, m_options.overlapParamGather,
                        nameOf(gradientDtype()), m_buckets.size(), p.tensor, p.sequenceParallel, p.pipeline,
-                       nameOf(p.schedule), p.virtualStages, std::min(shape.microBatches, 4 * shape.stages),
-                       m_slice.stage, p.context, nameOf(p.exchange), p.expert, m_ranks > 1,
-                       activationStructureKey(m_training));
+                       nameOf(p.schedule), p.virtualStages, shape.stages > 1 ? shape.microBatches : 0, m_slice.stage,
+                       p.context, nameOf(p.exchange), p.expert, m_ranks > 1, activationStructureKey(m_training));
 }
 
 ModelStates MegatronRules::modelStates() const

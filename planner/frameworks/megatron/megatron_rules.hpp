@@ -75,8 +75,8 @@ private:
     Part m_parts[2]; // dense, experts
     std::vector<Bucket> m_buckets;
     std::vector<std::vector<BufferClassId>> m_gradientTemporaries; // by layer type and module
-    GroupId m_pipelineGroup = -1, m_embeddingGroup = -1;
-    PayloadId m_states = -1, m_tied = -1;
+    GroupId m_embeddingGroup = -1;
+    PayloadId m_tied = -1;
 };
 
 } // namespace shardwright
