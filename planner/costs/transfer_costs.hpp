@@ -17,10 +17,11 @@ public:
     double copyToHost(Bytes bytes, bool pinned) const;
     double nvmeRead(Bytes bytes) const; // of one rank; the node's ranks share its drives. Infinite where it has none
     double nvmeWrite(Bytes bytes) const;
-    double gpuMemory(Bytes readPlusWritten) const;                      // a kernel bound by the GPU's memory
-    double hostOptimizer(Bytes readPlusWritten, bool vectorized) const; // one rank's share of the node's cores and
-                                                                        // memory; vectorized: DeepSpeedCPUAdam
-    double launch() const;                                              // host time to issue one kernel
+    double gpuMemory(Bytes readPlusWritten) const; // a kernel bound by the GPU's memory
+    /// One rank's share of the node's cores and memory. Vectorized: one pass, as DeepSpeedCPUAdam; otherwise bytes of
+    /// all passes of an optimizer made of single operations.
+    double hostOptimizer(Bytes readPlusWritten, bool vectorized) const;
+    double launch() const; // host time to issue one kernel
 
 private:
     double copy(Bytes bytes, bool pinned) const;

@@ -109,15 +109,15 @@ Bytes shardStateBytes(const Training& training, const Model& model, std::int64_t
     return Bytes(static_cast<std::int64_t>(adafactorStateOf(model).asDouble() * share) + 1);
 }
 
-StepForm torchStepForm(const Training& training)
+OptimizerForm torchOptimizerForm(const Training& training)
 {
-    return training.fusedOptimizer ? StepForm::Fused : StepForm::Foreach;
+    return training.fusedOptimizer ? OptimizerForm::Fused : OptimizerForm::Foreach;
 }
 
-Bytes optimizerStepBytes(Optimizer optimizer, StepForm form, std::int64_t elements, const SteppedDtypes& dtypes)
+Bytes optimizerStepBytes(Optimizer optimizer, OptimizerForm form, std::int64_t elements, const SteppedDtypes& dtypes)
 {
     // Adafactor has no fused form anywhere.
-    const bool fused = form == StepForm::Fused && optimizer != Optimizer::Adafactor;
+    const bool fused = form == OptimizerForm::Fused && optimizer != Optimizer::Adafactor;
     const Accesses accesses = fused ? fusedAccesses(optimizer) : foreachAccesses(optimizer);
     const Bytes rest = bytesOf(elements, dtypes.parameters) * accesses.parameters +
                        bytesOf(elements, dtypes.gradients) * accesses.gradients;

@@ -37,14 +37,14 @@ struct SteppedDtypes {
 };
 
 /// Whether one kernel does the whole step, or one elementwise kernel after the other runs over all tensors.
-enum class StepForm : std::uint8_t { Fused, Foreach };
+enum class OptimizerForm : std::uint8_t { Fused, Foreach };
 
 /// torch.optim's form under the training's settings.
-StepForm torchStepForm(const Training& training);
+OptimizerForm torchOptimizerForm(const Training& training);
 
 /// Bytes that a step over `elements` parameters reads plus writes. Caches are taken to hold nothing from one kernel to
 /// the next: shards are far larger.
-Bytes optimizerStepBytes(Optimizer optimizer, StepForm form, std::int64_t elements, const SteppedDtypes& dtypes);
+Bytes optimizerStepBytes(Optimizer optimizer, OptimizerForm form, std::int64_t elements, const SteppedDtypes& dtypes);
 
 /// Bytes that the gradients' norm (one pass) and their scaling by it (read and write) move; nothing where the training
 /// does not clip. torch.nn.utils.clip_grad_norm_ scales whatever the norm is.

@@ -80,8 +80,8 @@ public:
         m_clip = add("gradient norm and clipping", "3 l x P", "torch.nn.utils.clip_grad_norm_",
                      clippingBytes(m_training, gradients));
         m_step = add("optimizer step", "accesses x P", "torch.optim",
-                     optimizerStepBytes(m_training.optimizer, torchStepForm(m_training), m_model.trainableParameters(),
-                                        {m_trained, m_trained, m_trained}));
+                     optimizerStepBytes(m_training.optimizer, torchOptimizerForm(m_training),
+                                        m_model.trainableParameters(), {m_trained, m_trained, m_trained}));
     }
 
     std::string structureKey() const override

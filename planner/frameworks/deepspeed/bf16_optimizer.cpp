@@ -107,7 +107,7 @@ public:
                      "bf16 step: get_global_norm_of_tensors, clip_tensors_by_global_norm, clear_hp_grads",
                      wide * (m_training.gradientClipping ? 4 : 2));
         m_step = add("optimizer step", "accesses x P/N + 6 B x P/N", "ops/adam; bf16 update_lp_params",
-                     optimizerStepBytes(m_training.optimizer, torchStepForm(m_training), steppedElements(),
+                     optimizerStepBytes(m_training.optimizer, torchOptimizerForm(m_training), steppedElements(),
                                         {DType::Fp32, DType::Fp32, DType::Fp32}) +
                          partition + bytesOf(steppedElements(), m_dtypes.model));
         m_gather = m_sizes.addPayload({"updated parameters", "2 B x P", "bf16 step: all_gather_dp_groups",

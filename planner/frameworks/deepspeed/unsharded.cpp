@@ -171,7 +171,7 @@ private:
         // sqrt(v), add_(eps), div, and the update of the parameters; the second moment is frozen.
         m_step = add("optimizer step", "accesses x P", "ops/adam; runtime/fp16/onebit",
                      compressed() ? wide * 5
-                                  : optimizerStepBytes(m_training.optimizer, torchStepForm(m_training), elements,
+                                  : optimizerStepBytes(m_training.optimizer, torchOptimizerForm(m_training), elements,
                                                        {stepped, stepped, DType::Fp32}) +
                                         narrowing);
         m_update =

@@ -319,10 +319,11 @@ void Zero12Rules::defineStep()
                     "stage_1_and_2.py step: flatten, unscale_and_clip_grads",
                     narrow * 2 + (casts ? narrow + master : Bytes(0)) + master * 2);
     // DeepSpeedCPUAdam is one pass too; the host unscales before it and narrows the parameters after it.
-    m_step = add("optimizer step", "accesses x P/N + 6 B x P/N", "ops/adam; stage_1_and_2.py _optimizer_step",
-                 optimizerStepBytes(m_training.optimizer, offload() ? StepForm::Fused : torchStepForm(m_training),
-                                    m_partition, {m_dtypes.master, m_dtypes.master, m_dtypes.states}) +
-                     master + bytesOf(m_partition, m_dtypes.model) + (offload() ? master * 2 : Bytes(0)));
+    m_step =
+        add("optimizer step", "accesses x P/N + 6 B x P/N", "ops/adam; stage_1_and_2.py _optimizer_step",
+            optimizerStepBytes(m_training.optimizer, offload() ? OptimizerForm::Fused : torchOptimizerForm(m_training),
+                               m_partition, {m_dtypes.master, m_dtypes.master, m_dtypes.states}) +
+                master + bytesOf(m_partition, m_dtypes.model) + (offload() ? master * 2 : Bytes(0)));
 }
 
 void Zero12Rules::defineHost()

@@ -242,8 +242,9 @@ void Zero3Rules::defineStep()
         // DeepSpeedCPUAdam is one pass too; the host unscales before it and narrows the parameters after it.
         group.step = m_sizes.addPayload(
             {"optimizer step", "accesses x sub-group + 6 B x sub-group", "ops/adam; stage3.py _optimizer_step",
-             optimizerStepBytes(m_training.optimizer, group.onGpu ? torchStepForm(m_training) : StepForm::Fused,
-                                group.elements, {m_dtypes.master, m_dtypes.master, m_dtypes.states}) +
+             optimizerStepBytes(m_training.optimizer,
+                                group.onGpu ? torchOptimizerForm(m_training) : OptimizerForm::Fused, group.elements,
+                                {m_dtypes.master, m_dtypes.master, m_dtypes.states}) +
                  master + bytesOf(group.elements, m_dtypes.model) + (group.onGpu ? Bytes(0) : master * 2),
              m_dtypes.master});
         group.stateRead = m_sizes.addPayload({"master, moments and gradient from NVMe", "(4 + 8 + 4) B x sub-group",

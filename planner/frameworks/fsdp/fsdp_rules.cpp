@@ -71,7 +71,7 @@ void FsdpRules::resizeShape(const PlanInput& input, std::int64_t shardRanks)
         m_sizes.addPayload({"gradient norm and clipping", "3 d x shards", "torch.nn.utils.clip_grad_norm_",
                             clippingBytes(shape.training, bytesOf(kept.gradients, shape.trained)), shape.trained});
     shape.step = m_sizes.addPayload({"optimizer step", "accesses x shards", "torch.optim",
-                                     optimizerStepBytes(shape.training.optimizer, torchStepForm(shape.training),
+                                     optimizerStepBytes(shape.training.optimizer, torchOptimizerForm(shape.training),
                                                         kept.stepped, {shape.trained, shape.trained, shape.trained}),
                                      shape.trained});
 }

@@ -74,11 +74,11 @@ public:
         m_clip = m_sizes.addPayload({"gradient norm and clipping", "3 c x P / N", kPaper,
                                      clippingBytes(m_training, bytesOf(stepped, m_compute)), m_compute});
         // One kernel a layer; parameters are written in the compute dtype too.
-        m_step = m_sizes.addPayload(
-            {"optimizer step", "accesses x P / N", kPaper,
-             optimizerStepBytes(m_training.optimizer, StepForm::Fused, stepped, {DType::Fp32, m_compute, DType::Fp32}) +
-                 (mixed() ? bytesOf(stepped, m_compute) : Bytes(0)),
-             DType::Fp32});
+        m_step = m_sizes.addPayload({"optimizer step", "accesses x P / N", kPaper,
+                                     optimizerStepBytes(m_training.optimizer, OptimizerForm::Fused, stepped,
+                                                        {DType::Fp32, m_compute, DType::Fp32}) +
+                                         (mixed() ? bytesOf(stepped, m_compute) : Bytes(0)),
+                                     DType::Fp32});
     }
 
     std::string structureKey() const override

@@ -45,8 +45,8 @@ TEST(CpuOffload, CpuAdamBeatsAPlainCpuOptimizer)
     EXPECT_LT(cpuAdam.seconds, plain.seconds);
     EXPECT_GT(plain.breakdown.optimizer, 2.5 * cpuAdam.breakdown.optimizer);
     const SteppedDtypes fp32;
-    EXPECT_EQ(optimizerStepBytes(Optimizer::AdamW, StepForm::Fused, 1, fp32), Bytes(28));
-    EXPECT_EQ(optimizerStepBytes(Optimizer::AdamW, StepForm::Foreach, 1, fp32), Bytes(80));
+    EXPECT_EQ(optimizerStepBytes(Optimizer::AdamW, OptimizerForm::Fused, 1, fp32), Bytes(28));
+    EXPECT_EQ(optimizerStepBytes(Optimizer::AdamW, OptimizerForm::Foreach, 1, fp32), Bytes(80));
 }
 
 /// Offloaded parameters come over PCIe for every gather.
