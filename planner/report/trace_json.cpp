@@ -13,7 +13,6 @@ namespace shardwright {
 
 namespace {
 
-constexpr double kMicroseconds = 1e6;
 constexpr int kSegmentTrack = 0; // streams follow
 
 class TraceWriter {
