@@ -78,6 +78,14 @@ void addModelParallelism(const Scenario& scenario, Space& space)
 
 } // namespace
 
+bool Space::splitsModels() const
+{
+    for (const auto* axis : {&tensor, &pipeline, &context, &expert})
+        if (*axis != std::vector<std::int64_t>{1})
+            return true;
+    return false;
+}
+
 Space defaultSpace(const Scenario& scenario, Objective objective, std::int64_t globalBatch)
 {
     const Cluster& cluster = scenario.cluster;

@@ -46,39 +46,95 @@ Score PlanExplorer::score(double seconds, Bytes memory, std::int64_t gpus) const
     return {};
 }
 
-std::optional<Score> PlanExplorer::floor(const Path& path)
+/// Notes all candidates below the path; the nearest to show is the first of them.
+void PlanExplorer::reject(const Reason& reason, const Path& path, double miss)
+{
+    Path first = path;
+    while (!complete(first))
+        first.push(0);
+    m_tally.add(reason, first, candidatesBelow(*this, path), miss);
+}
+
+/// Whether GPUs and global batch divide, as far as the path tells.
+bool PlanExplorer::divides(const Path& path, const Assignment& so)
 {
     constexpr std::size_t kSplitKnown = static_cast<std::size_t>(Axis::Context) + 1;
-    const Assignment so = m_candidates.assignment(path);
-    if (path.size() == kSplitKnown) {
-        if (so.dataRanks() == 0) {
-            m_tally.add({Obstacle::Divisibility, "tensor x pipeline x context does not divide the GPUs"}, path,
-                        candidatesBelow(*this, path));
-            return std::nullopt;
-        }
-        if (m_candidates.space().globalBatch % so.dataRanks() != 0) {
-            m_tally.add({Obstacle::Divisibility, "the data-parallel ranks do not divide the global batch"}, path,
-                        candidatesBelow(*this, path));
-            return std::nullopt;
-        }
-    }
-    if (!complete(path))
-        return score(0, Bytes(0), path.size() > 0 ? so.gpus : 0);
-    if (m_candidates.accumulation(so) == 0) {
-        m_tally.add({Obstacle::Divisibility, "the micro-batch does not divide a rank's share of the global batch"},
-                    path);
-        return std::nullopt;
-    }
+    const char* uneven = nullptr;
+    if (path.size() == kSplitKnown && so.dataRanks() == 0)
+        uneven = "tensor x pipeline x context does not divide the GPUs";
+    else if (path.size() == kSplitKnown && m_candidates.space().globalBatch % so.dataRanks() != 0)
+        uneven = "the data-parallel ranks do not divide the global batch";
+    else if (complete(path) && m_candidates.accumulation(so) == 0)
+        uneven = "the micro-batch does not divide a rank's share of the global batch";
+    if (uneven != nullptr)
+        reject({Obstacle::Divisibility, uneven}, path);
+    return uneven == nullptr;
+}
+
+/// Whether the model states alone fit, which depend neither on checkpointing nor on the micro-batch. Where the
+/// framework refuses the first candidate below the path nothing is known of the others.
+bool PlanExplorer::statesFit(const Path& path, const Assignment& so)
+{
     m_candidates.apply(so, m_candidate);
+    if (!refusals(input()).empty())
+        return true;
+    const double miss = statesExcess(input(), m_structures);
+    if (miss > 0)
+        reject({Obstacle::GpuMemory, "GPU memory for the model states alone"}, path, miss);
+    return miss <= 0;
+}
+
+/// Of all candidates that differ from the assignment in checkpointing and micro-batch, the shortest computing.
+/// Frameworks that do not split the model all compute alike.
+double PlanExplorer::leastSeconds(const Assignment& assignment)
+{
+    if (assignment.framework == Framework::Megatron || assignment.modelRanks() > 1 || assignment.expert > 1)
+        return 0;
+    const auto [known, isNew] = m_leastSeconds.try_emplace(assignment.gpus, INFINITY);
+    if (!isNew)
+        return known->second;
+    const Space& space = m_candidates.space();
+    Assignment so = assignment;
+    for (const Checkpointing checkpointing : space.checkpointing)
+        for (const std::int64_t every : space.checkpointEvery)
+            for (const std::int64_t microBatch : space.microBatch) {
+                so.checkpointing = checkpointing;
+                so.checkpointEvery = every;
+                so.microBatch = microBatch;
+                if (m_candidates.accumulation(so) == 0)
+                    continue;
+                m_candidates.apply(so, m_candidate);
+                known->second = std::min(known->second, m_clock->floor(input(), m_structures));
+            }
+    return known->second;
+}
+
+std::optional<Score> PlanExplorer::floor(const Path& path)
+{
+    constexpr std::size_t kFrameworkKnown = static_cast<std::size_t>(Axis::Framework) + 1;
+    constexpr std::size_t kStrategyKnown = static_cast<std::size_t>(Axis::ShardGroup) + 1;
+    const Assignment so = m_candidates.assignment(path);
+    if (!divides(path, so))
+        return std::nullopt;
     try {
+        if (path.size() == kStrategyKnown && !statesFit(path, so))
+            return std::nullopt;
+        if (!complete(path)) {
+            const bool computingKnown = path.size() >= kStrategyKnown ||
+                                        (path.size() >= kFrameworkKnown && !m_candidates.space().splitsModels());
+            const double least = timed() && computingKnown ? leastSeconds(so) : 0;
+            return score(least, Bytes(0), path.size() > 0 ? so.gpus : 0);
+        }
+        m_candidates.apply(so, m_candidate);
         if (const auto reasons = refusals(input()); !reasons.empty()) {
-            m_tally.add({Obstacle::Refused, std::string(frameworkOf(m_candidate.strategy)) + ": " + reasons.front()},
-                        path);
+            reject({Obstacle::Refused, std::string(frameworkOf(m_candidate.strategy)) + ": " + reasons.front()}, path);
             return std::nullopt;
         }
         return score(timed() ? m_clock->floor(input(), m_structures) : 0, Bytes(0), so.gpus);
     } catch (const NumberTooLarge&) {
-        m_tally.add({Obstacle::TooLarge, "its numbers leave 64 bits"}, path);
+        if (!complete(path)) // others below may do
+            return score(0, Bytes(0), so.gpus);
+        reject({Obstacle::TooLarge, "its numbers leave 64 bits"}, path);
         return std::nullopt;
     }
 }

@@ -2,6 +2,8 @@
 
 // The search's view of planning: candidates, whether they fit, how long their steps take.
 
+#include <map>
+
 #include "core/plan.hpp"
 #include "planner/search/candidates.hpp"
 #include "planner/search/clock.hpp"
@@ -36,6 +38,10 @@ private:
     }
     bool timed() const { return m_measure != Measure::Fitting && m_measure != Measure::FittingByFloor; }
     Score score(double seconds, Bytes memory, std::int64_t gpus) const;
+    bool divides(const Path& path, const Assignment& assignment);
+    bool statesFit(const Path& path, const Assignment& assignment);
+    double leastSeconds(const Assignment& assignment);
+    void reject(const Reason& reason, const Path& path, double miss = 0);
     std::optional<Score> planned(const Path& path, double seconds, std::int64_t gpus);
 
     const Candidates& m_candidates;
@@ -44,6 +50,7 @@ private:
     Structures m_structures;
     Candidate m_candidate;
     Tally m_tally;
+    std::map<std::int64_t, double> m_leastSeconds; // by GPUs: what leastSeconds() gave
 };
 
 /// Why a plan is none to take: nothing for one that fits with room for the allocator.

@@ -21,12 +21,18 @@ Bytes bytesOf(const Figure& figure)
 
 namespace {
 
+Bytes overheadOf(const Cluster& cluster, const FrameworkRules& rules)
+{
+    Bytes overhead;
+    for (const Overhead& each : gpuOverheads(cluster, rules.communicators()))
+        overhead += each.bytes;
+    return overhead;
+}
+
 MemoryVerdict checkPart(const PlanInput& input, ClosedForm& form)
 {
     const ClosedFormResult figures = form.evaluate(input);
-    Bytes overhead;
-    for (const Overhead& each : gpuOverheads(input.cluster, form.rules().communicators()))
-        overhead += each.bytes;
+    const Bytes overhead = overheadOf(input.cluster, form.rules());
     const Cluster& cluster = input.cluster;
     MemoryVerdict result;
     result.used = figures.peakAllocated + overhead;
@@ -49,6 +55,21 @@ MemoryVerdict checkPart(const PlanInput& input, ClosedForm& form)
 }
 
 } // namespace
+
+double statesExcess(const PlanInput& input, Structures& structures)
+{
+    const auto of = [](const PlanInput& part) {
+        const auto rules = makeRules(part);
+        return excess(rules->modelStates().total() + overheadOf(part.cluster, *rules),
+                      bytesOf(part.cluster.gpu.memory));
+    };
+    if (!needsSlices(input))
+        return of(input);
+    double most = 0;
+    for (const ModelSlice& slice : structures.slicesOf(input))
+        most = std::max(most, of(inputOf(input, slice)));
+    return most;
+}
 
 MemoryVerdict checkMemory(const std::vector<Part>& parts)
 {

@@ -19,6 +19,10 @@ struct MemoryVerdict {
 /// Of a candidate that is not refused.
 MemoryVerdict checkMemory(const std::vector<Part>& parts);
 
+/// By how many bytes the model states of a candidate that is not refused, and the overheads, pass the GPU's memory on
+/// the stage that needs most; 0 where they fit.
+double statesExcess(const PlanInput& input, Structures& structures);
+
 /// Bytes of a cluster's figure.
 Bytes bytesOf(const Figure& figure);
 

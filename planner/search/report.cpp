@@ -49,10 +49,11 @@ std::string counts(const Result& result)
         (reason.obstacle == Obstacle::Divisibility ? uneven
          : reason.obstacle == Obstacle::Refused    ? refused
                                                    : other) += rejected.candidates;
-    return fmt::format("{} candidates declared: {} do not divide the GPUs or the global batch, {} are refused by their "
-                       "framework, {} are ruled out by a bound on their time, {} were judged, of which {} have no room",
-                       grouped(result.declared), grouped(uneven), grouped(refused), grouped(result.counts.beaten),
-                       grouped(result.counts.evaluated), grouped(other));
+    return fmt::format(
+        "{} candidates declared: {} do not divide the GPUs or the global batch, {} are refused by their "
+        "framework, {} have no room, {} are ruled out by a bound on their time; {} were judged one by one",
+        grouped(result.declared), grouped(uneven), grouped(refused), grouped(other), grouped(result.counts.beaten),
+        grouped(result.counts.evaluated));
 }
 
 double gpuHoursPerBillionTokens(const Answer& answer)

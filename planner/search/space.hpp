@@ -80,6 +80,9 @@ struct Space {
     Range sequence; // tokens
     Range layers;   // blocks of the model
     Range microBatches;
+
+    /// Whether any candidate splits the model itself.
+    bool splitsModels() const;
 };
 
 /// The space that is searched when nothing is declared: every way that makes sense for the scenario's model and
