@@ -64,7 +64,7 @@ search::Objective checked(const Options& options, const Scenario& scenario)
         findings.add("--pareto", fmt::format("does not go with --objective {}", options.objective), "one of the two");
     if (objective == search::Objective::Cost && scenario.cluster.pricePerGpuHour.value <= 0)
         findings.add("--objective", fmt::format("cost: cluster \"{}\" has no price", scenario.cluster.id),
-                     "a cluster with \"price_per_gpu_hour\", or gpu-hours");
+                     "--price, a cluster with \"price_per_gpu_hour\", or gpu-hours");
     findings.throwIfAny();
     return *objective;
 }
