@@ -20,7 +20,11 @@ std::optional<Quantity> quantityOf(MeasuredKind kind)
     case MeasuredKind::GpuStates:
     case MeasuredKind::HostUsed:
     case MeasuredKind::InterNodeBytes: return Quantity::Bytes;
-    case MeasuredKind::StepSeconds: return Quantity::Seconds;
+    case MeasuredKind::StepSeconds:
+    case MeasuredKind::ForwardGatherSeconds:
+    case MeasuredKind::BackwardGatherSeconds:
+    case MeasuredKind::ReduceScatterSeconds: return Quantity::Seconds;
+    case MeasuredKind::Speedup: return Quantity::Ratio;
     case MeasuredKind::TflopsPerGpu: return Quantity::Teraflops;
     case MeasuredKind::LargestModel: return Quantity::Parameters;
     case MeasuredKind::Fits:
@@ -29,21 +33,27 @@ std::optional<Quantity> quantityOf(MeasuredKind kind)
     return std::nullopt;
 }
 
+void readStrategy(const JsonCursor& cursor, const char* key, const std::vector<std::string>& strategies,
+                  std::string& name)
+{
+    const auto strategy = cursor.require(key, "the name of one of the scenario's strategies");
+    if (!strategy)
+        return;
+    name = strategy->asString().value_or("");
+    if (name.empty() || std::find(strategies.begin(), strategies.end(), name) != strategies.end())
+        return;
+    const std::string nearest = nearestWord(name, strategies);
+    strategy->complain("\"" + name.substr(0, 60) + "\" is not among the scenario's strategies",
+                       nearest.empty() ? "one of them" : "\"" + nearest + "\" perhaps");
+}
+
 PublishedFigure figureFromJson(const JsonCursor& cursor, const std::vector<std::string>& strategies)
 {
     PublishedFigure figure;
     if (!cursor.expectObject())
         return figure;
-    cursor.rejectUnknownKeys({"strategy", "kind", "value", "unit", "window", "source", "note", "disputed"});
-    if (const auto strategy = cursor.require("strategy", "the name of one of the scenario's strategies")) {
-        figure.strategy = strategy->asString().value_or("");
-        if (!figure.strategy.empty() &&
-            std::find(strategies.begin(), strategies.end(), figure.strategy) == strategies.end()) {
-            const std::string nearest = nearestWord(figure.strategy, strategies);
-            strategy->complain("\"" + figure.strategy.substr(0, 60) + "\" is not among the scenario's strategies",
-                               nearest.empty() ? "one of them" : "\"" + nearest + "\" perhaps");
-        }
-    }
+    cursor.rejectUnknownKeys({"strategy", "over", "kind", "value", "unit", "window", "source", "note", "disputed"});
+    readStrategy(cursor, "strategy", strategies, figure.strategy);
     cursor.read("window", figure.window);
     if (const auto source = cursor.require("source", "who published the figure, and where"))
         figure.source = source->asString().value_or("");
@@ -54,6 +64,10 @@ PublishedFigure figureFromJson(const JsonCursor& cursor, const std::vector<std::
     if (!known)
         return figure;
     figure.kind = *known;
+    if (*known == MeasuredKind::Speedup)
+        readStrategy(cursor, "over", strategies, figure.over);
+    else if (cursor.has("over"))
+        cursor.complain("only a \"speedup\" is over another strategy", "no \"over\"");
     if (const auto quantity = quantityOf(*known))
         figure.value = valueWithUnit(cursor, *quantity, std::numeric_limits<double>::min()).value_or(0);
     else if (cursor.has("value") || cursor.has("unit"))
@@ -76,6 +90,8 @@ std::vector<PublishedFigure> publishedFromJson(const JsonCursor& cursor, const s
 Json toJson(const PublishedFigure& figure)
 {
     Json json{{"strategy", figure.strategy}, {"kind", nameOf(figure.kind)}};
+    if (!figure.over.empty())
+        json["over"] = figure.over;
     if (const auto quantity = quantityOf(figure.kind)) {
         json["value"] = figure.value;
         json["unit"] = baseUnit(*quantity);

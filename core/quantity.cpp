@@ -27,6 +27,7 @@ const std::vector<Unit>& unitsOf(Quantity quantity)
     static const std::vector<Unit> seconds{{"s", 1}, {"ms", 1e-3}, {"us", 1e-6}, {"ns", 1e-9}};
     static const std::vector<Unit> teraflops{{"TFLOP/s", 1}};
     static const std::vector<Unit> parameters{{"parameters", 1}};
+    static const std::vector<Unit> ratio{{"x", 1}};
     static const std::vector<Unit> watts{{"W", 1}, {"kW", 1e3}};
     static const std::vector<Unit> dollarsPerHour{{"$/h", 1}};
     switch (quantity) {
@@ -35,6 +36,7 @@ const std::vector<Unit>& unitsOf(Quantity quantity)
     case Quantity::FlopsPerSecond: return flops;
     case Quantity::Seconds: return seconds;
     case Quantity::Teraflops: return teraflops;
+    case Quantity::Ratio: return ratio;
     case Quantity::Watts: return watts;
     case Quantity::DollarsPerHour: return dollarsPerHour;
     case Quantity::Parameters: break;

@@ -19,6 +19,7 @@ enum class Quantity : std::uint8_t {
     Seconds,
     Teraflops,
     Parameters,
+    Ratio,
     Watts,
     DollarsPerHour
 };

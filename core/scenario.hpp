@@ -15,7 +15,9 @@
 namespace shardwright {
 
 /// What a published figure says it measured. "Allocated": torch max_memory_allocated; "reserved": max_memory_reserved;
-/// "used": nvidia-smi; "held": memory_allocated between steps; "states": model states alone.
+/// "used": nvidia-smi; "held": memory_allocated between steps; "states": model states alone. Gather and reduce-scatter
+/// seconds: what a profiler adds up of a step's collectives of that sort, hidden or not. Speedup: the step time of
+/// another strategy (`over`) by that of this one.
 enum class MeasuredKind : std::uint8_t {
     GpuAllocated,
     GpuReserved,
@@ -28,10 +30,14 @@ enum class MeasuredKind : std::uint8_t {
     Fits,
     OutOfMemory,
     LargestModel,
-    InterNodeBytes
+    InterNodeBytes,
+    Speedup,
+    ForwardGatherSeconds,
+    BackwardGatherSeconds,
+    ReduceScatterSeconds
 };
 template <> struct EnumNames<MeasuredKind> {
-    static constexpr std::array<std::pair<MeasuredKind, std::string_view>, 12> table{
+    static constexpr std::array<std::pair<MeasuredKind, std::string_view>, 16> table{
         {{MeasuredKind::GpuAllocated, "gpu-allocated"},
          {MeasuredKind::GpuReserved, "gpu-reserved"},
          {MeasuredKind::GpuUsed, "gpu-used"},
@@ -43,7 +49,11 @@ template <> struct EnumNames<MeasuredKind> {
          {MeasuredKind::Fits, "fits"},
          {MeasuredKind::OutOfMemory, "out-of-memory"},
          {MeasuredKind::LargestModel, "largest-model-parameters"},
-         {MeasuredKind::InterNodeBytes, "inter-node-bytes-per-node"}}};
+         {MeasuredKind::InterNodeBytes, "inter-node-bytes-per-node"},
+         {MeasuredKind::Speedup, "speedup"},
+         {MeasuredKind::ForwardGatherSeconds, "forward-all-gather-seconds"},
+         {MeasuredKind::BackwardGatherSeconds, "backward-all-gather-seconds"},
+         {MeasuredKind::ReduceScatterSeconds, "reduce-scatter-seconds"}}};
 };
 
 /// When in the run the figure was taken.
@@ -58,9 +68,11 @@ template <> struct EnumNames<MeasuredWindow> {
 /// Somebody's figure for one strategy of the scenario.
 struct PublishedFigure {
     std::string strategy;
+    std::string over; // of a speedup: the strategy that is slower
     MeasuredKind kind = MeasuredKind::GpuAllocated;
     MeasuredWindow window = MeasuredWindow::SteadyState;
-    double value = 0; // bytes, seconds, FLOP/s x 1e12, or parameters, by kind; unused for fits and out-of-memory
+    double value =
+        0; // bytes, seconds, FLOP/s x 1e12, parameters or a ratio, by kind; unused for fits and out-of-memory
     std::string source;
     std::string note;     // what the source is silent about
     std::string disputed; // why the figure contradicts its own source under the printed settings; empty = it does not

@@ -55,12 +55,16 @@ std::optional<Bytes> predictedBytes(const PublishedFigure& figure, const Plan& p
     case MeasuredKind::TflopsPerGpu:
     case MeasuredKind::Fits:
     case MeasuredKind::OutOfMemory:
-    case MeasuredKind::LargestModel: break;
+    case MeasuredKind::LargestModel:
+    case MeasuredKind::Speedup:
+    case MeasuredKind::ForwardGatherSeconds:
+    case MeasuredKind::BackwardGatherSeconds:
+    case MeasuredKind::ReduceScatterSeconds: break;
     }
     return std::nullopt;
 }
 
-void predict(const PublishedFigure& figure, const Plan& plan, FigureComparison& row)
+void predict(const PublishedFigure& figure, const FigureContext& context, const Plan& plan, FigureComparison& row)
 {
     if (plan.verdict == Verdict::NotPossible) {
         row.outcome = FigureOutcome::NotPossible;
@@ -75,6 +79,10 @@ void predict(const PublishedFigure& figure, const Plan& plan, FigureComparison& 
     }
     if (figure.kind == MeasuredKind::StepSeconds && plan.step)
         row.predicted = plan.step->seconds;
+    else if (figure.kind == MeasuredKind::Speedup && plan.step && context.over != nullptr && context.over->step)
+        row.predicted = context.over->step->seconds / plan.step->seconds;
+    else if (context.pass)
+        row.predicted = context.pass->seconds;
     else if (const auto bytes = predictedBytes(figure, plan))
         row.predicted = bytes->asDouble();
     if (!row.predicted)
@@ -114,7 +122,8 @@ SourceSummary summaryOf(const std::string& name, const std::vector<const FigureC
 
 } // namespace
 
-FigureComparison compareFigure(const Scenario& scenario, const PublishedFigure& figure, const Plan& plan)
+FigureComparison compareFigure(const Scenario& scenario, const PublishedFigure& figure, const Plan& plan,
+                               const FigureContext& context)
 {
     FigureComparison row;
     row.scenario = scenario.name;
@@ -124,8 +133,11 @@ FigureComparison compareFigure(const Scenario& scenario, const PublishedFigure& 
     row.window = figure.window;
     row.published = isVerdict(figure.kind) ? 0 : figure.value;
     row.note = figure.note;
-    predict(figure, plan, row);
+    predict(figure, context, plan, row);
     row.objections = objections(scenario, figure, plan);
+    if (context.pass)
+        if (const auto reason = passObjection(scenario.cluster, figure, *context.pass))
+            row.objections.push_back(*reason);
     if (!figure.disputed.empty())
         row.objections.push_back(figure.disputed);
     return row;

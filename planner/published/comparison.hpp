@@ -8,6 +8,7 @@
 
 #include "core/plan.hpp"
 #include "core/scenario.hpp"
+#include "planner/published/collective_passes.hpp"
 
 namespace shardwright {
 
@@ -28,7 +29,7 @@ struct FigureComparison {
     std::string source;
     MeasuredKind kind = MeasuredKind::GpuAllocated;
     MeasuredWindow window = MeasuredWindow::SteadyState;
-    double published = 0;            // bytes, seconds, TFLOP/s or parameters, by kind; 0 for "fits" and "out of memory"
+    double published = 0; // bytes, seconds, TFLOP/s, parameters or a ratio, by kind; 0 for "fits" and "out of memory"
     std::optional<double> predicted; // likewise
     std::optional<double> error;     // (predicted - published) / published
     FigureOutcome outcome = FigureOutcome::NotPredicted;
@@ -39,8 +40,15 @@ struct FigureComparison {
     bool counts() const { return error.has_value() && objections.empty(); }
 };
 
+/// What else some kinds of figures are about.
+struct FigureContext {
+    const Plan* over = nullptr;         // of the strategy that a speedup is over
+    std::optional<CollectivePass> pass; // of figures of collectives
+};
+
 /// One figure beside the plan of its strategy.
-FigureComparison compareFigure(const Scenario& scenario, const PublishedFigure& figure, const Plan& plan);
+FigureComparison compareFigure(const Scenario& scenario, const PublishedFigure& figure, const Plan& plan,
+                               const FigureContext& context = {});
 
 /// Every figure of the scenario, in its order; each strategy that has figures is planned once.
 std::vector<FigureComparison> comparePublished(const Scenario& scenario);

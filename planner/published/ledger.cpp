@@ -47,7 +47,11 @@ LedgerQuantity quantityOf(MeasuredKind kind)
     case MeasuredKind::OutOfMemory: return LedgerQuantity::Verdict;
     case MeasuredKind::TflopsPerGpu: // in each source's own count of operations
     case MeasuredKind::LargestModel:
-    case MeasuredKind::InterNodeBytes: break;
+    case MeasuredKind::InterNodeBytes:
+    case MeasuredKind::Speedup:
+    case MeasuredKind::ForwardGatherSeconds:
+    case MeasuredKind::BackwardGatherSeconds:
+    case MeasuredKind::ReduceScatterSeconds: break;
     }
     return LedgerQuantity::Other;
 }

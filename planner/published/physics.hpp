@@ -9,6 +9,7 @@
 
 #include "core/plan.hpp"
 #include "core/scenario.hpp"
+#include "planner/published/collective_passes.hpp"
 
 namespace shardwright {
 
@@ -31,5 +32,9 @@ TransferBound slowestTransfer(const Plan& plan, const Cluster& cluster);
 
 /// Why the figure cannot be right under the scenario's settings; empty: nothing speaks against it.
 std::vector<std::string> objections(const Scenario& scenario, const PublishedFigure& figure, const Plan& plan);
+
+/// Why collectives cannot have been as fast as the figure says; nothing where they can.
+std::optional<std::string> passObjection(const Cluster& cluster, const PublishedFigure& figure,
+                                         const CollectivePass& pass);
 
 } // namespace shardwright

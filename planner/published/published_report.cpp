@@ -32,6 +32,10 @@ Measure measureOf(MeasuredKind kind)
     case MeasuredKind::HostUsed: return {"GiB", kGiB};
     case MeasuredKind::InterNodeBytes: return {"GB", kGB};
     case MeasuredKind::StepSeconds: return {"s", 1};
+    case MeasuredKind::ForwardGatherSeconds:
+    case MeasuredKind::BackwardGatherSeconds:
+    case MeasuredKind::ReduceScatterSeconds: return {"ms", 1e-3};
+    case MeasuredKind::Speedup: return {"x", 1};
     case MeasuredKind::TflopsPerGpu: return {"TFLOP/s", 1};
     case MeasuredKind::LargestModel: return {"billion", 1e9};
     case MeasuredKind::Fits:
