@@ -177,14 +177,19 @@ TEST(ScenarioFile, TellsTheMistakesOfAllSectionsAtOnce)
     json["published"] = Json::parse(R"([
         {"strategy": "zero", "kind": "gpu-used", "value": 1, "unit": "GB", "source": "x"},
         {"strategy": "ddp", "kind": "gpu-used", "value": 1, "unit": "s", "source": "x"},
-        {"strategy": "ddp", "kind": "fits", "value": 1, "source": "x"}])");
+        {"strategy": "ddp", "kind": "fits", "value": 1, "source": "x"},
+        {"strategy": "ddp", "kind": "speedup", "value": 2, "unit": "x", "source": "x"},
+        {"strategy": "ddp", "over": "ddb", "kind": "speedup", "value": 2, "unit": "s", "source": "x"},
+        {"strategy": "ddp", "over": "ddp", "kind": "step-seconds", "value": 2, "unit": "s", "source": "x"}])");
     const std::string text = complaintsOf(json);
     for (const char* expected :
          {"/modle: is not a known key; expected \"model\" perhaps", "/schema: is another format", "/model/hidden_size",
           "/cluster/gpu: \"memory\" is missing", "/training/micro_batch: is 0",
           "/strategies: holds two strategies named \"ddp\"", "/strategies/2: \"fsdp4\" is not a predefined strategy",
           "/published/0/strategy: \"zero\" is not among", "/published/1/unit: \"s\" is not a unit of this figure",
-          "/published/2: \"fits\" has no value"})
+          "/published/2: \"fits\" has no value", "/published/3: \"over\" is missing",
+          "/published/4/over: \"ddb\" is not among", "/published/4/unit: \"s\" is not a unit of this figure",
+          "/published/5: only a \"speedup\" is over another strategy"})
         EXPECT_NE(text.find(expected), std::string::npos) << expected << "\nin\n" << text;
 }
 
