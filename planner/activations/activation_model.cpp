@@ -214,9 +214,9 @@ void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, 
         if (stage.collective >= 0) {
             collectives.resize(pass.size(), -1);
             const OpId before = builder.lastOp();
-            collectives[part] =
-                emitCollective(builder, stage.collective, stage.beside ? Stream::Replicate : Stream::Compute,
-                               kind == Pass::Forward ? Phase::Forward : Phase::Backward, layer);
+            collectives[part] = emitCollective(builder, stage.collective,
+                                               stage.beside ? besideStream(stage.collective) : Stream::Compute,
+                                               kind == Pass::Forward ? Phase::Forward : Phase::Backward, layer);
             if (stage.beside)
                 builder.wait(before);
             current = -1;
@@ -241,6 +241,14 @@ void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, 
         if (module >= 0 && stage.half != Half::First)
             observer.afterStage(kind, owner, tied ? 0 : module);
     }
+}
+
+/// A ring has a stream of its own; tensor-parallel collectives beside computing take the one of replicas, which no
+/// framework that has such collectives uses otherwise.
+Stream ActivationWalk::besideStream(int collective) const
+{
+    const LayerCollective& spec = m_activations->m_collectives[static_cast<std::size_t>(collective)];
+    return spec.group == LocalGroup::Context ? Stream::Context : Stream::Replicate;
 }
 
 OpId ActivationWalk::emitCollective(ScheduleBuilder& builder, int collective, Stream stream, Phase phase,

@@ -128,6 +128,7 @@ private:
     BufferId receive(ScheduleBuilder& builder, Phase phase) const;
     void send(ScheduleBuilder& builder, Phase phase, BufferId& sent) const;
     void playLoss(ScheduleBuilder& builder, const ProgramPass& pass);
+    Stream besideStream(int collective) const;
     OpId emitCollective(ScheduleBuilder& builder, int collective, Stream stream, Phase phase, int layer) const;
     void run(ScheduleBuilder& builder, const LayerProgram& program, const ProgramPass& pass, Pass kind, int layer,
              StageObserver& observer);

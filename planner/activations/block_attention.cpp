@@ -73,6 +73,7 @@ void BlockWriter::attention(const NormTensors& before)
     m_valueRead = m_value;
     if (m_rules.repeatsHeads)
         repeatHeads();
+    exchangeKeysAndValues();
     m_attentionOut = tensor(kAttentionOut, outWidth());
     m_attentionHeads = m_attentionOut;
     if (eager()) {
@@ -83,6 +84,8 @@ void BlockWriter::attention(const NormTensors& before)
             m_attentionHeads = tensor(kAttentionHeads, outWidth());
         m_program.forward(-1, {m_queryRead, m_keyRead, m_valueRead}, {m_attentionHeads, m_logSumExp})
             .is(WorkKind::Attention);
+        if (m_exchanged >= 0) // the ring ends with the last piece of attention
+            m_program.forward(-1, {m_exchanged}, {}).is(WorkKind::Nothing);
         m_program.forward(-1, {m_attentionHeads}, {m_attentionOut});
     }
     const int out = find(ModuleKind::AttentionOut);
@@ -264,11 +267,13 @@ int BlockWriter::attentionBackward(const NormTensors& before, int gradOut)
     if (eager()) {
         eagerAttentionBackward(gradAttention, gradQuery, gradKey, gradValue);
     } else {
+        exchangeKeysAndValuesBackward();
         const int accumulator = tensor(kGradFlash, queryWidth(), 4);
         m_program
             .backward(-1, {gradAttention, m_queryRead, m_keyRead, m_valueRead, m_attentionHeads, m_logSumExp},
                       {accumulator, gradQuery, gradKey, gradValue})
             .is(WorkKind::Attention);
+        finishExchange(gradKey);
     }
     if (m_rules.repeatsHeads) {
         const int summedKey = tensor(kGradKeyValue, keyWidth());

@@ -2,6 +2,7 @@
 // experts in one grouped matrix product. k experts a token.
 
 #include <algorithm>
+#include <cmath>
 
 #include "planner/activations/block_writer.hpp"
 
@@ -18,6 +19,14 @@ constexpr BufferSpec kRouterWeights{"router probabilities", "4 T E", "torch soft
                                     C::Activations};
 constexpr BufferSpec kExpertInput{"tokens gathered for the experts", "c k T H", "HF grouped_mm_experts_forward",
                                   C::Activations};
+constexpr BufferSpec kDispatched{"tokens that other ranks sent to the experts here", "c k T H x imbalance",
+                                 "megatron/core/transformer/moe/token_dispatcher.py MoEAlltoAllTokenDispatcher",
+                                 C::Activations};
+constexpr BufferSpec kReturned{"experts' outputs, back on the rank of their tokens", "c k T H",
+                               "megatron/core/transformer/moe/token_dispatcher.py MoEAlltoAllTokenDispatcher",
+                               C::Activations};
+constexpr BufferSpec kGradExchanged{"gradient on its way between expert-parallel ranks", "c k T H x imbalance",
+                                    "megatron/core/transformer/moe/token_dispatcher.py", C::Temporaries};
 constexpr BufferSpec kExpertOutput{"experts' outputs before weighting", "c k T H", "HF grouped_mm_experts_forward",
                                    C::Activations};
 constexpr BufferSpec kExpertWeighted{"weighted outputs of the experts", "c k T H (4 k T H with fp32 weights)",
@@ -31,6 +40,31 @@ constexpr BufferSpec kGradHidden{"gradient of hidden states", "c T H", "torch in
 constexpr BufferSpec kGradRouterInput{"fp32 gradient of the router's input", "4 T H", "torch autograd", C::Temporaries};
 
 } // namespace
+
+std::int64_t BlockWriter::ofBusiest(std::int64_t width) const
+{
+    if (local().expert == 1)
+        return width;
+    return static_cast<std::int64_t>(std::ceil(static_cast<double>(width) * local().expertImbalance));
+}
+
+/// An all-to-all over the expert-parallel ranks: every token goes to the rank that holds its expert, or back.
+int BlockWriter::exchangeExperts(bool forward, int tensorSlot, const BufferSpec& spec, std::int64_t width)
+{
+    if (local().expert == 1)
+        return tensorSlot;
+    const int exchanged = tensor(spec, width);
+    const std::int64_t routed = std::max<std::int64_t>(1, m_arch.expertsPerToken);
+    const int id =
+        m_context.addCollective({OpKind::AllToAll, LocalGroup::Expert, "tokens for experts", "c k T H",
+                                 "megatron/core/transformer/moe/token_dispatcher.py",
+                                 checkedMultiply(checkedMultiply(routed, m_arch.hidden), m_c), m_context.compute});
+    if (forward)
+        m_program.forwardCollective(id, {tensorSlot}, {exchanged});
+    else
+        m_program.backwardCollective(id, {tensorSlot}, {exchanged});
+    return exchanged;
+}
 
 void BlockWriter::experts(int input)
 {
@@ -49,22 +83,24 @@ void BlockWriter::experts(int input)
     m_expertInput = tensor(kExpertInput, routedHidden);
     m_program.forward(-1, {input}, {m_expertInput}).kernels(4, {m_expertInput}); // sort, counts; k reads a token
     const bool fused = m_training.implementation == Implementation::HuggingFace;
-    m_inner = inner(m_expertInput, ModuleKind::ExpertIn, ModuleKind::ExpertOut,
-                    checkedMultiply(routed, m_arch.expertFfn), fused);
-    m_expertOutput = tensor(kExpertOutput, routedHidden);
+    m_dispatched = exchangeExperts(true, m_expertInput, kDispatched, ofBusiest(routedHidden));
+    m_inner = inner(m_dispatched, ModuleKind::ExpertIn, ModuleKind::ExpertOut,
+                    ofBusiest(checkedMultiply(routed, m_arch.expertFfn)), fused);
+    m_expertOutput = tensor(kExpertOutput, ofBusiest(routedHidden));
     const int weighted = tensor(kExpertWeighted, routedHidden, each);
     const int ordered = tensor(kExpertWeighted, routedHidden, each);
     m_program.forward(find(ModuleKind::ExpertOut), {m_inner.product}, {m_expertOutput}, {m_expertInput});
+    m_expertOutput = exchangeExperts(true, m_expertOutput, kReturned, routedHidden);
     m_program.forward(-1, {m_expertOutput, m_routerLogits}, {weighted}, {m_expertInput});
     m_program.forward(-1, {weighted}, {ordered}, {m_expertOutput, m_expertInput});
-    m_mlpOut = hidden(kMlpOut);
+    m_mlpOut = wholeHidden(kMlpOut);
     const int sum = each == m_c ? m_mlpOut : tensor(kExpertSum, m_arch.hidden, each);
     m_program.forward(-1, {ordered}, {sum, m_mlpOut}, {m_expertOutput, m_expertInput}).kernels(sum == m_mlpOut ? 1 : 2);
     if (find(ModuleKind::SharedIn) >= 0) {
         const int routedOut = m_mlpOut;
         m_sharedInner = inner(input, ModuleKind::SharedIn, ModuleKind::SharedOut, m_arch.sharedExpertFfn, false);
-        const int shared = hidden(kMlpOut);
-        m_mlpOut = hidden(kMlpOut);
+        const int shared = wholeHidden(kMlpOut);
+        m_mlpOut = wholeHidden(kMlpOut);
         m_program.forward(find(ModuleKind::SharedOut), {m_sharedInner.product}, {shared}, {routedOut});
         if (m_rules.gatesSharedExpert)
             m_sharedOut = shared;
@@ -72,18 +108,18 @@ void BlockWriter::experts(int input)
     }
 }
 
-int BlockWriter::expertsBackward(const NormTensors& before, int gradOut)
+int BlockWriter::expertsBackward(int gradOut)
 {
     const std::int64_t routed = std::max<std::int64_t>(1, m_arch.expertsPerToken);
     const std::int64_t routedHidden = checkedMultiply(routed, m_arch.hidden);
     const std::int64_t each = m_rules.fp32RoutingWeights ? 4 : m_c;
-    const int input = before.out;
+    const int input = m_mlpInput;
     int gradInput = -1;
     if (find(ModuleKind::SharedIn) >= 0) {
         int gradShared = gradOut;
         if (m_sharedOut >= 0) {
-            gradShared = hidden(kGradHidden);
-            m_program.backward(-1, {gradOut, m_sharedOut}, {hidden(kGradHidden), gradShared});
+            gradShared = wholeHidden(kGradHidden);
+            m_program.backward(-1, {gradOut, m_sharedOut}, {wholeHidden(kGradHidden), gradShared});
         }
         gradInput =
             innerBackward(ifTrains(ModuleKind::SharedIn, input), gradShared, m_sharedInner, kGradHidden, m_arch.hidden);
@@ -103,17 +139,19 @@ int BlockWriter::expertsBackward(const NormTensors& before, int gradOut)
         gradOutput = gradExpert(m_c);
         m_program.backward(-1, {gradWeighted}, {gradOutput}, {ordered, gradWeights});
     }
-    const int gradExpertInput = innerBackward(ifTrains(ModuleKind::ExpertIn, m_expertInput), gradOutput, m_inner,
-                                              kGradExpertInput, routedHidden);
-    const int emptied = hidden(kGradHidden);
-    const int gathered = hidden(kGradHidden);
+    gradOutput = exchangeExperts(false, gradOutput, kGradExchanged, ofBusiest(routedHidden));
+    const int gradDispatched = innerBackward(ifTrains(ModuleKind::ExpertIn, m_dispatched), gradOutput, m_inner,
+                                             kGradExpertInput, ofBusiest(routedHidden));
+    const int gradExpertInput = exchangeExperts(false, gradDispatched, kGradExchanged, routedHidden);
+    const int emptied = wholeHidden(kGradHidden);
+    const int gathered = wholeHidden(kGradHidden);
     m_program.backward(-1, {gradExpertInput}, {emptied, gathered}, {gradInput}).kernels(2, {gathered});
     if (m_routerInput >= 0) {
         const int gradRouter = tensor(kGradRouterInput, m_arch.hidden, 4);
         m_program.backward(find(ModuleKind::Router), {m_routerInput}, {gradRouter}, {gathered, gradInput});
         m_program.backward(-1, {gradRouter}, {}, {gradInput}).kernels(2, {gathered, gathered, gathered});
     } else {
-        const int addend = hidden(kGradHidden);
+        const int addend = wholeHidden(kGradHidden);
         m_program.backward(find(ModuleKind::Router), {input}, {addend}, {gradInput, gathered})
             .kernels(2, {gathered, gathered, addend});
     }

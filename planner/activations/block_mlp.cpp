@@ -27,10 +27,11 @@ constexpr BufferSpec kGradHidden{"gradient of hidden states", "c T H", "torch au
 
 void BlockWriter::mlp(const NormTensors& before)
 {
+    m_mlpInput = gatherInput(before.out);
     if (find(ModuleKind::ExpertIn) >= 0) {
-        experts(before.out);
+        experts(m_mlpInput);
+        m_mlpOut = reduceOutput(m_mlpOut);
     } else {
-        m_mlpInput = gatherInput(before.out);
         m_inner = inner(m_mlpInput, ModuleKind::MlpIn, ModuleKind::MlpOut, m_arch.ffn, m_rules.fusedGateUp);
         m_mlpOut = wholeHidden(kMlpOut);
         m_program.forward(find(ModuleKind::MlpOut), {m_inner.product}, {m_mlpOut}, {before.out});
@@ -45,7 +46,7 @@ int BlockWriter::mlpBackward(const NormTensors& before, int gradOut)
 {
     const int grad = dropoutBackward(gradOut, m_mlpResidualMask);
     if (find(ModuleKind::ExpertIn) >= 0)
-        return expertsBackward(before, grad);
+        return reduceGradient(expertsBackward(gatherGradient(grad)), false);
     return innerBackward(ifTrains(ModuleKind::MlpIn, before.out), gatherGradient(grad), m_inner, kGradHidden,
                          m_arch.hidden, true, m_mlpInput);
 }

@@ -20,6 +20,15 @@ constexpr BufferSpec kGradWhole{"gradient gathered over the tensor-parallel rank
 constexpr BufferSpec kGradReduced{"gradient after reduction over the tensor-parallel ranks", "c T H / t", kSource,
                                   C::Temporaries};
 
+constexpr std::string_view kRingSource = "Ring Attention (arXiv 2310.01889); Transformer Engine AttnFuncWithCPAndKVP2P";
+constexpr std::string_view kGatherSource = "Llama 3 (arXiv 2407.21783) sec. 3.3.2: all-gather of keys and values";
+constexpr BufferSpec kRing{"keys and values from the ring, two pieces at a time", "2 x 2 c T a_kv d", kRingSource,
+                           C::Temporaries};
+constexpr BufferSpec kGatheredKeys{"keys and values of the whole sequence", "2 c T x ranks a_kv d", kGatherSource,
+                                   C::Temporaries};
+constexpr BufferSpec kRingGradient{"keys, values and their gradients on the ring", "2 x 4 c T a_kv d", kRingSource,
+                                   C::Temporaries};
+
 } // namespace
 
 int BlockWriter::collective(OpKind kind, std::string_view name, std::string_view formula) const
@@ -108,6 +117,72 @@ int BlockWriter::columnBackward(const std::vector<Branch>& branches, int normOut
     for (const Branch& branch : branches)
         m_program.backwardHalf(Half::Second, branch.module, {branch.grad, read}, {}, {reading});
     return reduced;
+}
+
+/// Elements a token that attention reads besides the query.
+std::int64_t BlockWriter::keysAndValues() const
+{
+    return m_rules.repeatsHeads ? checkedAdd(queryWidth(), outWidth()) : checkedAdd(keyWidth(), valueWidth());
+}
+
+/// Context parallelism: every rank's queries meet all keys and values. The ring passes them on piece by piece beside
+/// attention; an all-gather brings them first.
+void BlockWriter::exchangeKeysAndValues()
+{
+    const std::int64_t ranks = local().context;
+    if (ranks == 1)
+        return;
+    const std::int64_t bytes = checkedMultiply(keysAndValues(), m_c);
+    if (local().exchange == ContextExchange::AllGather) {
+        m_exchanged = tensor(kGatheredKeys, checkedMultiply(keysAndValues(), ranks));
+        m_program.forwardCollective(
+            m_context.addCollective({OpKind::AllGather, LocalGroup::Context, "keys and values", "2 c T a_kv d x ranks",
+                                     kGatherSource, checkedMultiply(bytes, ranks), m_context.compute}),
+            {m_keyRead, m_valueRead}, {m_exchanged});
+        return;
+    }
+    m_exchanged = tensor(kRing, checkedMultiply(keysAndValues(), 2));
+    m_program.forwardCollective(
+        m_context.addCollective({OpKind::Send, LocalGroup::Context, "keys and values", "2 c T a_kv d", kRingSource,
+                                 bytes, m_context.compute, static_cast<std::int32_t>(ranks - 1)}),
+        {m_keyRead, m_valueRead}, {m_exchanged}, true);
+}
+
+/// On the way back the gradients of keys and values travel too, home to the rank that made them.
+void BlockWriter::exchangeKeysAndValuesBackward()
+{
+    const std::int64_t ranks = local().context;
+    if (ranks == 1)
+        return;
+    const std::int64_t bytes = checkedMultiply(keysAndValues(), m_c);
+    if (local().exchange == ContextExchange::AllGather) {
+        m_exchanged = tensor(kGatheredKeys, checkedMultiply(keysAndValues(), ranks));
+        m_program.backwardCollective(
+            m_context.addCollective({OpKind::AllGather, LocalGroup::Context, "keys and values", "2 c T a_kv d x ranks",
+                                     kGatherSource, checkedMultiply(bytes, ranks), m_context.compute}),
+            {m_keyRead, m_valueRead}, {m_exchanged});
+        return;
+    }
+    m_exchanged = tensor(kRingGradient, checkedMultiply(keysAndValues(), 4));
+    m_program.backwardCollective(
+        m_context.addCollective({OpKind::Send, LocalGroup::Context, "keys, values and their gradients", "4 c T a_kv d",
+                                 kRingSource, checkedMultiply(bytes, 2), m_context.compute,
+                                 static_cast<std::int32_t>(ranks)}),
+        {m_keyRead, m_valueRead}, {m_exchanged}, true);
+}
+
+void BlockWriter::finishExchange(int gradKey)
+{
+    if (m_exchanged < 0)
+        return;
+    m_program.backward(-1, {m_exchanged}, {}).is(WorkKind::Nothing);
+    if (local().exchange == ContextExchange::AllGather)
+        m_program.backwardCollective(
+            m_context.addCollective({OpKind::ReduceScatter, LocalGroup::Context, "gradients of keys and values",
+                                     "2 c T a_kv d x ranks", kGatherSource,
+                                     checkedMultiply(checkedMultiply(keysAndValues(), m_c), local().context),
+                                     m_context.compute}),
+            {gradKey}, {});
 }
 
 } // namespace shardwright

@@ -91,7 +91,13 @@ private:
                       bool column = false, int gathered = -1);
     int composedGeluBackward(const Inner& made, int gradProduct);
     void experts(int input);
-    int expertsBackward(const NormTensors& before, int gradOut);
+    int expertsBackward(int gradOut);
+    int exchangeExperts(bool forward, int tensor, const BufferSpec& spec, std::int64_t width);
+    void exchangeKeysAndValues();
+    void exchangeKeysAndValuesBackward();
+    void finishExchange(int gradKey);
+    std::int64_t keysAndValues() const;
+    std::int64_t ofBusiest(std::int64_t width) const; // on the busiest expert-parallel rank
 
     const ProgramContext& m_context;
     const std::vector<LeafModule>& m_modules;
@@ -111,6 +117,8 @@ private:
     int m_attentionHeads = -1, m_attentionOut = -1, m_attentionProjected = -1, m_residual = -1, m_mlpOut = -1;
     int m_attentionInput = -1, m_mlpInput = -1; // what column-parallel matrices read
     int m_attentionResidualMask = -1, m_mlpResidualMask = -1;
+    int m_exchanged = -1;  // keys and values of the other context-parallel ranks
+    int m_dispatched = -1; // tokens that came to this rank's experts
     int m_routerInput = -1, m_routerLogits = -1, m_expertInput = -1, m_expertOutput = -1;
     int m_sharedOut = -1; // of the shared expert, where a gate scales it
     Inner m_inner{}, m_sharedInner{};

@@ -70,9 +70,12 @@ ProgramStep& LayerProgram::backwardHalf(Half half, int module, std::initializer_
     return added;
 }
 
-void LayerProgram::forwardCollective(int collective, std::initializer_list<int> reads, std::initializer_list<int> makes)
+void LayerProgram::forwardCollective(int collective, std::initializer_list<int> reads, std::initializer_list<int> makes,
+                                     bool beside)
 {
-    forward(-1, reads, makes).is(WorkKind::Nothing).m_collective = collective;
+    ProgramStep& added = forward(-1, reads, makes).is(WorkKind::Nothing);
+    added.m_collective = collective;
+    added.m_beside = beside;
 }
 
 void LayerProgram::backwardCollective(int collective, std::initializer_list<int> reads,

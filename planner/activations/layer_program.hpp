@@ -122,7 +122,8 @@ public:
                               std::initializer_list<int> holds = {});
     /// A collective as a step of its own. In place where it makes nothing: then on the first tensor that it reads.
     /// `beside`: it runs beside what follows, up to the first step that uses its result.
-    void forwardCollective(int collective, std::initializer_list<int> reads, std::initializer_list<int> makes);
+    void forwardCollective(int collective, std::initializer_list<int> reads, std::initializer_list<int> makes,
+                           bool beside = false);
     void backwardCollective(int collective, std::initializer_list<int> reads, std::initializer_list<int> makes,
                             bool beside = false);
     /// Neighbouring steps bound by memory run as one kernel (torch.compile). `products`: which modules are not.

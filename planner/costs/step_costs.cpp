@@ -1,6 +1,7 @@
 #include "planner/costs/step_costs.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include "planner/costs/attention_kernels.hpp"
 
@@ -151,9 +152,14 @@ Cost StepCosts::moduleProduct(const StepWork& work, const LayerProgram& program,
     if (experts) { // one product an expert; every token goes to `routed` of them
         const std::int64_t routed = std::max<std::int64_t>(1, arch.expertsPerToken);
         forward.batch = std::max<std::int64_t>(1, module->numel / (module->outFeatures * module->inFeatures));
-        forward.m = ceilDivide(tokens * routed, forward.batch);
-        forward.n = out / routed;
-        forward.k = in / routed;
+        const LocalShape& local = m_activations.local();
+        const double busiest = local.expert > 1 ? local.expertImbalance : 1.0;
+        const auto ofOne = [&](std::int64_t width) {
+            return std::max<std::int64_t>(1, std::llround(static_cast<double>(width) / busiest) / routed);
+        };
+        forward.m = ceilDivide(std::llround(static_cast<double>(tokens * routed) * busiest), forward.batch);
+        forward.n = ofOne(out);
+        forward.k = ofOne(in);
     }
     const double inBytes = static_cast<double>(tokens * in * m_elementBytes);
     const double outBytes = static_cast<double>(tokens * out * m_elementBytes);
@@ -242,9 +248,12 @@ Cost StepCosts::fusedAttention(const StepWork& work, const LayerProgram& program
     const AttentionKernels generation =
         training.implementation == Implementation::LlmFoundry ? AttentionKernels::Flash1 : AttentionKernels::Flash2;
     const int kernels = backward ? 3 : 1; // row sums of out times its gradient, the rest, the query's gradient cast
-    return {attentionSeconds(m_input.cluster.gpu, m_facts, m_activations.compute(), shape, backward, generation) +
+    // Context-parallel ranks hold two pieces of every sequence each, so that the causal mask leaves all alike work.
+    const auto ranks = static_cast<double>(m_activations.local().context);
+    return {attentionSeconds(m_input.cluster.gpu, m_facts, m_activations.compute(), shape, backward, generation) /
+                    ranks +
                 (kernels - 1) * m_facts.kernelSeconds,
-            attentionFlops(shape, backward), kernels};
+            attentionFlops(shape, backward) / ranks, kernels};
 }
 
 /// Attention spelled out: the whole square of scores, for every head.

@@ -28,6 +28,15 @@ inline Group replicaGroup(const Cluster& cluster, std::int64_t shardGroup)
     return {"replicate", replicas, std::max<std::int64_t>(1, ceilDivide(replicas, shardGroupsPerNode))};
 }
 
+/// The same among the ranks that hold one part of the model.
+inline Group replicaGroup(const PlanInput& input, std::int64_t shardGroup)
+{
+    const std::int64_t replicas = input.ranks() / shardGroup;
+    const std::int64_t span = checkedMultiply(shardGroup, input.strategy.parallelism.tensor);
+    const std::int64_t perNode = std::max<std::int64_t>(1, input.cluster.gpusPerNode / span);
+    return {"replicate", replicas, std::max<std::int64_t>(1, ceilDivide(replicas, perNode))};
+}
+
 /// One micro-step of the step: where it stands, and how often it happens alike.
 struct MicroStep {
     std::string_view name;

@@ -19,7 +19,21 @@ struct Reasons {
     }
     std::vector<std::string> operator()(const Fsdp2Options&) const
     {
-        return {"tensor, pipeline, context and expert parallelism under fsdp2 are not planned"};
+        std::vector<std::string> reasons;
+        const Parallelism& parallelism = input.strategy.parallelism;
+        if (parallelism.pipeline > 1)
+            reasons.push_back("a pipeline of stages under fsdp2 (torchtitan) is not planned: megatron and deepspeed "
+                              "pipelines are");
+        if (parallelism.expert > 1)
+            reasons.push_back("expert parallelism under fsdp2 (torchtitan) is not planned");
+        if (parallelism.tensor > 1 && input.training.implementation == Implementation::Torchtitan &&
+            !parallelism.sequenceParallel)
+            reasons.push_back("torchtitan's tensor parallelism always splits the sequence between its matrices "
+                              "(SequenceParallel): set sequence_parallel");
+        if (parallelism.sequenceParallel && input.training.implementation == Implementation::HuggingFace)
+            reasons.push_back("transformers' tensor-parallel plans do not split the sequence: leave sequence_parallel "
+                              "off");
+        return reasons;
     }
     std::vector<std::string> operator()(const DeepSpeedOptions& options) const
     {

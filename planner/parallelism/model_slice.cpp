@@ -346,6 +346,9 @@ std::vector<std::string> sliceRefusals(const PlanInput& input)
         refuse(fmt::format("context parallelism gives each of {} ranks two pieces of every sequence (the causal mask "
                            "would load them unevenly otherwise): {} tokens are no multiple of {}",
                            parallelism.context, input.training.sequenceLength, 2 * parallelism.context));
+    if (parallelism.context > 1 && input.training.attention == Attention::Eager)
+        refuse("context parallelism needs fused attention (flash or sdpa): the ring puts its pieces together by their "
+               "log-sum-exp");
     const std::int64_t blocks = blocksOf(input.model);
     const std::int64_t chunks = checkedMultiply(parallelism.pipeline, parallelism.virtualStages);
     if (blocks < chunks)

@@ -92,7 +92,8 @@ FsdpShape shapeOf(const PlanInput& input)
     return FsdpShape(input,
                      {options.paramDtype, options.reduceDtype, options.upcastTrainable, options.offloadParams,
                       options.cpuRamEfficientLoading},
-                     {options.wrap, options.minNumParams, options.separateHeadUnit}, {options.checkpointChildren});
+                     {options.wrap, options.minNumParams, options.separateHeadUnit},
+                     {options.checkpointChildren, localShape(input)});
 }
 
 } // namespace
@@ -106,10 +107,11 @@ Fsdp2Rules::Fsdp2Rules(const PlanInput& input)
 void Fsdp2Rules::resize(const PlanInput& input)
 {
     m_options = std::get<Fsdp2Options>(input.strategy.options);
+    m_parallelism = input.strategy.parallelism;
     m_units.clear();
     resizeShape(input, shardRanksOf(input));
     const std::int64_t fewer = std::max<std::int64_t>(1, m_options.reshardGroup);
-    m_fewer = m_sizes.addGroup({"reshard", fewer, nodesOfConsecutive(input.cluster, fewer)});
+    m_fewer = m_sizes.addGroup({"reshard", fewer, nodesOfDataRanks(input, fewer)});
     m_accumulated.clear();
     for (std::size_t type = 0; type < m_shape.model.layerTypes.size(); ++type) {
         std::vector<BufferClassId> classes;
@@ -132,13 +134,13 @@ Reshard Fsdp2Rules::reshard() const
 std::string Fsdp2Rules::structureKey() const
 {
     return fmt::format("fsdp2 {} reshard{} last{} wrap{}/{} sep{} off{} fwd{} sync{} hsdp{} one{} ram{} p{} r{} d{}/{} "
-                       "child{} {}",
+                       "child{} {} {}",
                        m_shape.model.id, static_cast<int>(reshard()), m_options.keepLastBlock, nameOf(m_options.wrap),
                        m_options.minNumParams, m_options.separateHeadUnit, m_options.offloadParams,
                        m_options.forwardPrefetch, m_options.noSync, m_shape.replicas.ranks > 1, !m_shape.sharded(),
                        m_options.cpuRamEfficientLoading, nameOf(m_shape.compute), nameOf(m_shape.reduce),
                        nameOf(m_shape.trained), nameOf(m_shape.frozen), m_options.checkpointChildren,
-                       activationStructureKey(m_shape.training));
+                       activationStructureKey(m_shape.training), parallelismKey(m_parallelism, m_shape.training));
 }
 
 double Fsdp2Rules::textbookPsi() const

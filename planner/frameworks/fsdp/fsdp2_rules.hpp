@@ -53,6 +53,7 @@ private:
     bool tiedGroup() const { return m_options.separateHeadUnit && m_shape.model.architecture.tiedEmbedding; }
 
     Fsdp2Options m_options;
+    Parallelism m_parallelism;
     GroupId m_fewer = -1;                                  // ranks of reshard_after_forward=int
     std::vector<Fsdp2Unit> m_units;                        // by unit type
     std::vector<std::vector<BufferClassId>> m_accumulated; // [layer type][module]: gradients kept by no_sync

@@ -31,11 +31,11 @@ void FsdpRules::resizeShape(const PlanInput& input, std::int64_t shardRanks)
     shape.training = input.training;
     shape.cluster = &input.cluster;
     shape.shardRanks = shardRanks;
-    shape.replicas = replicaGroup(input.cluster, shardRanks);
+    shape.replicas = replicaGroup(input, shardRanks);
     m_sizes.clear();
     shape.activations.defineSizes(m_sizes, shape.training);
-    shape.shardGroup = m_sizes.addGroup(
-        {shape.replicas.ranks > 1 ? "shard" : "world", shardRanks, nodesOfConsecutive(input.cluster, shardRanks)});
+    shape.shardGroup = m_sizes.addGroup({shape.replicas.ranks > 1 || input.slice != nullptr ? "shard" : "world",
+                                         shardRanks, nodesOfDataRanks(input, shardRanks)});
     shape.replicaGroup = m_sizes.addGroup(shape.replicas);
     m_kept.clear();
     for (std::size_t type = 0; type < shape.units.types.size(); ++type)

@@ -309,8 +309,10 @@ std::vector<std::string> megatronRefusals(const PlanInput& input)
                         blocks, chunks, parallelism.pipeline, parallelism.virtualStages));
     if (parallelism.schedule == PipelineSchedule::GPipe && parallelism.pipeline > 1)
         refuse("Megatron-LM runs 1f1b, interleaved with virtual_stages; it has no gpipe schedule");
-    if (parallelism.expert > 1 && parallelism.tensor > 1 && !parallelism.sequenceParallel)
+    if (input.model.architecture.experts > 0 && parallelism.tensor > 1 && !parallelism.sequenceParallel)
         refuse("Megatron-LM needs sequence_parallel where a mixture of experts meets tensor parallelism");
+    if (parallelism.expert > 1 && parallelism.tensor > 1)
+        refuse("experts over expert- and tensor-parallel ranks at once are not planned: one of the two");
     if (options.overlapParamGather && !options.distributedOptimizer)
         refuse("overlap_param_gather needs use_distributed_optimizer");
     if (options.overlapParamGather && !options.overlapGradReduce)
