@@ -96,6 +96,8 @@ struct Training {
     Optimizer optimizer = Optimizer::AdamW;
     Checkpointing checkpointing = Checkpointing::None;
     int checkpointEvery = 1; // with Full: every n-th block is checkpointed, the others keep everything
+    // Recomputation without reentrance ends once backward has what it needs (set_checkpoint_early_stop, torch 2.1 on).
+    bool checkpointEarlyStop = true;
     Attention attention = Attention::Flash;
     Implementation implementation = Implementation::HuggingFace;
     LossKind loss = LossKind::Default;

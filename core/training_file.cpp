@@ -28,6 +28,7 @@ template <typename Fields, typename T> void visitTraining(Fields& fields, T& tra
     fields.field("optimizer", training.optimizer);
     fields.field("activation_checkpointing", training.checkpointing);
     fields.field("checkpoint_every", training.checkpointEvery, 1);
+    fields.field("checkpoint_early_stop", training.checkpointEarlyStop);
     fields.field("attention", training.attention);
     fields.field("implementation", training.implementation);
     fields.field("loss", training.loss);

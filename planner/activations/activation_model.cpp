@@ -44,10 +44,15 @@ RecomputeRange recomputeRange(const Training& training)
     switch (training.implementation) {
     case Implementation::Torchtitan:
     case Implementation::Torchtune:
-    case Implementation::LlmFoundry: return RecomputeRange::UntilLastNeeded;
+    case Implementation::LlmFoundry:
+        if (training.checkpointEarlyStop)
+            return RecomputeRange::UntilLastNeeded;
+        break;
     default: break;
     }
-    return training.checkpointing == Checkpointing::Selective ? RecomputeRange::OnlyNeeded : RecomputeRange::Whole;
+    return training.checkpointing == Checkpointing::Selective && training.implementation != Implementation::Torchtitan
+               ? RecomputeRange::OnlyNeeded
+               : RecomputeRange::Whole;
 }
 } // namespace
 

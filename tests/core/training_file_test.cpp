@@ -111,6 +111,7 @@ Training anyTraining()
     training.checkpointing = *anyOf<Checkpointing>();
     if (training.checkpointing == Checkpointing::Full)
         training.checkpointEvery = *rc::gen::inRange(1, 9);
+    training.checkpointEarlyStop = *rc::gen::arbitrary<bool>();
     training.attention = *anyOf<Attention>();
     training.implementation = *anyOf<Implementation>();
     training.loss = *anyOf<LossKind>();
