@@ -152,6 +152,27 @@ double powerFactor(const Architecture& architecture, double watts)
     return watts > 0 ? std::pow(watts / architecture.watts, architecture.powerExponent) : 1.0;
 }
 
+// GPUs of one product differ in the clock that they hold within their power: by 5 % between the fastest and the slowest
+// of a node's eight ([mamf], "Not all accelerators are created equal"). Of eight draws from a normal distribution the
+// range is 2.85 standard deviations.
+constexpr double kSpread = 0.05 / 2.85;
+
+/// How many standard deviations the slowest of `gpus` is below the mean: the quantile (n - 3/8) / (n + 1/4) of the
+/// normal distribution (Blom 1958).
+double deviationsOfSlowest(std::int64_t gpus)
+{
+    if (gpus <= 1)
+        return 0;
+    const double wanted = (static_cast<double>(gpus) - 0.375) / (static_cast<double>(gpus) + 0.25);
+    double low = 0;
+    double high = 8;
+    for (int halving = 0; halving < 40; ++halving) {
+        const double middle = (low + high) / 2;
+        (1 - std::erfc(middle / std::sqrt(2.0)) / 2 < wanted ? low : high) = middle;
+    }
+    return low;
+}
+
 const Architecture& architectureOf(const Gpu& gpu)
 {
     const Architecture* found = &kArchitectures[2];
@@ -163,7 +184,7 @@ const Architecture& architectureOf(const Gpu& gpu)
 
 } // namespace
 
-GpuFacts gpuFacts(const Gpu& gpu)
+GpuFacts gpuFacts(const Gpu& gpu, std::int64_t gpus)
 {
     const Architecture& architecture = architectureOf(gpu);
     GpuFacts facts = architecture.facts;
@@ -172,11 +193,12 @@ GpuFacts gpuFacts(const Gpu& gpu)
     constexpr double kMostOfAnyPeak =
         0.92; // assumed: power to spare does not lift a product above its instruction rate
     const double power = powerFactor(architecture, gpu.power.value);
-    facts.tensorShare = std::min(kMostOfAnyPeak, facts.tensorShare * power);
-    facts.fp8Share = std::min(kMostOfAnyPeak, facts.fp8Share * power);
+    const double slowest = 1 - kSpread * deviationsOfSlowest(gpus);
+    facts.tensorShare = std::min(kMostOfAnyPeak, facts.tensorShare * power) * slowest;
+    facts.fp8Share = std::min(kMostOfAnyPeak, facts.fp8Share * power) * slowest;
     for (double* rate : {&facts.attention.forward64, &facts.attention.backward64, &facts.attention.forward128,
                          &facts.attention.backward128})
-        *rate *= std::min(1.0, power); // assumed: attention is held back as products are
+        *rate *= std::min(1.0, power) * slowest; // assumed: attention is held back as products are
     return facts;
 }
 

@@ -31,7 +31,8 @@ struct GpuFacts {
     AttentionRates attention;
 };
 
-GpuFacts gpuFacts(const Gpu& gpu);
+/// `gpus`: how many work in step; the slowest of them sets the pace.
+GpuFacts gpuFacts(const Gpu& gpu, std::int64_t gpus = 1);
 
 /// FLOP/s that matrix products of this dtype sustain; of the nearest dtype that the GPU's description has.
 double sustainedFlops(const Gpu& gpu, const GpuFacts& facts, DType dtype);

@@ -33,7 +33,7 @@ bool trainsBias(const LeafModule& module, const LayerType& type)
 } // namespace
 
 StepCosts::StepCosts(const PlanInput& input, const ActivationModel& activations)
-    : m_input(input), m_activations(activations), m_facts(gpuFacts(input.cluster.gpu)),
+    : m_input(input), m_activations(activations), m_facts(gpuFacts(input.cluster.gpu, input.cluster.gpus())),
       m_bandwidth(sustainedBandwidth(input.cluster.gpu, m_facts)), m_elementBytes(bitsOf(activations.compute()) / 8),
       m_scoresInFp32(familyRules(activations.model(), input.training).scoresInFp32),
       m_tiedHeadTrains(embeddingTrains(activations.model())),

@@ -96,11 +96,23 @@ TEST(MatrixProduct, thinProductsAreBoundByMemory)
 {
     const Gpu& gpu = cluster().gpu;
     const GpuFacts facts = gpuFacts(gpu);
-    const MatrixProduct product{1, 16384, 16, 4096, DType::Bf16, 2}; // an adapter of rank 16
+    const MatrixProduct product{1, 16384, 16, 4096, DType::Bf16, 2};                 // an adapter of rank 16
     const double bytes = 2.0 * (16384.0 * 4096 + 4096.0 * 16 + 16384.0 * 16) - 40e6; // beyond the cache
     const double moving = bytes / (2.039e12 * facts.memoryShare);
     EXPECT_GT(seconds(gpu, facts, product), moving);
     EXPECT_LT(seconds(gpu, facts, product), 1.3 * moving + facts.productSeconds);
+}
+
+TEST(GpuFacts, theSlowestOfManySetsThePace)
+{
+    // Order statistics of the normal distribution (Harter 1961): 0.564, 1.424 and 2.508 deviations for 2, 8 and 100.
+    const Gpu& gpu = cluster().gpu;
+    const double one = gpuFacts(gpu).tensorShare;
+    const double deviation = 0.05 / 2.85;
+    EXPECT_NEAR(gpuFacts(gpu, 2).tensorShare / one, 1 - 0.564 * deviation, 5e-4);
+    EXPECT_NEAR(gpuFacts(gpu, 8).tensorShare / one, 1 - 1.424 * deviation, 5e-4);
+    EXPECT_NEAR(gpuFacts(gpu, 100).tensorShare / one, 1 - 2.508 * deviation, 5e-4);
+    EXPECT_EQ(gpuFacts(gpu, 8).memoryShare, gpuFacts(gpu).memoryShare);
 }
 
 RC_GTEST_PROP(MatrixProduct, neverFasterThanItsPeakNorForMoreWork, ())
