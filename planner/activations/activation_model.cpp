@@ -36,10 +36,11 @@ constexpr BufferSpec kPartition{"checkpointed input, split over the tensor-paral
 /// What checkpointing runs again. torch.utils.checkpoint without reentrance stops once backward has what it asked for
 /// (set_checkpoint_early_stop, torch 2.1): torchtitan, torchtune and llm-foundry wrap their blocks so. transformers'
 /// gradient_checkpointing_enable, DeepSpeed's and Megatron's full recomputation run the whole block; a compiled block
-/// and Megatron's recomputed attention core hold nothing that is not needed.
-RecomputeRange recomputeRange(const Training& training)
+/// and Megatron's recomputed attention core hold nothing that is not needed, nor do wrapped children, each of which
+/// stops early.
+RecomputeRange recomputeRange(const Training& training, const ActivationVariant& variant)
 {
-    if (training.compile)
+    if (training.compile || variant.checkpointChildren)
         return RecomputeRange::OnlyNeeded;
     switch (training.implementation) {
     case Implementation::Torchtitan:
@@ -114,7 +115,7 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
         m_checkpointed.push_back(m_keeping.back());
         m_keeping.back().compile(KeepMode::Keep);
         m_checkpointed.back().compile(layerType.kind == LayerKind::Block ? mode : KeepMode::Keep,
-                                      recomputeRange(training));
+                                      recomputeRange(training, variant));
     }
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer)
         if (model.layer(layer).kind == LayerKind::Embedding)

@@ -198,7 +198,9 @@ void BlockWriter::repeatHeads()
 /// `normOut` is an argument of the attention module's forward.
 void BlockWriter::eagerAttention(int normOut)
 {
-    const bool compiled = m_training.compile;
+    // Megatron's core (megatron/core/transformer/dot_product_attention.py) multiplies strided views, scales within the
+    // product and masks within its softmax kernel: as few tensors as a compiled graph makes.
+    const bool compiled = m_training.compile || m_training.implementation == Implementation::Megatron;
     const std::int64_t each = m_rules.scoresInFp32 ? 4 : m_c; // of queries, keys and scores
     if (!compiled) {
         m_queryRead = tensor(kContiguous, queryWidth(), each);
@@ -312,7 +314,7 @@ void BlockWriter::eagerAttentionBackward(int gradOut, int gradQuery, int gradKey
         next(each, -1);
     if (m_softcap >= 0)
         next(m_c, m_softcap);
-    if (!m_training.compile)
+    if (!m_training.compile && m_training.implementation != Implementation::Megatron)
         next(each, -1); // the scale
     m_program.backward(-1, {grad, m_queryRead, m_keyRead}, {gradQuery, gradKey}).is(WorkKind::AttentionScores);
 }

@@ -156,7 +156,9 @@ int BlockWriter::dropout(int input, int& mask)
         return input;
     mask = m_program.tensor(m_sequence.add(kDropoutMask, m_arch.hidden, 1, m_type));
     const int dropped = hidden(kDropped);
-    m_program.forward(-1, {input}, {dropped, mask});
+    ProgramStep& step = m_program.forward(-1, {input}, {dropped, mask});
+    if (m_training.implementation == Implementation::Megatron)
+        step.is(WorkKind::Nothing); // one kernel with the sum that follows: fused_bias_dropout.py
     return dropped;
 }
 

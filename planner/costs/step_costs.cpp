@@ -45,9 +45,9 @@ Cost StepCosts::of(const StepWork& work, const LayerProgram& program, int layerT
 {
     switch (work.kind) {
     case WorkKind::Nothing: return {};
-    case WorkKind::Attention: return fusedAttention(work, program, backward);
+    case WorkKind::Attention: return fusedAttention(backward);
     case WorkKind::AttentionScores:
-    case WorkKind::AttentionContext: return eagerProducts(work, program, backward);
+    case WorkKind::AttentionContext: return eagerProducts(work, backward);
     case WorkKind::Adapter:
         return adapter(m_activations.modules(layerType)[static_cast<std::size_t>(work.module)], backward);
     case WorkKind::ByModule: break;
@@ -82,10 +82,9 @@ std::int64_t StepCosts::width(const LayerProgram& program, int slot) const
     return id < 0 ? 0 : m_activations.classes()[static_cast<std::size_t>(id)].bytesPerToken / m_elementBytes;
 }
 
-std::int64_t StepCosts::heads(const LayerProgram& program, int slot, std::int64_t headDim,
-                              std::int64_t elementBytes) const
+std::int64_t StepCosts::contextRanks() const
 {
-    return width(program, slot) * m_elementBytes / std::max<std::int64_t>(1, headDim * elementBytes);
+    return std::max<std::int64_t>(1, m_input.training.tokensPerMicroBatch() / m_activations.tokens(m_input.training));
 }
 
 Cost StepCosts::stream(double bytes, int kernels) const
@@ -166,10 +165,12 @@ Cost StepCosts::moduleProduct(const StepWork& work, const LayerProgram& program,
     Cost cost;
     if (m_float8 && module != nullptr && type.kind == LayerKind::Block && !router && !experts) {
         forward.dtype = DType::Fp8;
-        cost += float8Casts(*module, inBytes, outBytes, backward);
+        if (work.half != Half::Second)
+            cost += float8Casts(*module, inBytes, outBytes, backward);
     }
     const std::optional<Lora>& lora = training.lora;
-    if (lora && lora->baseDtype && type.kind == LayerKind::Block && module != nullptr && module->frozen > 0) {
+    if (lora && lora->baseDtype && type.kind == LayerKind::Block && module != nullptr && module->frozen > 0 &&
+        work.half != Half::Second) {
         // bitsandbytes writes the weight out in the compute dtype before each product
         const double perElement =
             static_cast<double>(bitsOf(*lora->baseDtype)) / 8 + static_cast<double>(m_elementBytes);
@@ -232,18 +233,14 @@ Cost StepCosts::adapter(const LeafModule& module, bool backward) const
     return cost;
 }
 
-Cost StepCosts::fusedAttention(const StepWork& work, const LayerProgram& program, bool backward) const
+Cost StepCosts::fusedAttention(bool backward) const
 {
     const Architecture& arch = m_activations.model().architecture;
     const Training& training = m_input.training;
-    const int outSlot = backward ? work.reads.front() : work.writes.front();
-    const AttentionShape shape{training.microBatch,
-                               heads(program, outSlot, arch.valueHeadDim, m_elementBytes),
-                               training.sequenceLength,
-                               training.sequenceLength,
-                               arch.headDim,
-                               arch.valueHeadDim,
-                               true};
+    const std::int64_t s = training.sequenceLength;
+    // Ranks that share a sequence hold parts of it from both ends, so that each has as much to do under the mask.
+    const AttentionShape shape{training.microBatch, arch.heads, s / contextRanks(), s, arch.headDim,
+                               arch.valueHeadDim,   true};
     // llm-foundry pinned flash-attn 1.0.9 and Triton's kernel of 2023 until its release 0.5.
     const AttentionKernels generation =
         training.implementation == Implementation::LlmFoundry ? AttentionKernels::Flash1 : AttentionKernels::Flash2;
@@ -257,7 +254,7 @@ Cost StepCosts::fusedAttention(const StepWork& work, const LayerProgram& program
 }
 
 /// Attention spelled out: the whole square of scores, for every head.
-Cost StepCosts::eagerProducts(const StepWork& work, const LayerProgram& program, bool backward) const
+Cost StepCosts::eagerProducts(const StepWork& work, bool backward) const
 {
     const Architecture& arch = m_activations.model().architecture;
     const Training& training = m_input.training;
@@ -266,19 +263,15 @@ Cost StepCosts::eagerProducts(const StepWork& work, const LayerProgram& program,
     const bool fp32 = scores && m_scoresInFp32;
     const std::int64_t each = fp32 ? 4 : m_elementBytes;
     const std::int64_t headDim = scores ? arch.headDim : arch.valueHeadDim;
-    // the tensor with one row of headDim a head: queries of the scores, the result of the context or its gradient
-    const int perHead = scores ? (backward ? work.writes.front() : work.reads.front())
-                               : (backward ? work.reads.front() : work.writes.front());
-    const std::int64_t batch =
-        training.microBatch * heads(program, perHead, headDim, scores && backward ? m_elementBytes : each);
+    const std::int64_t batch = training.microBatch * arch.heads;
+    const std::int64_t rows = s / contextRanks(); // queries of this rank
     const DType dtype = fp32 ? DType::Fp32 : m_activations.compute();
-    const MatrixProduct square{batch, s, s, headDim, dtype, each};
-    const MatrixProduct tall{batch, s, headDim, s, dtype, each};
-    Cost cost = product(scores != backward ? square : tall);
-    if (backward) { // context: of the probabilities and of the values; scores: of queries and of keys
-        cost = product(scores ? tall : square);
-        cost += product(tall);
-    }
+    const MatrixProduct square{batch, rows, s, headDim, dtype, each}; // scores, or gradient of the probabilities
+    const MatrixProduct tall{batch, rows, headDim, s, dtype, each};   // result, or gradient of queries, keys or values
+    if (!backward)
+        return product(scores ? square : tall);
+    Cost cost = product(scores ? tall : square); // of queries; of the probabilities
+    cost += product(tall);                       // of keys; of values
     return cost;
 }
 

@@ -34,7 +34,7 @@ public:
 private:
     double bytes(const LayerProgram& program, int slot) const;
     std::int64_t width(const LayerProgram& program, int slot) const;
-    std::int64_t heads(const LayerProgram& program, int slot, std::int64_t headDim, std::int64_t elementBytes) const;
+    std::int64_t contextRanks() const; // that share every sequence
     Cost stream(double bytes, int kernels) const;
     Cost product(const MatrixProduct& product) const;
     Cost pointwise(const StepWork& work, const LayerProgram& program) const;
@@ -42,8 +42,8 @@ private:
     Cost lookup(const StepWork& work, const LayerProgram& program, int layerType, bool backward) const;
     Cost float8Casts(const LeafModule& module, double inBytes, double outBytes, bool backward) const;
     Cost adapter(const LeafModule& module, bool backward) const;
-    Cost fusedAttention(const StepWork& work, const LayerProgram& program, bool backward) const;
-    Cost eagerProducts(const StepWork& work, const LayerProgram& program, bool backward) const;
+    Cost fusedAttention(bool backward) const;
+    Cost eagerProducts(const StepWork& work, bool backward) const;
 
     const PlanInput& m_input;
     const ActivationModel& m_activations;
