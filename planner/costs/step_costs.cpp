@@ -82,11 +82,6 @@ std::int64_t StepCosts::width(const LayerProgram& program, int slot) const
     return id < 0 ? 0 : m_activations.classes()[static_cast<std::size_t>(id)].bytesPerToken / m_elementBytes;
 }
 
-std::int64_t StepCosts::contextRanks() const
-{
-    return std::max<std::int64_t>(1, m_input.training.tokensPerMicroBatch() / m_activations.tokens(m_input.training));
-}
-
 Cost StepCosts::stream(double bytes, int kernels) const
 {
     return {bytes / m_bandwidth + kernels * m_facts.kernelSeconds, 0, kernels};
@@ -238,19 +233,16 @@ Cost StepCosts::fusedAttention(bool backward) const
     const Architecture& arch = m_activations.model().architecture;
     const Training& training = m_input.training;
     const std::int64_t s = training.sequenceLength;
-    // Ranks that share a sequence hold parts of it from both ends, so that each has as much to do under the mask.
-    const AttentionShape shape{training.microBatch, arch.heads, s / contextRanks(), s, arch.headDim,
+    // Context-parallel ranks hold two pieces of every sequence each, so that the causal mask leaves all alike work.
+    const AttentionShape shape{training.microBatch, arch.heads, s / m_activations.local().context, s, arch.headDim,
                                arch.valueHeadDim,   true};
     // llm-foundry pinned flash-attn 1.0.9 and Triton's kernel of 2023 until its release 0.5.
     const AttentionKernels generation =
         training.implementation == Implementation::LlmFoundry ? AttentionKernels::Flash1 : AttentionKernels::Flash2;
     const int kernels = backward ? 3 : 1; // row sums of out times its gradient, the rest, the query's gradient cast
-    // Context-parallel ranks hold two pieces of every sequence each, so that the causal mask leaves all alike work.
-    const auto ranks = static_cast<double>(m_activations.local().context);
-    return {attentionSeconds(m_input.cluster.gpu, m_facts, m_activations.compute(), shape, backward, generation) /
-                    ranks +
+    return {attentionSeconds(m_input.cluster.gpu, m_facts, m_activations.compute(), shape, backward, generation) +
                 (kernels - 1) * m_facts.kernelSeconds,
-            attentionFlops(shape, backward) / ranks, kernels};
+            attentionFlops(shape, backward), kernels};
 }
 
 /// Attention spelled out: the whole square of scores, for every head.
@@ -264,7 +256,7 @@ Cost StepCosts::eagerProducts(const StepWork& work, bool backward) const
     const std::int64_t each = fp32 ? 4 : m_elementBytes;
     const std::int64_t headDim = scores ? arch.headDim : arch.valueHeadDim;
     const std::int64_t batch = training.microBatch * arch.heads;
-    const std::int64_t rows = s / contextRanks(); // queries of this rank
+    const std::int64_t rows = s / m_activations.local().context; // queries of this rank
     const DType dtype = fp32 ? DType::Fp32 : m_activations.compute();
     const MatrixProduct square{batch, rows, s, headDim, dtype, each}; // scores, or gradient of the probabilities
     const MatrixProduct tall{batch, rows, headDim, s, dtype, each};   // result, or gradient of queries, keys or values

@@ -34,7 +34,6 @@ public:
 private:
     double bytes(const LayerProgram& program, int slot) const;
     std::int64_t width(const LayerProgram& program, int slot) const;
-    std::int64_t contextRanks() const; // that share every sequence
     Cost stream(double bytes, int kernels) const;
     Cost product(const MatrixProduct& product) const;
     Cost pointwise(const StepWork& work, const LayerProgram& program) const;
