@@ -149,7 +149,7 @@ struct StepBreakdown {
     double bubble = 0;               // pipeline stages waiting for each other
     double offload = 0;              // waiting for copies over PCIe and for NVMe
     double optimizer = 0;            // optimizer step, on the GPU or the host
-    double other = 0;                // copies within the GPU, quantisation, launch gaps, waiting for the host
+    double other = 0; // copies within the GPU, quantisation, launch gaps, what collectives take from computing
     double total() const { return compute + recompute + exposedCommunication + bubble + offload + optimizer + other; }
 };
 

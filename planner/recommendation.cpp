@@ -81,8 +81,13 @@ std::string whatTheNextLoses(const Plan& chosen, const Plan& next)
     std::string text = ratio < kTwice
                            ? fmt::format("; {} is next with {} more", next.strategy, percent(ratio - 1))
                            : fmt::format("; {} is next and takes {} times as long", next.strategy, threeDigits(ratio));
-    if (most != nullptr)
-        text += fmt::format(": {} takes {} longer", most->name, spokenSeconds(longer));
+    if (most == nullptr)
+        return text;
+    const bool rest = most->seconds == &StepBreakdown::other;
+    text += fmt::format(": {} {} longer",
+                        rest ? "copies within the GPU and what collectives slow down take"
+                             : fmt::format("{} takes", most->name),
+                        spokenSeconds(longer));
     return text;
 }
 

@@ -56,7 +56,7 @@ void cut(ParameterSpec& parameter, Cut how, std::int64_t parts)
 class Slicer {
 public:
     explicit Slicer(const PlanInput& input)
-        : m_input(input), m_whole(input.model), m_parallelism(input.strategy.parallelism), m_shape(localShape(input)),
+        : m_whole(input.model), m_parallelism(input.strategy.parallelism), m_shape(localShape(input)),
           m_blocks(blocksOfChunks(input))
     {
         m_vocabulary = paddedVocabulary(input);
@@ -212,7 +212,6 @@ private:
                 }
     }
 
-    const PlanInput& m_input;
     const Model& m_whole;
     const Parallelism& m_parallelism;
     const LocalShape m_shape;

@@ -42,8 +42,8 @@ public:
 
     /// The structure it was compiled for.
     const std::string& structureKey() const { return m_key; }
-    /// Resizes the rules to a candidate of the same model and options but for numbers, and says whether it still has the
-    /// structure that was compiled. If not, evaluate() must not be asked about it.
+    /// Resizes the rules to a candidate of the same model and options but for numbers, and says whether it still has
+    /// the structure that was compiled. If not, evaluate() must not be asked about it.
     bool fits(const PlanInput& candidate);
 
     /// The rules, with the sizes of the candidate last evaluated.

@@ -13,7 +13,8 @@
 namespace shardwright {
 
 /// One row per plan. Memory in GiB as nvidia-smi and torch count it, traffic and NVMe in GB as links and drives are
-/// sold. Rows: fastest first among those that fit, see planner/README.md. Columns that are empty for every plan (host, NVMe, between nodes, step time) are left out.
+/// sold. Rows: fastest first among those that fit, see planner/README.md. Columns that are empty for every plan (host,
+/// NVMe, between nodes, step time) are left out.
 Table compareTable(const std::vector<Plan>& plans, const std::optional<Recommendation>& recommendation,
                    const OutputStyle& style);
 

@@ -172,8 +172,8 @@ TEST(ClusterFile, WhatRunningCostsIsOptionalAndHasUnitsOfItsOwn)
     std::vector<Finding> findings;
     readText(json.dump(), &findings);
     const std::string told = textOf(findings);
-    for (const char* expected : {"/price_per_gpu_hour: \"W\" is not a unit of this figure", "/gpu/power: must be greater",
-                                 "/intra_node/per_node: is not a known key"})
+    for (const char* expected : {"/price_per_gpu_hour: \"W\" is not a unit of this figure",
+                                 "/gpu/power: must be greater", "/intra_node/per_node: is not a known key"})
         EXPECT_NE(told.find(expected), std::string::npos) << expected << "\nin\n" << told;
 }
 
