@@ -1,6 +1,7 @@
 #include "planner/recommendation.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include <fmt/format.h>
@@ -14,9 +15,11 @@ namespace {
 
 constexpr double kSameTime = 1.01; // far below what a prediction can tell apart
 
-double secondsOf(const Plan& plan)
+/// Plans that split the model train fewer sequences a step: what counts is the time of a token.
+double secondsPerToken(const Plan& plan)
 {
-    return plan.step ? plan.step->seconds : std::numeric_limits<double>::infinity();
+    return plan.step && plan.step->tokensPerSecond > 0 ? 1 / plan.step->tokensPerSecond
+                                                       : std::numeric_limits<double>::infinity();
 }
 
 /// Those to choose among, fastest first: tight ones only where nothing else fits.
@@ -31,13 +34,13 @@ std::vector<const Plan*> candidates(const std::vector<Plan>& plans)
             break;
     }
     std::stable_sort(list.begin(), list.end(),
-                     [](const Plan* a, const Plan* b) { return secondsOf(*a) < secondsOf(*b); });
+                     [](const Plan* a, const Plan* b) { return secondsPerToken(*a) < secondsPerToken(*b); });
     return list;
 }
 
 bool asFast(const Plan& plan, const Plan& fastest)
 {
-    return secondsOf(plan) <= kSameTime * secondsOf(fastest);
+    return secondsPerToken(plan) <= kSameTime * secondsPerToken(fastest);
 }
 
 const Plan* choose(const std::vector<const Plan*>& list)
@@ -76,13 +79,16 @@ std::string whatTheNextLoses(const Plan& chosen, const Plan& next)
             most = &part;
         }
     }
-    const double ratio = next.step->seconds / chosen.step->seconds;
+    const double ratio = secondsPerToken(next) / secondsPerToken(chosen);
+    const double tokens = chosen.step->tokensPerSecond * chosen.step->seconds;
+    constexpr double kRounding = 1e-9;
+    const bool sameTokens = std::abs(next.step->tokensPerSecond * next.step->seconds - tokens) <= kRounding * tokens;
     constexpr double kTwice = 2;
     std::string text = ratio < kTwice
                            ? fmt::format("; {} is next with {} more", next.strategy, percent(ratio - 1))
                            : fmt::format("; {} is next and takes {} times as long", next.strategy, threeDigits(ratio));
-    if (most == nullptr)
-        return text;
+    if (most == nullptr || !sameTokens)
+        return sameTokens ? text : text + " time a token";
     const bool rest = most->seconds == &StepBreakdown::other;
     text += fmt::format(": {} {} longer",
                         rest ? "copies within the GPU and what collectives slow down take"

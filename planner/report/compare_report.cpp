@@ -64,7 +64,9 @@ std::vector<const Plan*> ranked(const std::vector<Plan>& plans)
     if (!any(plans, [](const Plan& plan) { return plan.step.has_value(); }))
         return order;
     const auto key = [](const Plan* plan) {
-        return std::pair(plan->verdict, plan->step ? plan->step->seconds : std::numeric_limits<double>::infinity());
+        return std::pair(plan->verdict, plan->step && plan->step->tokensPerSecond > 0
+                                            ? 1 / plan->step->tokensPerSecond
+                                            : std::numeric_limits<double>::infinity());
     };
     std::stable_sort(order.begin(), order.end(), [&](const Plan* a, const Plan* b) { return key(a) < key(b); });
     return order;

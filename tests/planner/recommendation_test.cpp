@@ -56,6 +56,17 @@ TEST(RecommendationTest, TheFastestThatFitsIsTakenAndTheNextIsSaid)
               "free.");
 }
 
+TEST(RecommendationTest, ALongerStepOfMoreTokensIsFaster)
+{
+    Plan split = plan("split", 2); // of a quarter of the sequences
+    split.step->tokensPerSecond = 1000;
+    Plan sharded = plan("sharded", 6);
+    sharded.step->tokensPerSecond = 1500;
+    const std::vector<Plan> plans{split, sharded};
+    EXPECT_EQ(recommend(plans), 1U);
+    EXPECT_NE(reasonOf(plans).find("split is next with 50 % more time a token"), std::string::npos) << reasonOf(plans);
+}
+
 TEST(RecommendationTest, TheOnlyOneIsSaidToBe)
 {
     EXPECT_EQ(reasonOf({plan("a", 1, -0.5, Verdict::DoesNotFit), plan("b", 2)}),
