@@ -3,9 +3,7 @@
 
 #include <benchmark/benchmark.h>
 
-#include "core/cluster_file.hpp"
-#include "core/model_file.hpp"
-#include "core/scenario_file.hpp"
+#include "benchmarks/setting.hpp"
 #include "planner/frameworks/rules.hpp"
 #include "planner/plan_builder.hpp"
 #include "planner/readers/caching_allocator.hpp"
@@ -15,27 +13,6 @@
 
 namespace shardwright {
 namespace {
-
-struct Setting {
-    Model model;
-    Cluster cluster;
-    Training training;
-    Strategy strategy;
-
-    PlanInput input() const { return {model, cluster, training, strategy}; }
-};
-
-Setting setting(const char* model, const char* cluster, int nodes, const char* strategy)
-{
-    Setting setting{readModel(model), readCluster(cluster), {}, {}};
-    setting.cluster.nodes = nodes;
-    setting.training.checkpointing = Checkpointing::Full;
-    setting.strategy = *strategyByName(strategy, setting.cluster.gpusPerNode);
-    return setting;
-}
-
-const char* const kStrategies[] = {
-    "ddp", "fsdp1-full-shard", "fsdp2-full-shard", "deepspeed-zero2", "deepspeed-zero3", "deepspeed-zero3-offload-cpu"};
 
 /// One candidate after another with other sequence lengths, ranks alike: what a search pays for each.
 void closedFormOfOneCandidate(benchmark::State& state)

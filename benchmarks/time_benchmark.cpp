@@ -3,9 +3,7 @@
 
 #include <benchmark/benchmark.h>
 
-#include "core/cluster_file.hpp"
-#include "core/model_file.hpp"
-#include "core/scenario_file.hpp"
+#include "benchmarks/setting.hpp"
 #include "planner/costs/op_costs.hpp"
 #include "planner/readers/closed_form.hpp"
 #include "planner/readers/time_simulation.hpp"
@@ -13,27 +11,6 @@
 
 namespace shardwright {
 namespace {
-
-struct Setting {
-    Model model;
-    Cluster cluster;
-    Training training;
-    Strategy strategy;
-
-    PlanInput input() const { return {model, cluster, training, strategy}; }
-};
-
-Setting setting(const char* model, const char* cluster, int nodes, const char* strategy)
-{
-    Setting setting{readModel(model), readCluster(cluster), {}, {}};
-    setting.cluster.nodes = nodes;
-    setting.training.checkpointing = Checkpointing::Full;
-    setting.strategy = *strategyByName(strategy, setting.cluster.gpusPerNode);
-    return setting;
-}
-
-const char* const kStrategies[] = {
-    "ddp", "fsdp1-full-shard", "fsdp2-full-shard", "deepspeed-zero2", "deepspeed-zero3", "deepspeed-zero3-offload-cpu"};
 
 /// One candidate after another with other sequence lengths: time alone, rules resized.
 void stepFormOfOneCandidate(benchmark::State& state)
