@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "planner/costs/gpu_facts.hpp"
+
 namespace shardwright {
 
 namespace {
@@ -10,8 +12,6 @@ namespace {
 // each and fills a multiprocessor.
 constexpr int kNvlinkChannels = 24;
 constexpr int kPcieChannels = 2;
-// Where a cluster does not say how many its GPUs have: an A100's.
-constexpr int kMultiprocessors = 108;
 
 } // namespace
 
@@ -33,7 +33,7 @@ int ncclChannels(LinkKind link)
 
 double lostBesideCollectives(const Cluster& cluster, const StepLoad& load, double seconds)
 {
-    const int multiprocessors = cluster.gpu.multiprocessors > 0 ? cluster.gpu.multiprocessors : kMultiprocessors;
+    const int multiprocessors = gpuFacts(cluster.gpu).multiprocessors;
     // 0.22 on an A100, 0.18 on an H100. Measured over whole steps with overlap on four A100 and H100: computing 18.9 %
     // slower on average, 40 % at most (arXiv 2507.03114).
     const double held = std::min(1.0, static_cast<double>(ncclChannels(cluster.intraNode.kind)) / multiprocessors);
