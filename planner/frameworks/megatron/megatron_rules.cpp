@@ -281,8 +281,14 @@ std::vector<Note> MegatronRules::assumptions() const
 
 std::vector<Note> MegatronRules::excluded() const
 {
-    return {{"all-reduce of the norms' gradients over the tensor-parallel ranks, found-inf flags, norms",
-             Provenance::Assumed, "megatron/core/distributed/finalize_model_grads.py"}};
+    std::vector<Note> notes{
+        {"all-reduce of the norms' gradients over the tensor-parallel ranks, found-inf flags, norms",
+         Provenance::Assumed, "megatron/core/distributed/finalize_model_grads.py"}};
+    if (m_options.tpCommOverlap)
+        notes.push_back({"tp_comm_overlap: collectives of the tensor-parallel group are timed as without it, so that "
+                         "steps come out rather too slow than too fast",
+                         Provenance::Assumed, "megatron/training/arguments.py"});
+    return notes;
 }
 
 int MegatronRules::communicators() const

@@ -180,6 +180,20 @@ TEST(TensorParallel, rankHoldsItsPartOfEveryMatrix)
     EXPECT_EQ(sliceModel(odd.input()).front().model.architecture.vocab, 4096 / 8);
 }
 
+TEST(MegatronNotes, anOptionThatChangesNoTimeIsSaid)
+{
+    const auto named = [](Job& job) {
+        const std::vector<ModelSlice> slices = sliceModel(job.input());
+        const std::vector<Note> notes = makeRules(inputOf(job.input(), slices.front()))->excluded();
+        return std::any_of(notes.begin(), notes.end(),
+                           [](const Note& note) { return note.text.find("tp_comm_overlap") != std::string::npos; });
+    };
+    Job job(2, true);
+    EXPECT_FALSE(named(job));
+    job.options().tpCommOverlap = true;
+    EXPECT_TRUE(named(job));
+}
+
 TEST(MegatronStates, bytesAParameterAreThoseOfItsDocumentation)
 {
     // docs of Megatron-Core, distributed optimizer: bf16 parameters with fp32 gradients 18 and 6 + 12/d bytes a
