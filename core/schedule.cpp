@@ -1,5 +1,6 @@
 #include "core/schedule.hpp"
 
+#include <algorithm>
 #include <cassert>
 
 namespace shardwright {
@@ -48,14 +49,17 @@ OpId ScheduleBuilder::op(OpKind kind, Stream stream, Phase phase, std::int32_t l
     op.stage = stage;
     op.firstEvent = static_cast<std::uint32_t>(m_schedule.events.size());
     op.firstWait = static_cast<std::uint32_t>(m_schedule.waits.size());
+    op.firstAction = static_cast<std::uint32_t>(m_schedule.actions.size());
     m_schedule.ops.push_back(op);
     return lastOp();
 }
 
-BufferId ScheduleBuilder::allocate(BufferClassId bufferClass)
+BufferId ScheduleBuilder::allocate(BufferClassId bufferClass, ContentId content)
 {
     const auto buffer = static_cast<BufferId>(m_schedule.buffers.size());
     m_schedule.buffers.push_back(bufferClass);
+    if (m_records)
+        m_schedule.contentOf.push_back(content);
     change(buffer, BufferChange::Allocate);
     return buffer;
 }
@@ -114,6 +118,40 @@ void ScheduleBuilder::cover(std::size_t part)
     if (op.firstPart < 0)
         op.firstPart = static_cast<std::int16_t>(part);
     op.endPart = static_cast<std::int16_t>(part + 1);
+}
+
+ContentId ScheduleBuilder::content(const Content& content)
+{
+    if (!m_records)
+        return -1;
+    const auto known = std::find(m_schedule.contents.begin(), m_schedule.contents.end(), content);
+    if (known != m_schedule.contents.end())
+        return static_cast<ContentId>(known - m_schedule.contents.begin());
+    m_schedule.contents.push_back(content);
+    return static_cast<ContentId>(m_schedule.contents.size()) - 1;
+}
+
+void ScheduleBuilder::act(const Action& action, const std::vector<BufferId>& reads, const std::vector<BufferId>& writes)
+{
+    if (!m_records)
+        return;
+    Op& op = m_schedule.ops.back();
+    Action recorded = action;
+    recorded.firstOperand = static_cast<std::uint32_t>(m_schedule.operands.size());
+    recorded.reads = recorded.writes = 0;
+    recorded.eventsBefore = op.eventCount;
+    for (const BufferId buffer : reads)
+        if (buffer >= 0) {
+            m_schedule.operands.push_back(buffer);
+            ++recorded.reads;
+        }
+    for (const BufferId buffer : writes)
+        if (buffer >= 0) {
+            m_schedule.operands.push_back(buffer);
+            ++recorded.writes;
+        }
+    m_schedule.actions.push_back(recorded);
+    ++op.actionCount;
 }
 
 Schedule ScheduleBuilder::finish()

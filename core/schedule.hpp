@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/actions.hpp"
 #include "core/dtype.hpp"
 
 namespace shardwright {
@@ -169,8 +170,6 @@ struct BufferSpec {
 
 using BufferClassId = std::int32_t;
 using PayloadId = std::int32_t;
-using GroupId = std::int32_t;
-using BufferId = std::int32_t;
 using OpId = std::int32_t;
 
 struct BufferClass {
@@ -192,11 +191,21 @@ struct Payload {
     bool countsInPsi = true;    // Ψ counts parameters and gradients; activations between model-parallel ranks do not
 };
 
-/// A communicator, as one rank sees it.
+/// A communicator, as one rank sees it. Its ranks are `stride` apart: 1 for neighbours, the shard group's size for
+/// replicas.
 struct Group {
     std::string_view name; // "world", "shard", "replicate", "secondary"
     std::int64_t ranks = 1;
     std::int64_t nodes = 1; // nodes it spans
+    std::int64_t stride = 1;
+
+    /// The lowest rank of the group that `rank` is in.
+    std::int64_t firstRank(std::int64_t rank) const
+    {
+        return rank / (ranks * stride) * (ranks * stride) + rank % stride;
+    }
+    /// The place of `rank` in its group.
+    std::int64_t placeOf(std::int64_t rank) const { return rank / stride % ranks; }
 };
 
 /// Everything with a size. A framework defines its classes in one fixed order, whatever the numbers.
@@ -229,6 +238,8 @@ struct Op {
     std::uint32_t eventCount = 0;
     std::uint32_t firstWait = 0; // into Schedule::waits
     std::uint32_t waitCount = 0;
+    std::uint32_t firstAction = 0; // into Schedule::actions; nothing unless the schedule is recorded for execution
+    std::uint32_t actionCount = 0;
 };
 
 /// What happens to a buffer. FreeDeferred: the program lets go of it (it no longer counts as allocated), but another
@@ -265,7 +276,17 @@ struct Schedule {
     std::vector<BufferEvent> events;
     std::vector<Wait> waits;
     std::vector<Segment> segments;
+    // What execution needs besides; empty in a schedule that is only read for its sizes and times.
+    std::vector<Content> contents;
+    std::vector<ContentId> contentOf; // BufferId -> content, -1 = activations and other tensors of the layers
+    std::vector<Action> actions;
+    std::vector<BufferId> operands;
+
+    bool executable() const { return !actions.empty(); }
 };
+
+/// Whether a builder also writes down contents and actions.
+enum class Recording : std::uint8_t { SizesOnly, ForExecution };
 
 /// Writes a schedule operation by operation. Not thread-safe; one builder per schedule.
 ///
@@ -278,12 +299,16 @@ struct Schedule {
 class ScheduleBuilder {
 public:
     /// Takes the sizes that the rules have defined.
-    explicit ScheduleBuilder(SizeTable sizes) { m_schedule.sizes = std::move(sizes); }
+    explicit ScheduleBuilder(SizeTable sizes, Recording recording = Recording::SizesOnly)
+        : m_records(recording == Recording::ForExecution)
+    {
+        m_schedule.sizes = std::move(sizes);
+    }
 
     void beginSegment(std::string_view name, std::int64_t repeat = 1);
     /// Starts the next operation; what follows (allocate, free, send, wait) belongs to it.
     OpId op(OpKind kind, Stream stream, Phase phase, std::int32_t layer = -1, std::int16_t stage = -1);
-    BufferId allocate(BufferClassId bufferClass);
+    BufferId allocate(BufferClassId bufferClass, ContentId content = -1);
     void free(BufferId buffer);
     void freeDeferred(BufferId buffer);
     void reclaim(BufferId buffer);
@@ -296,6 +321,22 @@ public:
     /// The current op runs stage `part` of its layer's pass too.
     void cover(std::size_t part);
 
+    /// Whether contents and actions are wanted. Where they are not, content() and act() do nothing, cheaply; work that
+    /// only they need is to be left out.
+    bool records() const { return m_records; }
+    /// The id of that content, registered once; -1 where nothing is recorded.
+    ContentId content(const Content& content);
+    /// What `buffer` holds, where allocate() did not say it or where it holds something else from here on.
+    void hold(BufferId buffer, ContentId content);
+    /// The current op does this, after its events so far and before those to come. Operands of -1 are left out.
+    void act(const Action& action, const std::vector<BufferId>& reads, const std::vector<BufferId>& writes);
+    void act(Verb verb, const std::vector<BufferId>& reads, const std::vector<BufferId>& writes)
+    {
+        Action action;
+        action.verb = verb;
+        act(action, reads, writes);
+    }
+
     OpId lastOp() const { return static_cast<OpId>(m_schedule.ops.size()) - 1; }
     const SizeTable& sizes() const { return m_schedule.sizes; }
     Schedule finish();
@@ -305,6 +346,7 @@ private:
     void addWait(OpId op, bool blocksHost);
 
     Schedule m_schedule;
+    bool m_records = false;
 };
 
 } // namespace shardwright

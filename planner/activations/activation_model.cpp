@@ -60,6 +60,21 @@ RecomputeRange recomputeRange(const Training& training, const ActivationVariant&
 void StageObserver::beforeStage(Pass, int, int) {}
 void StageObserver::afterStage(Pass, int, int) {}
 void StageObserver::betweenLossPasses() {}
+BufferId StageObserver::gradientBuffer(int, int)
+{
+    return -1;
+}
+
+namespace {
+
+/// Kernels whose last operand is the batch.
+bool readsTokens(Kernel kernel)
+{
+    return kernel == Kernel::Embedding || kernel == Kernel::EmbeddingBackward || kernel == Kernel::CrossEntropy ||
+           kernel == Kernel::CrossEntropyBackward;
+}
+
+} // namespace
 
 ActivationModel::ActivationModel(const Model& model, const Training& training, DType compute, ActivationVariant variant)
     : m_model(&model), m_compute(compute), m_local(variant.local), m_checkpointing(training.checkpointing),
@@ -190,6 +205,7 @@ void ActivationWalk::beginMicroStep(ScheduleBuilder& builder)
 {
     builder.op(OpKind::Allocate, Stream::Compute, Phase::Forward);
     m_batch = builder.allocate(m_activations->m_batch);
+    builder.act(Verb::LoadBatch, {}, {m_batch});
 }
 
 void ActivationWalk::startOp(ScheduleBuilder& builder, Pass kind, int layer, int module)
@@ -235,7 +251,17 @@ void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, 
         }
         for (const int earlier : stage.waitsFor)
             builder.wait(collectives[static_cast<std::size_t>(earlier)]);
-        for (const SlotEvent& event : stage.events) {
+        auto work = stage.work.begin();
+        const auto computeUpTo = [&](std::size_t event) {
+            for (; builder.records() && work != stage.work.end() && work->eventsBefore <= event; ++work) {
+                const int weights = tied && work->module >= 0 ? 0 : work->module;
+                const bool trains = kind == Pass::Backward && weights >= 0;
+                compute(builder, *work, slots, owner, weights, trains ? observer.gradientBuffer(owner, weights) : -1);
+            }
+        };
+        for (std::size_t i = 0; i < stage.events.size(); ++i) {
+            computeUpTo(i);
+            const SlotEvent& event = stage.events[i];
             const auto slot = static_cast<std::size_t>(event.slot);
             if (event.makes) {
                 slots[slot] = builder.allocate(program.classOf(event.slot));
@@ -244,9 +270,33 @@ void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, 
                 slots[slot] = -1;
             }
         }
+        computeUpTo(stage.events.size());
         if (module >= 0 && stage.half != Half::First)
             observer.afterStage(kind, owner, tied ? 0 : module);
     }
+}
+
+void ActivationWalk::compute(ScheduleBuilder& builder, const StepWork& work, const std::vector<BufferId>& slots,
+                             int layer, int module, BufferId gradient) const
+{
+    if (work.kernel == Kernel::None)
+        return;
+    Action action;
+    action.verb = Verb::Compute;
+    action.kernel = work.kernel;
+    action.layer = layer;
+    action.module = module;
+    action.gradient = gradient;
+    const auto buffersOf = [&](const std::vector<std::int16_t>& from) {
+        std::vector<BufferId> buffers;
+        for (const std::int16_t slot : from)
+            buffers.push_back(slots[static_cast<std::size_t>(slot)]);
+        return buffers;
+    };
+    std::vector<BufferId> reads = buffersOf(work.reads);
+    if (readsTokens(work.kernel))
+        reads.push_back(m_batch);
+    builder.act(action, reads, buffersOf(work.writes));
 }
 
 /// A ring has a stream of its own; tensor-parallel collectives beside computing take the one of replicas, which no
@@ -282,6 +332,7 @@ void ActivationWalk::forward(ScheduleBuilder& builder, int layer, StageObserver&
         builder.move(m_activations->m_checkpointCopy);
         builder.wait(computed);
         state.hostCopy = builder.allocate(m_activations->m_hostCheckpoint);
+        builder.act(Verb::Move, {state.slots[kInput]}, {state.hostCopy});
         builder.free(state.slots[kInput]);
         state.slots[kInput] = -1;
     }
@@ -308,8 +359,15 @@ void ActivationWalk::loss(ScheduleBuilder& builder, StageObserver& observer)
 
 void ActivationWalk::playLoss(ScheduleBuilder& builder, const ProgramPass& pass)
 {
-    for (const ProgramStage& stage : pass)
-        for (const SlotEvent& event : stage.events) {
+    for (const ProgramStage& stage : pass) {
+        auto work = stage.work.begin();
+        const auto computeUpTo = [&](std::size_t event) {
+            for (; builder.records() && work != stage.work.end() && work->eventsBefore <= event; ++work)
+                compute(builder, *work, m_lossState.slots, -1, -1, -1);
+        };
+        for (std::size_t i = 0; i < stage.events.size(); ++i) {
+            computeUpTo(i);
+            const SlotEvent& event = stage.events[i];
             BufferId& buffer = m_lossState.slots[static_cast<std::size_t>(event.slot)];
             if (event.makes) {
                 buffer = builder.allocate(m_activations->m_loss.classOf(event.slot));
@@ -318,6 +376,8 @@ void ActivationWalk::playLoss(ScheduleBuilder& builder, const ProgramPass& pass)
                 buffer = -1;
             }
         }
+        computeUpTo(stage.events.size());
+    }
 }
 
 void ActivationWalk::lossForward(ScheduleBuilder& builder)
@@ -352,6 +412,7 @@ void ActivationWalk::backward(ScheduleBuilder& builder, int layer, StageObserver
         m_copying = builder.op(OpKind::CopyToDevice, Stream::HostToDevice, Phase::Backward, layer);
         builder.move(m_activations->m_checkpointCopy);
         state.slots[kInput] = builder.allocate(layerProgram.classOf(kInput));
+        builder.act(Verb::Move, {state.hostCopy}, {state.slots[kInput]});
         builder.free(state.hostCopy);
         state.hostCopy = -1;
     }

@@ -22,6 +22,9 @@ public:
     /// `layer`: position in Model::layers of the module's owner. A tied head names the embedding's module.
     virtual void beforeStage(Pass pass, int layer, int module);
     virtual void afterStage(Pass pass, int layer, int module);
+    /// In a backward recorded for execution, before the module's kernel runs: where the gradients of its parameters
+    /// go, a buffer that holds all of them. afterStage follows for the same module.
+    virtual BufferId gradientBuffer(int layer, int module);
     /// After the loss is computed, before its gradients are: where a model that computes its own loss returns.
     virtual void betweenLossPasses();
 };
@@ -130,6 +133,8 @@ private:
     void playLoss(ScheduleBuilder& builder, const ProgramPass& pass);
     Stream besideStream(int collective) const;
     OpId emitCollective(ScheduleBuilder& builder, int collective, Stream stream, Phase phase, int layer) const;
+    void compute(ScheduleBuilder& builder, const StepWork& work, const std::vector<BufferId>& slots, int layer,
+                 int module, BufferId gradient) const;
     void run(ScheduleBuilder& builder, const LayerProgram& program, const ProgramPass& pass, Pass kind, int layer,
              StageObserver& observer);
     void startOp(ScheduleBuilder& builder, Pass kind, int layer, int module);

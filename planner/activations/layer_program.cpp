@@ -136,16 +136,17 @@ ProgramPass LayerProgram::passOf(const Steps& steps, const std::vector<bool>& ke
                 {step.m_module, {}, {}, step.m_work.half, step.m_collective, step.m_beside, std::move(waitsFor)});
         if (step.m_beside)
             running[static_cast<std::size_t>(step.result())] = static_cast<int>(pass.size()) - 1;
-        if (runs[i] && step.m_work.kind != WorkKind::Nothing) {
-            pass.back().work.push_back(step.m_work);
-            pass.back().work.back().step = static_cast<int>(i);
-        }
         std::vector<SlotEvent>& events = pass.back().events;
         for (const int slot : step.m_makes) {
             if (alive[static_cast<std::size_t>(slot)])
                 continue;
             alive[static_cast<std::size_t>(slot)] = true;
             events.push_back({static_cast<std::int16_t>(slot), true});
+        }
+        if (runs[i] && step.m_work.kind != WorkKind::Nothing) {
+            pass.back().work.push_back(step.m_work);
+            pass.back().work.back().step = static_cast<int>(i);
+            pass.back().work.back().eventsBefore = events.size();
         }
         for (std::size_t slot = 0; slot < slots(); ++slot)
             if (alive[slot] && !keeps[slot] && lastTouch[slot] <= i) {
@@ -188,7 +189,12 @@ void LayerProgram::fuse(ProgramPass& pass, const Steps& steps, const std::vector
                 continue;
             }
             if (chain == nullptr) {
-                kept.push_back({WorkKind::ByModule, work.module, {}, {}, {}, 1, work.times, work.step, Half::Whole});
+                kept.push_back(work);
+                kept.back().half = Half::Whole;
+                kept.back().kernels = 1;
+                kept.back().reads.clear();
+                kept.back().writes.clear();
+                kept.back().again.clear();
                 chain = &kept.back();
                 chains.push_back(chain);
                 ends.push_back(0);

@@ -45,6 +45,8 @@ struct StepWork {
     int times = 1; // it runs chunk by chunk, each as large as its tensors are
     int step = -1; // the first of the program's steps in it
     Half half = Half::Whole;
+    Kernel kernel = Kernel::None; // what the executor runs for it
+    std::size_t eventsBefore = 0; // of the stage's events, those that come before it
 };
 
 /// Steps that run without another leaf module beginning, or one collective between model-parallel ranks.
@@ -84,6 +86,12 @@ public:
     }
     /// It is `count` kernels, which read or write each of `again` once more than the step's lists say.
     ProgramStep& kernels(int count, std::initializer_list<int> again = {});
+    /// The executor's kernel: its operands are the step's reads (not what it holds) and what it makes, in order.
+    ProgramStep& runs(Kernel kernel)
+    {
+        m_work.kernel = kernel;
+        return *this;
+    }
     ProgramStep& times(int count)
     {
         m_work.times = count;

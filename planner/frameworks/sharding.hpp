@@ -25,7 +25,7 @@ inline Group replicaGroup(const Cluster& cluster, std::int64_t shardGroup)
 {
     const std::int64_t replicas = cluster.gpus() / shardGroup;
     const std::int64_t shardGroupsPerNode = std::max<std::int64_t>(1, cluster.gpusPerNode / shardGroup);
-    return {"replicate", replicas, std::max<std::int64_t>(1, ceilDivide(replicas, shardGroupsPerNode))};
+    return {"replicate", replicas, std::max<std::int64_t>(1, ceilDivide(replicas, shardGroupsPerNode)), shardGroup};
 }
 
 /// The same among the ranks that hold one part of the model.
@@ -34,7 +34,7 @@ inline Group replicaGroup(const PlanInput& input, std::int64_t shardGroup)
     const std::int64_t replicas = input.ranks() / shardGroup;
     const std::int64_t span = checkedMultiply(shardGroup, input.strategy.parallelism.tensor);
     const std::int64_t perNode = std::max<std::int64_t>(1, input.cluster.gpusPerNode / span);
-    return {"replicate", replicas, std::max<std::int64_t>(1, ceilDivide(replicas, perNode))};
+    return {"replicate", replicas, std::max<std::int64_t>(1, ceilDivide(replicas, perNode)), span};
 }
 
 /// One micro-step of the step: where it stands, and how often it happens alike.
@@ -64,6 +64,12 @@ inline std::vector<MicroStep> microSteps(std::int64_t accumulation)
 inline int accumulationShape(std::int64_t accumulation)
 {
     return accumulation == 1 ? 0 : accumulation == 2 ? 1 : 2;
+}
+
+/// Whether schedules are recorded for the executor: where its own layers train the model.
+inline Recording recordingOf(const Training& training)
+{
+    return training.implementation == Implementation::Shardrun ? Recording::ForExecution : Recording::SizesOnly;
 }
 
 /// The dtype that layers compute in under a run's precision settings.

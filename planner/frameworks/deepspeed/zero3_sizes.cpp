@@ -140,7 +140,7 @@ void Zero3Rules::defineGroups(const PlanInput& input)
     m_secondaryGroup = m_sizes.addGroup({"secondary", secondary, nodesOfConsecutive(cluster, secondary)});
     // utils/groups.py _get_local_all_to_all_group: the ranks of a node, and those of equal place on all nodes
     m_insideGroup = m_sizes.addGroup({"node", cluster.gpusPerNode, 1});
-    m_betweenGroup = m_sizes.addGroup({"across nodes", cluster.nodes, cluster.nodes});
+    m_betweenGroup = m_sizes.addGroup({"across nodes", cluster.nodes, cluster.nodes, cluster.gpusPerNode});
 }
 
 /// stage3.py _create_fp16_sub_groups: parameters in order until a group holds at least sub_group_size elements of the

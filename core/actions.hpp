@@ -1,0 +1,152 @@
+#pragma once
+
+// What operations of a schedule do to the contents of buffers: what the executor carries out. The planner's readers do
+// not look at it.
+
+#include <cstdint>
+#include <string_view>
+
+#include "core/dtype.hpp"
+#include "core/layout.hpp"
+
+namespace shardwright {
+
+using BufferId = std::int32_t;
+using ContentId = std::int32_t;
+using GroupId = std::int32_t;
+
+/// What the elements of a buffer are. Parameters are the same quantity in every dtype: master copies too. Moments:
+/// Adam's exp_avg of all elements of the layout, then exp_avg_sq of all; of SGD with momentum the one. Error: what
+/// 1-bit compression left over (error feedback).
+enum class Quantity : std::uint8_t { Parameters, Gradients, Moments, Error };
+template <> struct EnumNames<Quantity> {
+    static constexpr std::array<std::pair<Quantity, std::string_view>, 4> table{{{Quantity::Parameters, "parameters"},
+                                                                                 {Quantity::Gradients, "gradients"},
+                                                                                 {Quantity::Moments, "moments"},
+                                                                                 {Quantity::Error, "error"}}};
+};
+
+/// How the elements are encoded. Blockwise: symmetric integers with one fp32 scale a block (ZeRO++, arXiv 2306.10209
+/// sec. 4); the scales stand behind the integers. Sign: one bit an element, one fp32 scale (1-bit Adam).
+enum class Codec : std::uint8_t { None, Int8Blockwise, Int4Blockwise, Sign };
+template <> struct EnumNames<Codec> {
+    static constexpr std::array<std::pair<Codec, std::string_view>, 4> table{
+        {{Codec::None, "none"}, {Codec::Int8Blockwise, "int8"}, {Codec::Int4Blockwise, "int4"}, {Codec::Sign, "sign"}}};
+};
+
+/// What a buffer holds, besides the tensors of layers, whose shapes the kernels know.
+struct Content {
+    Quantity quantity = Quantity::Parameters;
+    DType dtype = DType::Fp32; // of what is encoded
+    Layout layout;
+    GroupId group = -1; // whose ranks hold the parts: this rank's place in it is its part; -1: it is not cut
+    Codec codec = Codec::None;
+    std::int64_t block = 0; // elements that share a scale; 0 without blocks
+
+    bool operator==(const Content&) const = default;
+};
+
+enum class Verb : std::uint8_t {
+    Initialize, // writes take their first values: the initial weights; zeros for all else
+    Move,       // what a read and a write both hold goes over and is cast; between buffers without content, the bytes.
+                // Between places too: host, NVMe. Decodes and encodes where a side has a codec.
+    Add,        // like Move, added to what the write holds
+    AllGather,  // reads: own part; writes: all parts. Several pairs go one by one (a coalesced call)
+    ReduceScatter, // reads: all parts; writes: own part of the MEAN over the group
+    AllReduce,     // writes: the mean over the group, in place
+    ReduceTo,      // writes: in place, the mean over the group of each element, but only on the rank whose part of
+                   // `content` it is (DeepSpeed's reduce to the owner); elsewhere what remains is void
+    Broadcast,     // writes: from the group's first rank
+    AllToAll,      // reads, writes: the pieces of the reads, one a rank, are exchanged
+    Clip,      // writes: gradients, scaled by min(1, limit / norm). The norm sums over `group`, whose ranks hold parts
+    Update,    // the optimizer steps: reads gradients; writes parameters and moments, matched by tensor
+    Compute,   // runs `kernel`
+    LoadBatch, // writes: tokens and labels of the next micro-batch, int64, tokens first
+};
+template <> struct EnumNames<Verb> {
+    static constexpr std::array<std::pair<Verb, std::string_view>, 13> table{{{Verb::Initialize, "initialize"},
+                                                                              {Verb::Move, "move"},
+                                                                              {Verb::Add, "add"},
+                                                                              {Verb::AllGather, "all-gather"},
+                                                                              {Verb::ReduceScatter, "reduce-scatter"},
+                                                                              {Verb::AllReduce, "all-reduce"},
+                                                                              {Verb::ReduceTo, "reduce-to"},
+                                                                              {Verb::Broadcast, "broadcast"},
+                                                                              {Verb::AllToAll, "all-to-all"},
+                                                                              {Verb::Clip, "clip"},
+                                                                              {Verb::Update, "update"},
+                                                                              {Verb::Compute, "compute"},
+                                                                              {Verb::LoadBatch, "load-batch"}}};
+};
+
+/// What layers compute, in the words of Training::implementation "shardrun". Operands stand in the order given:
+/// reads -> writes. T tokens, H hidden, I ffn, V vocabulary, a query heads, k key heads, d head size, c the compute
+/// dtype; statistics are fp32. Weights are not operands: a kernel takes them from the newest whole copy, in the compute
+/// dtype, of the parameters of its module; gradients of weights go to Action::gradient.
+enum class Kernel : std::uint8_t {
+    None,
+    Embedding,              // tokens -> (T, H)
+    EmbeddingAdd,           // (T, H) of the tokens -> (T, H) with the learned positions added
+    Norm,                   // x -> y, statistics: RMSNorm (T) or LayerNorm (2, T)
+    Linear,                 // x -> y
+    Rotate,                 // q (T, a, d), k (T, k, d) -> in place
+    Attention,              // q, k, v -> context (T, a, d), logsumexp (T, a) fp32; causal within a sequence
+    SplitAttention,         // qkv (T, 3 H) as GPT-2 has it -> context, logsumexp
+    SwiGlu,                 // gate, up -> silu(gate) up
+    Gelu,                   // x -> gelu(x), the tanh form
+    Add,                    // x, y -> x + y
+    CrossEntropy,           // logits, tokens -> row logsumexp (T) fp32; the loss is recorded
+    EmbeddingBackward,      // gradient, tokens -> (weights only)
+    EmbeddingAddBackward,   // gradient -> (weights only)
+    NormBackward,           // gradient, x, statistics -> gradient of x
+    LinearBackward,         // gradient, x -> gradient of x
+    RotateBackward,         // gradients of q and k -> in place
+    AttentionBackward,      // gradient, q, k, v, context, logsumexp -> gradients of q, k, v
+    SplitAttentionBackward, // gradient, qkv, context, logsumexp -> gradient of qkv
+    SwiGluBackward,         // gradient, gate, up -> gradients of gate, up
+    GeluBackward,           // gradient, x -> gradient of x
+    CrossEntropyBackward,   // logits, row logsumexp, tokens -> gradient of the mean loss, in place of the logits
+};
+constexpr std::size_t kKernelCount = 22;
+template <> struct EnumNames<Kernel> {
+    static constexpr std::array<std::pair<Kernel, std::string_view>, kKernelCount> table{
+        {{Kernel::None, "none"},
+         {Kernel::Embedding, "embedding"},
+         {Kernel::EmbeddingAdd, "embedding-add"},
+         {Kernel::Norm, "norm"},
+         {Kernel::Linear, "linear"},
+         {Kernel::Rotate, "rotate"},
+         {Kernel::Attention, "attention"},
+         {Kernel::SplitAttention, "split-attention"},
+         {Kernel::SwiGlu, "swiglu"},
+         {Kernel::Gelu, "gelu"},
+         {Kernel::Add, "add"},
+         {Kernel::CrossEntropy, "cross-entropy"},
+         {Kernel::EmbeddingBackward, "embedding-backward"},
+         {Kernel::EmbeddingAddBackward, "embedding-add-backward"},
+         {Kernel::NormBackward, "norm-backward"},
+         {Kernel::LinearBackward, "linear-backward"},
+         {Kernel::RotateBackward, "rotate-backward"},
+         {Kernel::AttentionBackward, "attention-backward"},
+         {Kernel::SplitAttentionBackward, "split-attention-backward"},
+         {Kernel::SwiGluBackward, "swiglu-backward"},
+         {Kernel::GeluBackward, "gelu-backward"},
+         {Kernel::CrossEntropyBackward, "cross-entropy-backward"}}};
+};
+
+/// One thing that an operation does. Its operands stand in Schedule::operands, reads before writes.
+struct Action {
+    Verb verb = Verb::Move;
+    Kernel kernel = Kernel::None;
+    std::uint16_t reads = 0;
+    std::uint16_t writes = 0;
+    std::uint32_t firstOperand = 0;
+    std::uint32_t eventsBefore = 0; // of the op's events, those that come before it
+    std::int32_t layer = -1;        // of a kernel: position in Model::layers
+    std::int32_t module = -1;       // of a kernel: its leaf module in the layer, -1 = without parameters
+    BufferId gradient = -1;         // of a kernel: where its weights' gradients are written (not added)
+    GroupId group = -1;             // of collectives and Clip
+    ContentId content = -1;         // of ReduceTo: whose parts say who owns an element
+};
+
+} // namespace shardwright

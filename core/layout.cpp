@@ -1,0 +1,119 @@
+#include "core/layout.hpp"
+
+#include <algorithm>
+
+namespace shardwright {
+
+namespace {
+
+const NamedParameter& of(const std::vector<NamedParameter>& parameters, std::int32_t tensor)
+{
+    return parameters[static_cast<std::size_t>(tensor)];
+}
+
+/// Elements of one tensor in one part, padded.
+std::int64_t pieceOf(const Layout& layout, const NamedParameter& parameter)
+{
+    if (layout.cut == Cut::EachRows) {
+        const std::int64_t rows = parameter.shape.empty() ? 1 : parameter.shape.front();
+        const std::int64_t rowLength = rows == 0 ? 0 : parameter.numel / rows;
+        return roundUp(checkedMultiply(ceilDivide(rows, layout.parts), rowLength), layout.multiple);
+    }
+    return roundUp(parameter.numel, checkedMultiply(layout.parts, layout.multiple)) / layout.parts;
+}
+
+std::int64_t partElements(const Layout& layout, const std::vector<NamedParameter>& parameters)
+{
+    std::int64_t elements = 0;
+    for (const std::int32_t tensor : layout.tensors)
+        elements += layout.cut == Cut::Flat ? of(parameters, tensor).numel : pieceOf(layout, of(parameters, tensor));
+    if (layout.cut == Cut::Flat)
+        return roundUp(elements, checkedMultiply(layout.parts, layout.multiple)) / layout.parts;
+    return elements;
+}
+
+void appendFlat(std::vector<Extent>& extents, const Layout& layout, const std::vector<NamedParameter>& parameters,
+                std::int64_t part, std::int64_t at)
+{
+    const std::int64_t length = partElements(layout, parameters);
+    const std::int64_t begin = part * length;
+    std::int64_t offset = 0; // of the tensor in the flattened whole
+    for (const std::int32_t tensor : layout.tensors) {
+        const std::int64_t numel = of(parameters, tensor).numel;
+        const std::int64_t from = std::max(offset, begin);
+        const std::int64_t to = std::min(offset + numel, begin + length);
+        if (from < to)
+            extents.push_back({tensor, from - offset, to - from, at + from - begin});
+        offset += numel;
+    }
+}
+
+void appendEach(std::vector<Extent>& extents, const Layout& layout, const std::vector<NamedParameter>& parameters,
+                std::int64_t part, std::int64_t at)
+{
+    for (const std::int32_t tensor : layout.tensors) {
+        const NamedParameter& parameter = of(parameters, tensor);
+        const std::int64_t piece = pieceOf(layout, parameter);
+        // Rows are cut before they are padded to a multiple; flat tensors afterwards.
+        std::int64_t held = piece;
+        if (layout.cut == Cut::EachRows && !parameter.shape.empty() && parameter.shape.front() > 0)
+            held = ceilDivide(parameter.shape.front(), layout.parts) * (parameter.numel / parameter.shape.front());
+        const std::int64_t from = std::min(part * held, parameter.numel);
+        const std::int64_t to = std::min(from + held, parameter.numel);
+        if (from < to)
+            extents.push_back({tensor, from, to - from, at});
+        at += piece;
+    }
+}
+
+} // namespace
+
+std::int64_t elementsOf(const Layout& layout, const std::vector<NamedParameter>& parameters)
+{
+    const std::int64_t part = partElements(layout, parameters);
+    return layout.allParts ? checkedMultiply(part, layout.parts) : part;
+}
+
+std::vector<Extent> extentsOf(const Layout& layout, const std::vector<NamedParameter>& parameters, std::int64_t part)
+{
+    std::vector<Extent> extents;
+    const std::int64_t length = layout.allParts ? partElements(layout, parameters) : 0;
+    const std::int64_t begin = layout.allParts ? 0 : part;
+    const std::int64_t end = layout.allParts ? layout.parts : part + 1;
+    for (std::int64_t each = begin; each < end; ++each) {
+        const std::int64_t at = (each - begin) * length;
+        if (layout.cut == Cut::Flat)
+            appendFlat(extents, layout, parameters, each, at);
+        else
+            appendEach(extents, layout, parameters, each, at);
+    }
+    return extents;
+}
+
+TensorIndex::TensorIndex(const Model& model)
+{
+    std::int32_t next = 0;
+    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
+        const LayerType& type = model.layer(layer);
+        m_first.push_back(next);
+        std::vector<std::int32_t> within;
+        std::int32_t position = 0;
+        for (const ParameterSpec& parameter : type.parameters) {
+            within.push_back(position);
+            position += static_cast<std::int32_t>(parameter.repeat);
+        }
+        m_within.push_back(std::move(within));
+        m_count.push_back(position);
+        next += position;
+    }
+}
+
+std::vector<std::int32_t> TensorIndex::ofLayer(std::size_t layer) const
+{
+    std::vector<std::int32_t> tensors;
+    for (std::int32_t i = 0; i < m_count[layer]; ++i)
+        tensors.push_back(m_first[layer] + i);
+    return tensors;
+}
+
+} // namespace shardwright
