@@ -1,0 +1,99 @@
+#include "core/layout.hpp"
+
+#include <map>
+
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+namespace shardwright {
+namespace {
+
+std::vector<NamedParameter> parametersOf(const std::vector<std::vector<std::int64_t>>& shapes)
+{
+    std::vector<NamedParameter> parameters;
+    for (const auto& shape : shapes) {
+        std::int64_t numel = 1;
+        for (const std::int64_t dimension : shape)
+            numel *= dimension;
+        parameters.push_back({"t" + std::to_string(parameters.size()), shape, numel, 0, true});
+    }
+    return parameters;
+}
+
+TEST(Layout, FlatCutsAcrossTensors)
+{
+    const auto parameters = parametersOf({{2, 3}, {5}});
+    Layout layout{{0, 1}, Cut::Flat, 4, 1, false};
+    EXPECT_EQ(elementsOf(layout, parameters), 3); // 11 elements, padded to 12, four parts
+    EXPECT_EQ(extentsOf(layout, parameters, 1), (std::vector<Extent>{{0, 3, 3, 0}}));
+    EXPECT_EQ(extentsOf(layout, parameters, 3), (std::vector<Extent>{{1, 3, 2, 0}})); // one of padding behind
+    layout.multiple = 2;                                                              // 16 elements
+    EXPECT_EQ(extentsOf(layout, parameters, 1), (std::vector<Extent>{{0, 4, 2, 0}, {1, 0, 2, 2}}));
+    EXPECT_TRUE(extentsOf(layout, parameters, 3).empty());
+}
+
+TEST(Layout, RowsAreCutAsDTensorCutsThem)
+{
+    const auto parameters = parametersOf({{5, 2}, {3}});
+    const Layout layout{{0, 1}, Cut::EachRows, 4, 1, false};
+    EXPECT_EQ(elementsOf(layout, parameters), 5); // two rows of two, one of one
+    EXPECT_EQ(extentsOf(layout, parameters, 0), (std::vector<Extent>{{0, 0, 4, 0}, {1, 0, 1, 4}}));
+    EXPECT_EQ(extentsOf(layout, parameters, 2), (std::vector<Extent>{{0, 8, 2, 0}, {1, 2, 1, 4}}));
+    EXPECT_TRUE(extentsOf(layout, parameters, 3).empty());
+}
+
+TEST(Layout, EachFlatPadsEveryTensor)
+{
+    const auto parameters = parametersOf({{5}, {4}});
+    Layout layout{{1, 0}, Cut::EachFlat, 2, 1, false};
+    EXPECT_EQ(elementsOf(layout, parameters), 5);
+    EXPECT_EQ(extentsOf(layout, parameters, 1), (std::vector<Extent>{{1, 2, 2, 0}, {0, 3, 2, 2}}));
+    layout.allParts = true;
+    EXPECT_EQ(elementsOf(layout, parameters), 10);
+    EXPECT_EQ(extentsOf(layout, parameters, 0),
+              (std::vector<Extent>{{1, 0, 2, 0}, {0, 0, 3, 2}, {1, 2, 2, 5}, {0, 3, 2, 7}}));
+}
+
+RC_GTEST_PROP(Layout, PartsHoldEveryElementOnceAndAllPartsAreThemInOrder, ())
+{
+    std::vector<std::vector<std::int64_t>> shapes(*rc::gen::inRange<std::size_t>(1, 6));
+    for (auto& shape : shapes)
+        shape = *rc::gen::container<std::vector<std::int64_t>>(*rc::gen::inRange<std::size_t>(1, 4),
+                                                               rc::gen::inRange<std::int64_t>(1, 7));
+    const auto parameters = parametersOf(shapes);
+    Layout layout;
+    for (std::size_t i = 0; i < parameters.size(); ++i)
+        layout.tensors.push_back(static_cast<std::int32_t>(i));
+    layout.cut = *rc::gen::element(Cut::Flat, Cut::EachFlat, Cut::EachRows);
+    layout.parts = *rc::gen::inRange<std::int64_t>(1, 9);
+    layout.multiple = *rc::gen::inRange<std::int64_t>(1, 4);
+    const std::int64_t length = elementsOf(layout, parameters);
+    Layout whole = layout;
+    whole.allParts = true;
+    RC_ASSERT(elementsOf(whole, parameters) == length * layout.parts);
+
+    std::map<std::pair<std::int32_t, std::int64_t>, int> held;
+    std::vector<Extent> inOrder;
+    for (std::int64_t part = 0; part < layout.parts; ++part) {
+        std::int64_t end = 0;
+        for (Extent extent : extentsOf(layout, parameters, part)) {
+            RC_ASSERT(extent.at >= end);
+            end = extent.at + extent.count;
+            RC_ASSERT(end <= length);
+            for (std::int64_t i = 0; i < extent.count; ++i)
+                ++held[{extent.tensor, extent.first + i}];
+            extent.at += part * length;
+            inOrder.push_back(extent);
+        }
+    }
+    RC_ASSERT(inOrder == extentsOf(whole, parameters, 0));
+    std::size_t elements = 0;
+    for (const NamedParameter& parameter : parameters)
+        elements += static_cast<std::size_t>(parameter.numel);
+    RC_ASSERT(held.size() == elements);
+    for (const auto& [element, times] : held)
+        RC_ASSERT(times == 1);
+}
+
+} // namespace
+} // namespace shardwright
