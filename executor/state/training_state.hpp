@@ -19,6 +19,7 @@ struct StatePiece {
     std::int64_t first = 0;
     std::int64_t count = 0;
     TensorView values; // of `count` elements
+    bool mine = true;  // false: a lower rank holds the same piece; a checkpoint leaves it to that rank
 };
 
 /// A rank's pieces, each element once per quantity: the most exact copy (master parameters before 16-bit ones). Pieces
