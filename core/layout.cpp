@@ -17,7 +17,8 @@ std::int64_t pieceOf(const Layout& layout, const NamedParameter& parameter)
     if (layout.cut == Cut::EachRows) {
         const std::int64_t rows = parameter.shape.empty() ? 1 : parameter.shape.front();
         const std::int64_t rowLength = rows == 0 ? 0 : parameter.numel / rows;
-        return roundUp(checkedMultiply(ceilDivide(rows, layout.parts), rowLength), layout.multiple);
+        const std::int64_t padded = roundUp(rows, checkedMultiply(layout.parts, layout.multiple));
+        return checkedMultiply(padded / layout.parts, rowLength);
     }
     return roundUp(parameter.numel, checkedMultiply(layout.parts, layout.multiple)) / layout.parts;
 }
@@ -26,7 +27,8 @@ std::int64_t partElements(const Layout& layout, const std::vector<NamedParameter
 {
     std::int64_t elements = 0;
     for (const std::int32_t tensor : layout.tensors)
-        elements += layout.cut == Cut::Flat ? of(parameters, tensor).numel : pieceOf(layout, of(parameters, tensor));
+        elements = layout.cut == Cut::Flat ? roundUp(elements, layout.align) + of(parameters, tensor).numel
+                                           : elements + pieceOf(layout, of(parameters, tensor));
     if (layout.cut == Cut::Flat)
         return roundUp(elements, checkedMultiply(layout.parts, layout.multiple)) / layout.parts;
     return elements;
@@ -40,6 +42,7 @@ void appendFlat(std::vector<Extent>& extents, const Layout& layout, const std::v
     std::int64_t offset = 0; // of the tensor in the flattened whole
     for (const std::int32_t tensor : layout.tensors) {
         const std::int64_t numel = of(parameters, tensor).numel;
+        offset = roundUp(offset, layout.align);
         const std::int64_t from = std::max(offset, begin);
         const std::int64_t to = std::min(offset + numel, begin + length);
         if (from < to)
@@ -54,12 +57,8 @@ void appendEach(std::vector<Extent>& extents, const Layout& layout, const std::v
     for (const std::int32_t tensor : layout.tensors) {
         const NamedParameter& parameter = of(parameters, tensor);
         const std::int64_t piece = pieceOf(layout, parameter);
-        // Rows are cut before they are padded to a multiple; flat tensors afterwards.
-        std::int64_t held = piece;
-        if (layout.cut == Cut::EachRows && !parameter.shape.empty() && parameter.shape.front() > 0)
-            held = ceilDivide(parameter.shape.front(), layout.parts) * (parameter.numel / parameter.shape.front());
-        const std::int64_t from = std::min(part * held, parameter.numel);
-        const std::int64_t to = std::min(from + held, parameter.numel);
+        const std::int64_t from = std::min(part * piece, parameter.numel);
+        const std::int64_t to = std::min(from + piece, parameter.numel);
         if (from < to)
             extents.push_back({tensor, from, to - from, at});
         at += piece;

@@ -14,7 +14,8 @@ namespace shardwright {
 ///   Whole     not cut: the tensors one after another (parts = 1)
 ///   Flat      one after another, padded at the end, then cut evenly (FSDP1's FlatParameter; ZeRO-1 and 2)
 ///   EachFlat  each tensor flattened, padded and cut by itself; a part holds its piece of each (ZeRO-3)
-///   EachRows  each tensor cut along its first dimension into ceil(d / parts) rows, padded (FSDP2, DTensor Shard(0))
+///   EachRows  each tensor cut along its first dimension into ceil(d / parts) rows, padded (FSDP2, DTensor Shard(0));
+///             with one part: whole tensors, each with its rows padded
 enum class Cut : std::uint8_t { Whole, Flat, EachFlat, EachRows };
 template <> struct EnumNames<Cut> {
     static constexpr std::array<std::pair<Cut, std::string_view>, 4> table{
@@ -26,9 +27,10 @@ struct Layout {
     std::vector<std::int32_t> tensors; // indices into listParameters(model), in the order in which they stand
     Cut cut = Cut::Whole;
     std::int64_t parts = 1;
-    std::int64_t multiple = 1; // elements: Flat pads the whole, Whole, EachFlat and EachRows pad each tensor, to a
-                               // multiple of parts x multiple
+    std::int64_t multiple = 1; // Flat pads the whole, Whole and EachFlat each tensor, to a multiple of parts x
+                               // multiple elements; EachRows pads each tensor's rows to a multiple of parts x multiple
     bool allParts = false;
+    std::int64_t align = 1; // Flat: every tensor begins at a multiple of as many elements
 
     bool operator==(const Layout&) const = default;
 };

@@ -219,6 +219,7 @@ private:
         content.layout.cut = row.name<Cut>();
         content.layout.parts = row.integer(1, kMostRanks);
         content.layout.multiple = row.integer(1, kMost);
+        content.layout.align = row.integer(1, kMost);
         content.layout.allParts = row.flag();
         content.group = row.id<GroupId>(m_schedule.sizes.groups.size());
         content.codec = row.name<Codec>();
@@ -384,6 +385,7 @@ Json toJson(const Schedule& schedule)
                     nameOf(layout.cut),
                     layout.parts,
                     layout.multiple,
+                    layout.align,
                     layout.allParts,
                     content.group,
                     nameOf(content.codec),

@@ -42,6 +42,27 @@ TEST(Layout, RowsAreCutAsDTensorCutsThem)
     EXPECT_TRUE(extentsOf(layout, parameters, 3).empty());
 }
 
+TEST(Layout, AlignedTensorsBeginAtMultiples)
+{
+    const auto parameters = parametersOf({{2, 3}, {5}});
+    Layout layout{{0, 1}, Cut::Flat, 2, 1, false};
+    layout.align = 4; // the second begins at 8: 13 elements, padded to 14
+    EXPECT_EQ(elementsOf(layout, parameters), 7);
+    EXPECT_EQ(extentsOf(layout, parameters, 0), (std::vector<Extent>{{0, 0, 6, 0}}));
+    EXPECT_EQ(extentsOf(layout, parameters, 1), (std::vector<Extent>{{1, 0, 5, 1}}));
+}
+
+TEST(Layout, RowsPaddedForFourAreCutInTwo)
+{
+    const auto parameters = parametersOf({{5, 2}, {3}}); // 8 and 4 rows
+    const Layout half{{0, 1}, Cut::EachRows, 2, 2, false};
+    EXPECT_EQ(elementsOf(half, parameters), 10);
+    EXPECT_EQ(extentsOf(half, parameters, 1), (std::vector<Extent>{{0, 8, 2, 0}, {1, 2, 1, 8}}));
+    const Layout whole{{0, 1}, Cut::EachRows, 1, 4, false};
+    EXPECT_EQ(elementsOf(whole, parameters), 20);
+    EXPECT_EQ(extentsOf(whole, parameters, 0), (std::vector<Extent>{{0, 0, 10, 0}, {1, 0, 3, 16}}));
+}
+
 TEST(Layout, EachFlatPadsEveryTensor)
 {
     const auto parameters = parametersOf({{5}, {4}});
@@ -67,6 +88,7 @@ RC_GTEST_PROP(Layout, PartsHoldEveryElementOnceAndAllPartsAreThemInOrder, ())
     layout.cut = *rc::gen::element(Cut::Flat, Cut::EachFlat, Cut::EachRows);
     layout.parts = *rc::gen::inRange<std::int64_t>(1, 9);
     layout.multiple = *rc::gen::inRange<std::int64_t>(1, 4);
+    layout.align = *rc::gen::inRange<std::int64_t>(1, 5);
     const std::int64_t length = elementsOf(layout, parameters);
     Layout whole = layout;
     whole.allParts = true;
