@@ -83,6 +83,19 @@ PipelineProgram pipelineProgram(const PipelineShape& shape, std::int64_t stage)
     return program;
 }
 
+std::vector<std::int64_t> passesBeforeBackward(const PipelineShape& shape, std::int64_t stage)
+{
+    const std::int64_t begun = mostInFlight(shape, stage);
+    const std::int64_t round = shape.chunks == 1 ? begun : shape.stages; // through one chunk, then the next
+    std::vector<std::int64_t> passes;
+    for (std::int64_t chunk = 0; chunk < shape.chunks; ++chunk) {
+        const std::int64_t rounds = begun / (round * shape.chunks);
+        const std::int64_t left = begun % (round * shape.chunks) - chunk * round;
+        passes.push_back(rounds * round + std::clamp<std::int64_t>(left, 0, round));
+    }
+    return passes;
+}
+
 std::int64_t mostInFlight(const PipelineShape& shape, std::int64_t stage)
 {
     const std::int64_t all = checkedMultiply(shape.microBatches, shape.chunks);

@@ -53,6 +53,9 @@ struct PipelineProgram {
 
 PipelineProgram pipelineProgram(const PipelineShape& shape, std::int64_t stage);
 
+/// How many micro-batches have gone forward through each chunk of a stage when it begins its first backward.
+std::vector<std::int64_t> passesBeforeBackward(const PipelineShape& shape, std::int64_t stage);
+
 /// Most micro-batches (chunks of them, when interleaved) whose activations a stage holds at a time.
 std::int64_t mostInFlight(const PipelineShape& shape, std::int64_t stage);
 

@@ -207,18 +207,25 @@ double pipelineSeconds(const PipelineShape& shape, const std::vector<StageSecond
 
 double pipelineBound(const PipelineShape& shape, const std::vector<StageSeconds>& stages, double transfer)
 {
+    std::vector<std::size_t> kindOf(stages.size());
+    std::iota(kindOf.begin(), kindOf.end(), std::size_t{0});
+    return pipelineBound(shape, stages, kindOf, transfer);
+}
+
+double pipelineBound(const PipelineShape& shape, const std::vector<StageSeconds>& kinds,
+                     const std::vector<std::size_t>& kindOf, double transfer)
+{
+    std::vector<double> work; // of all micro-batches
+    for (const StageSeconds& kind : kinds)
+        work.push_back(static_cast<double>(shape.microBatches) * kind.perMicroBatch());
     double bound = 0;
-    double before = 0; // first chunks of the stages before, forward and backward
-    for (const StageSeconds& stage : stages) {
-        bound = std::max(bound, before + static_cast<double>(shape.microBatches) * stage.perMicroBatch() + stage.rest);
-        before += stage.forward.front() + transfer;
-    }
+    double ahead = 0; // first chunks of the stages before, forward
+    double back = 0;  // and backward
     // The first stage ends last: whatever ends on a later one goes back through all before it.
-    double back = 0;
-    double ahead = 0;
-    for (const StageSeconds& stage : stages) {
-        bound = std::max(bound, ahead + static_cast<double>(shape.microBatches) * stage.perMicroBatch() + back +
-                                    stages.front().rest);
+    const double restOfFirst = kinds[kindOf.front()].rest;
+    for (const std::size_t kind : kindOf) {
+        const StageSeconds& stage = kinds[kind];
+        bound = std::max({bound, ahead + work[kind] + stage.rest, ahead + work[kind] + back + restOfFirst});
         ahead += stage.forward.front() + transfer;
         back += stage.backward.front() + transfer;
     }

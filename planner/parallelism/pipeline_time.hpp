@@ -32,6 +32,9 @@ double pipelineSeconds(const PipelineShape& shape, const std::vector<StageSecond
 /// transfers nothing: a stage cannot begin before the first micro-batch has come through the stages before it, works
 /// on every micro-batch, and the last one's gradient goes back through them.
 double pipelineBound(const PipelineShape& shape, const std::vector<StageSeconds>& stages, double transfer);
+/// The same where stages are of few kinds: `kindOf` by stage.
+double pipelineBound(const PipelineShape& shape, const std::vector<StageSeconds>& kinds,
+                     const std::vector<std::size_t>& kindOf, double transfer);
 
 /// The step of a job cut into the stages of `slices` (sliceModel): each stage's schedule simulated on its own, then all
 /// of them together. Breakdown: of the stage that sets the pace, the bubble what it waits for others.

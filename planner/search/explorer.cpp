@@ -78,7 +78,7 @@ bool PlanExplorer::statesFit(const Path& path, const Assignment& so)
     m_candidates.apply(so, m_candidate);
     if (!refusals(input()).empty())
         return true;
-    const double miss = statesExcess(input(), m_structures);
+    const double miss = statesExcess(input(), so, m_structures);
     if (miss > 0)
         reject({Obstacle::GpuMemory, "GPU memory for the model states alone"}, path, miss);
     return miss <= 0;
@@ -128,6 +128,12 @@ std::optional<Score> PlanExplorer::floor(const Path& path)
         m_candidates.apply(so, m_candidate);
         if (const auto reasons = refusals(input()); !reasons.empty()) {
             reject({Obstacle::Refused, std::string(frameworkOf(m_candidate.strategy)) + ": " + reasons.front()}, path);
+            return std::nullopt;
+        }
+        const Bytes least = leastUsed(input(), so, m_structures);
+        if (const Bytes capacity = bytesOf(m_candidate.cluster.gpu.memory); least > capacity) {
+            reject({Obstacle::GpuMemory, "GPU memory for the model states and what forward passes keep"}, path,
+                   (least - capacity).asDouble());
             return std::nullopt;
         }
         return score(timed() ? m_clock->floor(input(), m_structures) : 0, Bytes(0), so.gpus);

@@ -56,18 +56,21 @@ MemoryVerdict checkPart(const PlanInput& input, ClosedForm& form)
 
 } // namespace
 
-double statesExcess(const PlanInput& input, Structures& structures)
+double statesExcess(const PlanInput& input, const Assignment& assignment, Structures& structures)
 {
-    const auto of = [](const PlanInput& part) {
-        const auto rules = makeRules(part);
-        return excess(rules->modelStates().total() + overheadOf(part.cluster, *rules),
-                      bytesOf(part.cluster.gpu.memory));
-    };
-    if (!needsSlices(input))
-        return of(input);
     double most = 0;
-    for (const ModelSlice& slice : structures.slicesOf(input))
-        most = std::max(most, of(inputOf(input, slice)));
+    for (const Held& part : structures.heldBy(input, assignment))
+        most = std::max(most, excess(part.states, bytesOf(input.cluster.gpu.memory)));
+    return most;
+}
+
+Bytes leastUsed(const PlanInput& input, const Assignment& assignment, Structures& structures)
+{
+    const std::vector<Held>& held = structures.heldBy(input, assignment);
+    const std::vector<std::int64_t>& kept = structures.floorsOf(input).kept;
+    Bytes most;
+    for (std::size_t part = 0; part < held.size(); ++part)
+        most = std::max(most, held[part].duringForward + Bytes(kept[part]));
     return most;
 }
 

@@ -2,6 +2,7 @@
 
 #include "planner/frameworks/rules.hpp"
 #include "planner/frameworks/sharding.hpp"
+#include "planner/overheads.hpp"
 
 namespace shardwright::search {
 
@@ -15,7 +16,46 @@ template <typename E> std::int64_t number(E value)
     return static_cast<std::int64_t>(value);
 }
 
+Held heldBy(const PlanInput& part)
+{
+    const auto rules = makeRules(part);
+    const ModelStates states = rules->modelStates();
+    Bytes overhead;
+    for (const Overhead& each : gpuOverheads(part.cluster, rules->communicators()))
+        overhead += each.bytes;
+    const Bytes all = states.total() + overhead;
+    // Megatron-LM's gradients lie in buffers that it makes at the start (param_and_grad_buffer.py); elsewhere they may
+    // come to be in backward.
+    const bool gradientsStay = std::holds_alternative<MegatronOptions>(part.strategy.options);
+    return {all, gradientsStay ? all : all - states.gradients};
+}
+
 } // namespace
+
+const std::vector<Held>& Structures::heldBy(const PlanInput& input, const Assignment& so)
+{
+    const StrategyKey key{number(so.framework),
+                          number(so.sharding),
+                          number(so.offload),
+                          number(so.zeroPlusPlus),
+                          so.gpus,
+                          so.shardGroup,
+                          so.tensor,
+                          so.sequenceParallel,
+                          so.pipeline,
+                          so.virtualStages,
+                          so.context,
+                          so.expert};
+    const auto [known, isNew] = m_held.try_emplace(key);
+    if (!isNew)
+        return known->second;
+    if (!needsSlices(input))
+        known->second.push_back(search::heldBy(input));
+    else
+        for (const ModelSlice& slice : slicesOf(input))
+            known->second.push_back(search::heldBy(inputOf(input, slice)));
+    return known->second;
+}
 
 const std::vector<ModelSlice>& Structures::slicesOf(const PlanInput& input)
 {

@@ -12,6 +12,7 @@
 #include "planner/parallelism/model_slice.hpp"
 #include "planner/readers/closed_form.hpp"
 #include "planner/search/candidates.hpp"
+#include "planner/search/stage_floors.hpp"
 #include "planner/step_form.hpp"
 
 namespace shardwright::search {
@@ -39,6 +40,12 @@ struct Part {
     Structure* structure;
 };
 
+/// What a part holds whatever the micro-batch and the checkpointing.
+struct Held {
+    Bytes states;        // all model states, and the overheads
+    Bytes duringForward; // of that, what is there in every forward pass: gradients only where they stay for good
+};
+
 /// Not thread-safe: one per thread. All candidates are of one model.
 class Structures {
 public:
@@ -49,8 +56,18 @@ public:
     /// The parts of the model alone.
     const std::vector<ModelSlice>& slicesOf(const PlanInput& input);
 
+    /// By slice, of a candidate that is not refused.
+    const std::vector<Held>& heldBy(const PlanInput& input, const Assignment& assignment);
+
+    /// Of a candidate that is not refused; they hold until the next call.
+    const StageFloors& floorsOf(const PlanInput& input)
+    {
+        return m_floors.of(input, needsSlices(input) ? &slicesOf(input) : nullptr);
+    }
+
 private:
     using Key = std::vector<std::int64_t>;
+    using StrategyKey = std::array<std::int64_t, 12>;
     Structure& structureOf(const PlanInput& part, const Key& key);
 
     // Structures that candidates of a key have: of equal options but for numbers of ranks and batches, which seldom
@@ -58,7 +75,9 @@ private:
     std::map<Key, std::vector<std::unique_ptr<Structure>>> m_structures;
     std::size_t m_count = 0;
     std::map<Key, std::vector<ModelSlice>> m_slices;
+    std::map<StrategyKey, std::vector<Held>> m_held;
     std::vector<Part> m_parts;
+    FloorTable m_floors;
 };
 
 } // namespace shardwright::search

@@ -107,3 +107,16 @@ RC_GTEST_PROP(PipelineSchedule, shortProgramUnrollsToTheSame, ())
     const PipelineProgram program = pipelineProgram(shape, stage);
     RC_ASSERT(unrolled(shape, program) == pipelineActions(shape, stage));
 }
+
+RC_GTEST_PROP(PipelineSchedule, passesBeforeTheFirstBackwardAreThoseOfTheActions, ())
+{
+    const PipelineShape shape = anyShape();
+    const std::int64_t stage = *rc::gen::inRange<std::int64_t>(0, shape.stages);
+    std::vector<std::int64_t> passes(static_cast<std::size_t>(shape.chunks), 0);
+    for (const PipelineAction& action : pipelineActions(shape, stage)) {
+        if (!action.forward)
+            break;
+        ++passes[static_cast<std::size_t>(action.chunk)];
+    }
+    RC_ASSERT(passesBeforeBackward(shape, stage) == passes);
+}

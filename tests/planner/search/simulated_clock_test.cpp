@@ -70,6 +70,7 @@ void holdAgainstPlans(const Scenario& asked)
         if (plan.step)
             RC_ASSERT(std::abs(seconds - plan.step->seconds) <= 1e-9 * seconds);
         RC_ASSERT(clock->floor(input, structures) <= seconds);
+        RC_ASSERT(leastUsed(input, so, structures) <= memory.used);
     }
 }
 
@@ -90,14 +91,11 @@ RC_GTEST_PROP(SearchSimulatedClockTest, OfMegatronToo, ())
 }
 
 /// The search as it is used: what it finds is what planning every candidate finds.
-TEST(SearchSimulatedClockTest, TheOptimumIsThatOfAllPlans)
+void holdAgainstEnumeration(const Scenario& asked, const Space& space)
 {
-    Scenario asked = scenario("gpt2", Implementation::HuggingFace);
-    asked.cluster.gpu.memory.value = 8e9;
-    Space space = defaultSpace(asked, Objective::StepTime);
-    space.microBatch = {1, 2, 4};
     const Candidates candidates(asked, space);
     std::vector<double> seconds; // of every plan that fits
+    std::int64_t outOfMemory = 0;
     const std::function<void(const Path&)> visit = [&](const Path& path) {
         if (path.size() < kAxes) {
             for (std::size_t i = 0; i < candidates.choices(path); ++i) {
@@ -114,18 +112,39 @@ TEST(SearchSimulatedClockTest, TheOptimumIsThatOfAllPlans)
         candidates.apply(so, candidate);
         const Plan plan = buildPlan({asked.model, candidate.cluster, candidate.training, candidate.strategy},
                                     {.curve = false, .allocator = true, .suggest = false});
+        outOfMemory += plan.verdict == Verdict::DoesNotFit ? 1 : 0;
         if (plan.verdict == Verdict::Fits && plan.step)
             seconds.push_back(plan.step->seconds);
     };
     visit({});
+    EXPECT_GT(outOfMemory, 0); // the limit matters
     std::sort(seconds.begin(), seconds.end());
     Request request;
     request.top = 5;
     const Result result = search(candidates, request, simulatedClock);
     ASSERT_EQ(result.answers.size(), 5u);
+    ASSERT_GE(seconds.size(), 5u);
     for (std::size_t i = 0; i < 5; ++i)
         EXPECT_NEAR(result.answers[i].plan.step->seconds, seconds[i], 1e-9 * seconds[i]);
     EXPECT_GT(result.counts.beaten + result.counts.evaluated, 100);
+}
+
+TEST(SearchSimulatedClockTest, TheOptimumIsThatOfAllPlans)
+{
+    Scenario asked = scenario("gpt2", Implementation::HuggingFace);
+    asked.cluster.gpu.memory.value = 3e9;
+    Space space = defaultSpace(asked, Objective::StepTime);
+    space.microBatch = {1, 2, 4};
+    holdAgainstEnumeration(asked, space);
+}
+
+TEST(SearchSimulatedClockTest, TheOptimumOfPipelinesIsThatOfAllPlans)
+{
+    Scenario asked = scenario("megatron-gpt3-tiny", Implementation::Megatron);
+    Space space = defaultSpace(asked, Objective::StepTime, 64);
+    space.microBatch = {1, 2, 4};
+    asked.cluster.gpu.memory.value = 2e9;
+    holdAgainstEnumeration(asked, space);
 }
 
 } // namespace

@@ -1,0 +1,68 @@
+#pragma once
+
+// What no schedule of a candidate gets below, whatever its framework does about gathering, reducing and stepping:
+// seconds on the compute stream, and memory that forward passes keep for backward. Read off the layers' own walks,
+// kind of layer by kind of layer, so that a candidate costs a look-up and one sum.
+
+#include <array>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "planner/activations/activation_model.hpp"
+#include "planner/parallelism/model_slice.hpp"
+#include "planner/plan_input.hpp"
+
+namespace shardwright::search {
+
+struct StageFloors {
+    /// Of a step: each stage's passes, with the collectives that they wait for on their own stream, and what a stage
+    /// waits at least for the others.
+    double seconds = 0;
+    /// By slice: bytes of GPU memory that the micro-batches in flight hold together when the stage turns to its first
+    /// backward, the most of all its moments before that.
+    std::vector<std::int64_t> kept;
+};
+
+/// Not thread-safe: one per thread. All candidates are of one model.
+class FloorTable {
+public:
+    FloorTable();
+    ~FloorTable();
+
+    /// `slices`: of a candidate that needs them (sliceModel), which must outlive this; otherwise nothing. What is
+    /// returned holds until the next call.
+    const StageFloors& of(const PlanInput& input, const std::vector<ModelSlice>* slices);
+
+private:
+    /// One layer and one micro-batch.
+    struct Layer {
+        double forward = 0;    // seconds
+        double backward = 0;   // recomputation included
+        std::int64_t kept = 0; // bytes on the GPU
+        bool known = false;
+    };
+    struct Layers {
+        std::vector<std::array<Layer, 2>> of; // by layer type, and whether the layer is checkpointed
+        Layer loss;
+        Bytes sent;                // from one pipeline stage to the next
+        std::int64_t boundary = 0; // bytes that a stage holds less once that is sent: below zero
+    };
+    class Walked;
+    using Walks = std::vector<std::unique_ptr<Walked>>;
+    using Key = std::array<std::int64_t, 14>;
+    struct Hash {
+        std::size_t operator()(const Key& key) const;
+    };
+    struct Sums;
+
+    static void measure(const PlanInput& part, Walks& walks, Layers& layers);
+    static Sums sum(const PlanInput& part, const Layers& layers);
+    StageFloors workOut(const PlanInput& input, const std::vector<ModelSlice>* slices, const Key& key);
+
+    std::unordered_map<Key, StageFloors, Hash> m_known;
+    std::unordered_map<Key, Layers, Hash> m_layers;
+    std::unordered_map<Key, Walks, Hash> m_walks;
+};
+
+} // namespace shardwright::search
