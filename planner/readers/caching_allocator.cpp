@@ -1,11 +1,12 @@
 #include "planner/readers/caching_allocator.hpp"
 
 #include <algorithm>
+#include <array>
 #include <map>
-#include <optional>
 #include <set>
-#include <tuple>
 #include <vector>
+
+#include "planner/readers/free_blocks.hpp"
 
 namespace shardwright {
 
@@ -19,9 +20,6 @@ constexpr std::int64_t kLargeBuffer = 20971520;   // allocations of 1 to 10 MiB 
 constexpr std::int64_t kMinLargeAlloc = 10485760; // from here on segments of their own
 constexpr std::int64_t kRoundLarge = 2097152;     // rounded to this
 
-/// Free blocks of one pool, ordered as the allocator orders them: by size, then by address.
-using FreeKey = std::tuple<std::int64_t, std::int64_t, std::int64_t>; // size, segment, offset
-
 class Allocator {
 public:
     Allocator(std::int64_t limit, const AllocatorOptions& options) : m_limit(limit), m_options(options) {}
@@ -32,54 +30,45 @@ public:
         const std::int64_t size = bytes < kMinBlockSize ? kMinBlockSize : roundUp(bytes, kMinBlockSize);
         const bool small = size <= kSmallSize;
         const int pool = stream * 2 + (small ? 1 : 0);
-        std::set<FreeKey>& free = m_free[pool];
-        auto found = free.lower_bound({size, 0, 0});
-        if (m_options.expandableSegments)
-            found = avoidTail(free, found);
-        if (found == free.end()) {
-            const auto added = m_options.expandableSegments ? grow(pool, size) : addSegment(pool, size);
-            if (!added)
+        FreeBlocks& free = m_free[static_cast<std::size_t>(pool)];
+        auto found = free.first(size);
+        if (found && m_options.expandableSegments)
+            found = avoidTail(free, *found);
+        int taken = -1;
+        if (found) {
+            taken = free.block(*found);
+            free.erase(*found);
+        } else {
+            taken = m_options.expandableSegments ? grow(pool, size) : addSegment(pool, size);
+            if (taken < 0)
                 return -1;
-            found = free.insert(*added).first;
         }
-        const auto [blockSize, segment, offset] = *found;
-        free.erase(found);
-        Segment& home = m_segments[static_cast<std::size_t>(segment)];
-        std::int64_t taken = blockSize;
-        const std::int64_t rest = blockSize - size;
+        const std::int64_t rest = blockAt(taken).size - size;
         if (small || m_options.expandableSegments ? rest >= kMinBlockSize : rest > kSmallSize) {
-            taken = size;
-            home.blocks[offset + size] = {rest, false};
-            free.insert({rest, segment, offset + size});
+            const int second = split(taken, size);
+            free.insert(blockAt(second), second);
         }
-        home.blocks[offset] = {taken, true};
-        m_handles.push_back({segment, offset});
-        return static_cast<int>(m_handles.size()) - 1;
+        blockAt(taken).live = true;
+        return taken;
     }
 
     void release(int handle)
     {
-        const auto [segment, offset] = m_handles[static_cast<std::size_t>(handle)];
-        Segment& home = m_segments[static_cast<std::size_t>(segment)];
-        std::set<FreeKey>& free = m_free[home.pool];
-        auto block = home.blocks.find(offset);
-        block->second.live = false;
-        const auto next = std::next(block);
-        if (next != home.blocks.end() && !next->second.live) {
-            free.erase({next->second.size, segment, next->first});
-            block->second.size += next->second.size;
-            home.blocks.erase(next);
+        blockAt(handle).live = false;
+        FreeBlocks& free = m_free[static_cast<std::size_t>(segmentOf(handle).pool)];
+        const int after = blockAt(handle).after;
+        if (after >= 0 && !blockAt(after).live) {
+            free.erase(blockAt(after));
+            join(handle, after);
         }
-        if (block != home.blocks.begin()) {
-            const auto previous = std::prev(block);
-            if (!previous->second.live) {
-                free.erase({previous->second.size, segment, previous->first});
-                previous->second.size += block->second.size;
-                home.blocks.erase(block);
-                block = previous;
-            }
+        const int before = blockAt(handle).before;
+        if (before >= 0 && !blockAt(before).live) {
+            free.erase(blockAt(before));
+            join(before, handle);
+            free.insert(blockAt(before), before);
+            return;
         }
-        free.insert({block->second.size, segment, block->first});
+        free.insert(blockAt(handle), handle);
     }
 
     /// Gives what is cached back to the driver.
@@ -98,17 +87,59 @@ public:
     std::int64_t flushes() const { return m_flushes; }
 
 private:
-    struct Part {
-        std::int64_t size;
-        bool live;
-    };
     struct Segment {
         std::int64_t size;
         int pool;
-        std::map<std::int64_t, Part> blocks; // by offset
+        int first = -1; // blocks
+        int last = -1;
     };
 
     static bool isSmall(int pool) { return pool % 2 == 1; }
+
+    Block& blockAt(int index) { return m_blocks[static_cast<std::size_t>(index)]; }
+    Segment& segmentOf(int block) { return m_segments[static_cast<std::size_t>(blockAt(block).segment)]; }
+
+    int newBlock(const Block& block)
+    {
+        if (m_unused.empty()) {
+            m_blocks.push_back(block);
+            return static_cast<int>(m_blocks.size()) - 1;
+        }
+        const int index = m_unused.back();
+        m_unused.pop_back();
+        blockAt(index) = block;
+        return index;
+    }
+
+    /// Cuts a block after `size` bytes. The second part, which is not live.
+    int split(int block, std::int64_t size)
+    {
+        const Block whole = blockAt(block);
+        const int second = newBlock({whole.size - size, whole.offset + size, whole.segment, block, whole.after, false});
+        (whole.after >= 0 ? blockAt(whole.after).before : segmentOf(block).last) = second;
+        blockAt(block).after = second;
+        blockAt(block).size = size;
+        return second;
+    }
+
+    /// Makes one block of two neighbours; the second ceases to be.
+    void join(int first, int second)
+    {
+        const Block gone = blockAt(second);
+        blockAt(first).size += gone.size;
+        blockAt(first).after = gone.after;
+        (gone.after >= 0 ? blockAt(gone.after).before : segmentOf(first).last) = first;
+        m_unused.push_back(second);
+    }
+
+    int addBlockAtEnd(int segment, std::int64_t offset, std::int64_t size)
+    {
+        Segment& home = m_segments[static_cast<std::size_t>(segment)];
+        const int block = newBlock({size, offset, segment, home.last, -1, false});
+        (home.last >= 0 ? blockAt(home.last).after : home.first) = block;
+        home.last = block;
+        return block;
+    }
 
     bool hasRoom(std::int64_t bytes) const { return bytes <= m_limit - m_reserved; }
 
@@ -118,62 +149,50 @@ private:
         m_peak = std::max(m_peak, m_reserved);
     }
 
-    std::optional<FreeKey> addSegment(int pool, std::int64_t size)
+    /// A new segment's one block, not among the free ones; -1 where there is no room.
+    int addSegment(int pool, std::int64_t size)
     {
         const std::int64_t segmentSize = isSmall(pool)           ? kSmallBuffer
                                          : size < kMinLargeAlloc ? kLargeBuffer
                                                                  : roundUp(size, kRoundLarge);
         if (!hasRoom(segmentSize))
-            return std::nullopt;
+            return -1;
         take(segmentSize);
-        const std::int64_t segment = static_cast<std::int64_t>(m_segments.size());
-        m_segments.push_back({segmentSize, pool, {}});
-        m_segments.back().blocks[0] = {segmentSize, false};
-        return FreeKey{segmentSize, segment, 0};
+        m_segments.push_back({segmentSize, pool});
+        return addBlockAtEnd(static_cast<int>(m_segments.size()) - 1, 0, segmentSize);
     }
 
     /// Best fit counts what a block could grow to, so the free block at the growing end is taken last (get_free_block).
-    std::set<FreeKey>::iterator avoidTail(const std::set<FreeKey>& free, std::set<FreeKey>::iterator found) const
+    FreeBlocks::Place avoidTail(const FreeBlocks& free, const FreeBlocks::Place& found)
     {
-        if (found == free.end())
+        const int block = free.block(found);
+        if (segmentOf(block).last != block)
             return found;
-        const auto [size, segment, offset] = *found;
-        const auto next = std::next(found);
-        return offset + size == m_segments[static_cast<std::size_t>(segment)].size && next != free.end() ? next : found;
+        return free.next(found).value_or(found);
     }
 
     /// Maps pages at the end of the pool's segment until the free block there holds `size`
-    /// (try_allocate_expandable_block).
-    std::optional<FreeKey> grow(int pool, std::int64_t size)
+    /// (try_allocate_expandable_block). That block, not among the free ones; -1 where there is no room.
+    int grow(int pool, std::int64_t size)
     {
         const std::int64_t page = isSmall(pool) ? kSmallBuffer : kLargeBuffer;
-        const auto tail = [&](std::int64_t segment) -> std::optional<FreeKey> {
-            const Segment& home = m_segments[static_cast<std::size_t>(segment)];
-            if (home.blocks.empty() || home.blocks.rbegin()->second.live)
-                return std::nullopt;
-            return FreeKey{home.blocks.rbegin()->second.size, segment, home.blocks.rbegin()->first};
-        };
-        if (m_expandable.count(pool) == 0) {
-            m_expandable[pool] = static_cast<std::int64_t>(m_segments.size());
-            m_segments.push_back({0, pool, {}});
-        }
-        const std::int64_t segment = m_expandable[pool];
-        const auto last = tail(segment);
-        const std::int64_t added = roundUp(size - (last ? std::get<0>(*last) : 0), page);
-        if (!hasRoom(added))
-            return std::nullopt;
-        take(added);
+        const auto [known, isNew] = m_expandable.try_emplace(pool, static_cast<int>(m_segments.size()));
+        if (isNew)
+            m_segments.push_back({0, pool});
+        const int segment = known->second;
         Segment& home = m_segments[static_cast<std::size_t>(segment)];
-        std::int64_t offset = home.size;
-        std::int64_t blockSize = added;
-        if (last) {
-            m_free[pool].erase(*last);
-            offset = std::get<2>(*last);
-            blockSize += std::get<0>(*last);
-        }
+        const bool growsBlock = home.last >= 0 && !blockAt(home.last).live;
+        const std::int64_t added = roundUp(size - (growsBlock ? blockAt(home.last).size : 0), page);
+        if (!hasRoom(added))
+            return -1;
+        take(added);
+        const std::int64_t end = home.size;
         home.size += added;
-        home.blocks[offset] = {blockSize, false};
-        return FreeKey{blockSize, segment, offset};
+        if (!growsBlock)
+            return addBlockAtEnd(segment, end, added);
+        m_free[static_cast<std::size_t>(pool)].erase(blockAt(home.last));
+        blockAt(home.last).size += added;
+        return home.last;
     }
 
     /// Unmaps every page that lies within a free block. Its addresses stay behind as a block that is never freed.
@@ -181,25 +200,24 @@ private:
     {
         for (const auto& [pool, segment] : m_expandable) {
             const std::int64_t page = isSmall(pool) ? kSmallBuffer : kLargeBuffer;
-            std::set<FreeKey>& free = m_free[pool];
-            std::map<std::int64_t, Part>& blocks = m_segments[static_cast<std::size_t>(segment)].blocks;
-            const std::set<FreeKey> before = free;
-            for (const auto& [size, home, offset] : before) {
-                const std::int64_t begin = roundUp(offset, page);
-                const std::int64_t end = (offset + size) / page * page;
+            FreeBlocks& free = m_free[static_cast<std::size_t>(pool)];
+            for (int block : free.all()) {
+                const Block whole = blockAt(block);
+                const std::int64_t begin = roundUp(whole.offset, page);
+                const std::int64_t end = (whole.offset + whole.size) / page * page;
                 if (end <= begin)
                     continue;
-                free.erase({size, home, offset});
-                blocks.erase(offset);
-                const auto keep = [&, segmentOf = home](std::int64_t from, std::int64_t to) {
-                    if (to <= from)
-                        return;
-                    blocks[from] = {to - from, false};
-                    free.insert({to - from, segmentOf, from});
-                };
-                keep(offset, begin);
-                blocks[begin] = {end - begin, true};
-                keep(end, offset + size);
+                free.erase(whole);
+                if (end < whole.offset + whole.size) {
+                    const int behind = split(block, end - whole.offset);
+                    free.insert(blockAt(behind), behind);
+                }
+                if (begin > whole.offset) {
+                    const int pages = split(block, begin - whole.offset);
+                    free.insert(blockAt(block), block);
+                    block = pages;
+                }
+                blockAt(block).live = true;
                 m_reserved -= end - begin;
             }
         }
@@ -208,26 +226,26 @@ private:
     /// cudaFree of every segment that is one free block (release_cached_blocks).
     void giveBackCached()
     {
-        for (std::size_t i = 0; i < m_segments.size(); ++i) {
-            Segment& segment = m_segments[i];
-            if (segment.size == 0 || segment.blocks.size() != 1 || segment.blocks.begin()->second.live)
+        for (Segment& segment : m_segments) {
+            if (segment.size == 0 || segment.first != segment.last || blockAt(segment.first).live)
                 continue;
-            m_free[segment.pool].erase({segment.size, static_cast<std::int64_t>(i), 0});
+            m_free[static_cast<std::size_t>(segment.pool)].erase(blockAt(segment.first));
+            m_unused.push_back(segment.first);
             m_reserved -= segment.size;
-            segment.size = 0;
-            segment.blocks.clear();
+            segment = {0, segment.pool};
         }
     }
 
     std::int64_t m_limit;
     AllocatorOptions m_options;
-    std::map<int, std::int64_t> m_expandable; // by pool: its one growing segment
+    std::map<int, int> m_expandable; // by pool: its one growing segment
     std::int64_t m_reserved = 0;
     std::int64_t m_peak = 0;
     std::int64_t m_flushes = 0;
-    std::map<int, std::set<FreeKey>> m_free; // by pool
+    std::array<FreeBlocks, 2 * kStreamCount> m_free; // by pool
     std::vector<Segment> m_segments;
-    std::vector<std::pair<std::int64_t, std::int64_t>> m_handles; // handle -> segment, offset
+    std::vector<Block> m_blocks;
+    std::vector<int> m_unused; // blocks that are none any more
 };
 
 class Replay {
