@@ -4,6 +4,7 @@
 // row-wise kernels are functors (executor/layers/functors/) that either loops over or launches.
 
 #include <cstdint>
+#include <memory>
 
 #include "executor/tensor_view.hpp"
 
@@ -22,5 +23,8 @@ public:
     /// Worker threads that compute; 1 = the calling one alone.
     virtual int threads() const = 0;
 };
+
+/// The processor, with `threads` workers.
+std::unique_ptr<Device> makeHostDevice(int threads);
 
 } // namespace shardwright

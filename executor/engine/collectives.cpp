@@ -1,0 +1,194 @@
+#include "executor/engine/collectives.hpp"
+
+#include <stdexcept>
+
+#include <fmt/format.h>
+
+#include "executor/elements.hpp"
+
+namespace shardwright {
+
+namespace {
+
+/// What an action without operands of its own for a pair works on.
+BufferId at(std::span<const BufferId> buffers, std::size_t i)
+{
+    return i < buffers.size() ? buffers[i] : -1;
+}
+
+} // namespace
+
+Collectives::Collectives(const ExecutablePlan& plan, Buffers& buffers, Recorder& recorder, Transport& transport)
+    : m_schedule(plan.schedule), m_buffers(buffers), m_recorder(recorder), m_parameters(listParameters(plan.model))
+{
+    for (const Group& group : m_schedule.sizes.groups)
+        m_communicators.push_back(transport.communicator(group));
+}
+
+void Collectives::run(const Op& op, const Action& action, std::span<const BufferId> reads,
+                      std::span<const BufferId> writes)
+{
+    Communicator& group = of(action.group);
+    switch (action.verb) {
+    case Verb::AllGather:
+        for (std::size_t i = 0; i < writes.size(); ++i)
+            allGather(op, group, at(reads, i), writes[i]);
+        break;
+    case Verb::ReduceScatter:
+        for (std::size_t i = 0; i < writes.size(); ++i)
+            reduceScatter(op, group, reads[i], writes[i]);
+        break;
+    case Verb::AllReduce:
+        if (action.content >= 0)
+            allReduceContent(op, group, action.content, writes);
+        else
+            for (const BufferId buffer : writes)
+                allReduce(op, group, buffer);
+        break;
+    case Verb::ReduceTo: reduceTo(op, group, action.content, writes); break;
+    case Verb::Broadcast:
+        for (const BufferId buffer : writes) {
+            const Bytes bytes = m_buffers.shape(buffer).bytes;
+            group.broadcast(m_buffers.data(buffer), bytes.count(), 0);
+            record(op, group, bytes);
+        }
+        break;
+    case Verb::AllToAll:
+        for (std::size_t i = 0; i < writes.size(); ++i) {
+            const Bytes bytes = m_buffers.shape(reads[i]).bytes;
+            if (bytes != m_buffers.shape(writes[i]).bytes || bytes.count() % group.size() != 0)
+                throw std::logic_error(fmt::format("all-to-all of \"{}\" ({} B) into \"{}\" ({} B) over {} ranks",
+                                                   m_buffers.nameOf(reads[i]), bytes.count(),
+                                                   m_buffers.nameOf(writes[i]),
+                                                   m_buffers.shape(writes[i]).bytes.count(), group.size()));
+            group.allToAll(m_buffers.data(reads[i]), m_buffers.data(writes[i]), bytes.count() / group.size());
+            record(op, group, bytes);
+        }
+        break;
+    default: throw std::logic_error("not a collective");
+    }
+    for (const BufferId buffer : writes)
+        m_buffers.touch(buffer);
+}
+
+void Collectives::record(const Op& op, const Communicator& group, Bytes payload)
+{
+    if (group.size() > 1 && payload > Bytes(0))
+        m_recorder.collective(op, payload, group.lastSent());
+}
+
+void Collectives::requireParts(BufferId part, BufferId all, const Communicator& group) const
+{
+    const BufferShape& one = m_buffers.shape(part);
+    const BufferShape& whole = m_buffers.shape(all);
+    if (one.bytes * group.size() != whole.bytes || one.dtype != whole.dtype)
+        throw std::logic_error(fmt::format("\"{}\" ({} B of {}) is not one of {} parts of \"{}\" ({} B of {})",
+                                           m_buffers.nameOf(part), one.bytes.count(), shardwright::nameOf(one.dtype),
+                                           group.size(), m_buffers.nameOf(all), whole.bytes.count(),
+                                           shardwright::nameOf(whole.dtype)));
+}
+
+void Collectives::allGather(const Op& op, Communicator& group, BufferId part, BufferId all)
+{
+    const Bytes bytes = m_buffers.shape(all).bytes;
+    std::byte* to = m_buffers.data(all);
+    if (part < 0 || part == all) { // own part lies in its place
+        const std::int64_t each = bytes.count() / group.size();
+        group.allGather(to + group.rank() * each, to, each);
+    } else {
+        requireParts(part, all, group);
+        group.allGather(m_buffers.data(part), to, m_buffers.shape(part).bytes.count());
+    }
+    record(op, group, bytes);
+}
+
+void Collectives::reduceScatter(const Op& op, Communicator& group, BufferId all, BufferId part)
+{
+    requireParts(part, all, group);
+    const TensorView own = m_buffers.view(part);
+    group.reduceScatter(m_buffers.data(all), own.data, own.elements, own.dtype);
+    scaleElements(own.data, own.dtype, own.elements, 1.0 / group.size());
+    record(op, group, m_buffers.shape(all).bytes);
+}
+
+void Collectives::allReduce(const Op& op, Communicator& group, BufferId buffer)
+{
+    const TensorView view = m_buffers.view(buffer);
+    group.allReduce(view.data, view.elements, view.dtype);
+    scaleElements(view.data, view.dtype, view.elements, 1.0 / group.size());
+    record(op, group, m_buffers.shape(buffer).bytes);
+}
+
+const std::vector<Run>& Collectives::runsOfPart(ContentId content, std::int64_t part, BufferId buffer)
+{
+    const auto key = std::tuple(content, part, m_buffers.shape(buffer).held);
+    const auto known = m_partRuns.find(key);
+    if (known != m_partRuns.end())
+        return known->second;
+    const Held* target = m_buffers.held(buffer);
+    if (target == nullptr)
+        throw std::logic_error(fmt::format("\"{}\" has no content", m_buffers.nameOf(buffer)));
+    const Held source = heldBy(m_schedule.contents[static_cast<std::size_t>(content)], m_parameters, part, 1);
+    return m_partRuns.emplace(key, common(source, *target)).first->second;
+}
+
+std::int64_t Collectives::flatten(ContentId content, std::int64_t part, std::span<const BufferId> writes, DType dtype)
+{
+    std::int64_t elements = 0;
+    for (const BufferId buffer : writes)
+        elements += elementsOf(runsOfPart(content, part, buffer));
+    m_scratch.resize(static_cast<std::size_t>(bytesOf(elements, dtype).count()));
+    std::int64_t at = 0;
+    for (const BufferId buffer : writes) {
+        const TensorView view = m_buffers.view(buffer);
+        for (const Run& run : runsOfPart(content, part, buffer)) {
+            convertElements(view.as<std::byte>() + bytesOf(run.to, view.dtype).count(), view.dtype,
+                            m_scratch.data() + bytesOf(at, dtype).count(), dtype, run.count);
+            at += run.count;
+        }
+    }
+    return elements;
+}
+
+void Collectives::unflatten(ContentId content, std::int64_t part, std::span<const BufferId> writes, DType dtype)
+{
+    std::int64_t at = 0;
+    for (const BufferId buffer : writes) {
+        const TensorView view = m_buffers.view(buffer);
+        for (const Run& run : runsOfPart(content, part, buffer)) {
+            convertElements(m_scratch.data() + bytesOf(at, dtype).count(), dtype,
+                            view.as<std::byte>() + bytesOf(run.to, view.dtype).count(), view.dtype, run.count);
+            at += run.count;
+        }
+    }
+}
+
+void Collectives::allReduceContent(const Op& op, Communicator& group, ContentId content,
+                                   std::span<const BufferId> writes)
+{
+    const Content& wanted = m_schedule.contents[static_cast<std::size_t>(content)];
+    const std::int64_t part = wanted.group < 0 ? 0 : of(wanted.group).rank();
+    const std::int64_t elements = flatten(content, part, writes, wanted.dtype);
+    group.allReduce(m_scratch.data(), elements, wanted.dtype);
+    scaleElements(m_scratch.data(), wanted.dtype, elements, 1.0 / group.size());
+    unflatten(content, part, writes, wanted.dtype);
+    record(op, group, bytesOf(elements, wanted.dtype));
+}
+
+void Collectives::reduceTo(const Op& op, Communicator& group, ContentId content, std::span<const BufferId> writes)
+{
+    const Content& wanted = m_schedule.contents[static_cast<std::size_t>(content)];
+    for (int root = 0; root < group.size(); ++root) {
+        const std::int64_t elements = flatten(content, root, writes, wanted.dtype);
+        if (elements == 0)
+            continue;
+        group.reduce(m_scratch.data(), elements, wanted.dtype, root);
+        record(op, group, bytesOf(elements, wanted.dtype));
+        if (root != group.rank())
+            continue;
+        scaleElements(m_scratch.data(), wanted.dtype, elements, 1.0 / group.size());
+        unflatten(content, root, writes, wanted.dtype);
+    }
+}
+
+} // namespace shardwright

@@ -1,0 +1,138 @@
+#include "executor/engine/moves.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include <fmt/format.h>
+
+#include "executor/elements.hpp"
+
+namespace shardwright {
+
+namespace {
+
+std::int64_t bytesAt(std::int64_t element, DType dtype)
+{
+    return bytesOf(element, dtype).count();
+}
+
+} // namespace
+
+OpenBuffer::OpenBuffer(Buffers& buffers, BufferId buffer, Use use) : m_buffers(buffers), m_buffer(buffer), m_use(use)
+{
+    m_dtype = buffers.shape(buffer).dtype;
+    if (buffers.inMemory(buffer)) {
+        m_data = buffers.data(buffer);
+    } else {
+        m_file.resize(static_cast<std::size_t>(buffers.shape(buffer).bytes.count()));
+        if (use != Use::Overwrite)
+            buffers.readFile(buffer, m_file.data());
+        m_data = m_file.data();
+    }
+}
+
+void OpenBuffer::close()
+{
+    if (m_use != Use::Read && !m_buffers.inMemory(m_buffer))
+        m_buffers.writeFile(m_buffer, m_file.data());
+}
+
+const std::vector<Run>& Mover::runs(BufferId from, BufferId to)
+{
+    const auto key = std::pair(m_buffers.shape(from).held, m_buffers.shape(to).held);
+    const auto known = m_runs.find(key);
+    if (known != m_runs.end())
+        return known->second;
+    return m_runs.emplace(key, common(*m_buffers.held(from), *m_buffers.held(to))).first->second;
+}
+
+void Mover::move(std::span<const BufferId> reads, std::span<const BufferId> writes, bool add)
+{
+    for (std::size_t i = 0; i < writes.size(); ++i) {
+        const BufferId to = writes[i];
+        if (m_buffers.held(to) == nullptr)
+            copyBytes(reads[i], to, add);
+        else
+            for (const BufferId from : reads)
+                copyElements(from, to, add);
+        m_buffers.touch(to);
+    }
+}
+
+/// Tensors of the layers, whole.
+void Mover::copyBytes(BufferId from, BufferId to, bool add)
+{
+    const BufferShape& shape = m_buffers.shape(from);
+    if (shape.bytes != m_buffers.shape(to).bytes)
+        throw std::logic_error(fmt::format("\"{}\" ({} B) does not go into \"{}\" ({} B)", m_buffers.nameOf(from),
+                                           shape.bytes.count(), m_buffers.nameOf(to),
+                                           m_buffers.shape(to).bytes.count()));
+    OpenBuffer source(m_buffers, from, OpenBuffer::Use::Read);
+    OpenBuffer target(m_buffers, to, add ? OpenBuffer::Use::Change : OpenBuffer::Use::Overwrite);
+    if (add)
+        addElements(source.data(), shape.dtype, target.data(), shape.dtype,
+                    shape.bytes.count() * 8 / bitsOf(shape.dtype));
+    else
+        std::memcpy(target.data(), source.data(), static_cast<std::size_t>(shape.bytes.count()));
+    target.close();
+    m_recorder.moved(m_buffers.place(from), m_buffers.place(to), shape.bytes);
+}
+
+void Mover::copyElements(BufferId from, BufferId to, bool add)
+{
+    const std::vector<Run>& shared = runs(from, to);
+    const Held& source = *m_buffers.held(from);
+    const Held& target = *m_buffers.held(to);
+    const bool alike = source.content.layout == target.content.layout && source.content.group == target.content.group;
+    if (shared.empty() && !alike)
+        return;
+    std::int64_t wanted = 0;
+    for (const Piece& piece : target.pieces)
+        wanted += piece.count;
+    const bool whole = !add && elementsOf(shared) == wanted;
+    OpenBuffer reading(m_buffers, from, OpenBuffer::Use::Read);
+    OpenBuffer writing(m_buffers, to, whole ? OpenBuffer::Use::Overwrite : OpenBuffer::Use::Change);
+    for (const Run& run : shared) {
+        const std::byte* read = reading.data() + bytesAt(run.from, reading.dtype());
+        std::byte* write = writing.data() + bytesAt(run.to, writing.dtype());
+        if (add)
+            addElements(read, reading.dtype(), write, writing.dtype(), run.count);
+        else
+            convertElements(read, reading.dtype(), write, writing.dtype(), run.count);
+    }
+    writing.close();
+    // Between equal partitions the buffer goes over as it is, padding included.
+    countMoved(from, to, alike ? source.elements : elementsOf(shared));
+}
+
+/// Casts between places happen on the host (torch/aten/src/ATen/native/cuda/Copy.cu copy_requires_temporaries), so the
+/// device's dtype goes over the link; files hold their own.
+void Mover::countMoved(BufferId from, BufferId to, std::int64_t elements)
+{
+    const Place source = m_buffers.place(from);
+    const Place target = m_buffers.place(to);
+    const bool bySource = target == Place::Nvme ? false : source == Place::Nvme || source == Place::Gpu;
+    m_recorder.moved(source, target, bytesOf(elements, m_buffers.shape(bySource ? from : to).dtype));
+}
+
+void Mover::initialize(BufferId buffer, const WeightSource& weights)
+{
+    const Held* held = m_buffers.held(buffer);
+    OpenBuffer writing(m_buffers, buffer, OpenBuffer::Use::Overwrite);
+    std::memset(writing.data(), 0,
+                static_cast<std::size_t>(bytesOf(held != nullptr ? held->elements : 0, writing.dtype()).count()));
+    if (held != nullptr && held->content.quantity == Quantity::Parameters) {
+        std::vector<float> values;
+        for (const Piece& piece : held->pieces) {
+            values.resize(static_cast<std::size_t>(piece.count));
+            weights.read(piece.tensor, piece.first, piece.count, values.data());
+            convertElements(values.data(), DType::Fp32, writing.data() + bytesAt(piece.at, writing.dtype()),
+                            writing.dtype(), piece.count);
+        }
+    }
+    writing.close();
+    m_buffers.touch(buffer);
+}
+
+} // namespace shardwright
