@@ -23,16 +23,18 @@ struct Figure {
     std::string source;
 };
 
-enum class LinkKind : std::uint8_t { None, NvLink, NvSwitch, Pcie, InfiniBand, RoCE, Efa, Ethernet };
+enum class LinkKind : std::uint8_t { None, NvLink, NvSwitch, Pcie, SharedMemory, InfiniBand, RoCE, Efa, Ethernet };
 template <> struct EnumNames<LinkKind> {
-    static constexpr std::array<std::pair<LinkKind, std::string_view>, 8> table{{{LinkKind::None, "none"},
-                                                                                 {LinkKind::NvLink, "nvlink"},
-                                                                                 {LinkKind::NvSwitch, "nvswitch"},
-                                                                                 {LinkKind::Pcie, "pcie"},
-                                                                                 {LinkKind::InfiniBand, "infiniband"},
-                                                                                 {LinkKind::RoCE, "roce"},
-                                                                                 {LinkKind::Efa, "efa"},
-                                                                                 {LinkKind::Ethernet, "ethernet"}}};
+    static constexpr std::array<std::pair<LinkKind, std::string_view>, 9> table{
+        {{LinkKind::None, "none"},
+         {LinkKind::NvLink, "nvlink"},
+         {LinkKind::NvSwitch, "nvswitch"},
+         {LinkKind::Pcie, "pcie"},
+         {LinkKind::SharedMemory, "shared-memory"},
+         {LinkKind::InfiniBand, "infiniband"},
+         {LinkKind::RoCE, "roce"},
+         {LinkKind::Efa, "efa"},
+         {LinkKind::Ethernet, "ethernet"}}};
 };
 
 struct Link {
@@ -43,14 +45,30 @@ struct Link {
     int perNode = 0;  // inter-node link: NICs of a node; 0 = not said, one a GPU
 };
 
+/// compute_capability of a "GPU" that is the host's own processor: what `shardrun calibrate` describes, one a rank.
+constexpr int kHostProcessor = 1;
+
+/// Rates of kernels that were measured one by one on the machine itself.
+enum class MeasuredRate : std::uint8_t { AttentionForward, AttentionBackward, Pointwise, Optimizer, Copy };
+template <> struct EnumNames<MeasuredRate> {
+    static constexpr std::array<std::pair<MeasuredRate, std::string_view>, 5> table{
+        {{MeasuredRate::AttentionForward, "attention_forward"},   // FLOP/s
+         {MeasuredRate::AttentionBackward, "attention_backward"}, // FLOP/s
+         {MeasuredRate::Pointwise, "pointwise"},                  // bytes/s, read and written
+         {MeasuredRate::Optimizer, "optimizer"},                  // bytes/s, read and written
+         {MeasuredRate::Copy, "copy"}}};                          // bytes/s, read and written
+};
+
 struct Gpu {
     std::string name;
     Figure memory; // bytes that the driver gives to programs (torch's total_memory), not the marketing figure
-    std::map<DType, Figure> peakFlops; // FLOP/s, dense
-    Figure memoryBandwidth;            // bytes/s
-    int multiprocessors = 0;           // SMs; 0 = not said
-    Figure power;                      // watts at full load (TDP); 0 = not said
-    int computeCapability = 0;         // 70, 75, 80, 86, 89, 90, 100
+    std::map<DType, Figure> peakFlops;            // FLOP/s, dense
+    Figure memoryBandwidth;                       // bytes/s
+    int multiprocessors = 0;                      // SMs; 0 = not said
+    Figure power;                                 // watts at full load (TDP); 0 = not said
+    int computeCapability = 0;                    // 70, 75, 80, 86, 89, 90, 100; kHostProcessor
+    std::map<MeasuredRate, Figure> measuredRates; // of a host processor: all of them; else none
+    bool isHostProcessor() const { return computeCapability == kHostProcessor; }
 };
 
 struct Cluster {

@@ -48,10 +48,13 @@ gpu
   memory_bandwidth    of the GPU's own memory
   peak_flops          dense FLOP/s by dtype (bf16, fp16, fp32, fp8, int8, ...), without sparsity. Leave out what the GPU
                       cannot do.
+  rates               only with compute_capability 1, the host's own processor as `shardrun calibrate` describes it, one
+                      "GPU" a rank: attention_forward and attention_backward in FLOP/s; pointwise, optimizer and copy in
+                      bytes/s read and written
 gpus_per_node         GPUs of one node
 nodes                 number of nodes (1 when absent); a scenario or --nodes can change it
 intra_node            link among the GPUs of a node; not needed for a single GPU
-  kind                nvlink, nvswitch or pcie
+  kind                nvlink, nvswitch or pcie; shared-memory between the ranks of a host processor
   bandwidth           per GPU, in one direction: half of what "bidirectional" figures say
   latency             of one hop
 inter_node            link between nodes; leave it out where there is only one node

@@ -35,17 +35,54 @@ Figure requireFigure(const JsonCursor& cursor, const std::string& key, Quantity 
     return {};
 }
 
+void readCapability(const JsonCursor& cursor, Gpu& gpu)
+{
+    if (cursor.json().at("compute_capability") == kHostProcessor)
+        gpu.computeCapability = kHostProcessor;
+    else
+        cursor.read("compute_capability", gpu.computeCapability, 30, 999);
+}
+
+constexpr Quantity quantityOf(MeasuredRate rate)
+{
+    return rate == MeasuredRate::AttentionForward || rate == MeasuredRate::AttentionBackward ? Quantity::FlopsPerSecond
+                                                                                             : Quantity::BytesPerSecond;
+}
+
+/// A host's processor carries the rates of its kernels; a GPU's are known here.
+void readRates(const JsonCursor& cursor, Gpu& gpu)
+{
+    const auto rates = cursor.find("rates");
+    if (!gpu.isHostProcessor()) {
+        if (rates)
+            rates->complain("belongs to host processors alone", "no rates, or compute_capability 1");
+        return;
+    }
+    if (!rates || !rates->expectObject()) {
+        cursor.require("rates", "of the kernels, as `shardrun calibrate` measures them");
+        return;
+    }
+    std::vector<std::string> known;
+    for (const auto& [rate, name] : EnumNames<MeasuredRate>::table) {
+        known.emplace_back(name);
+        gpu.measuredRates[rate] =
+            requireFigure(*rates, std::string(name), quantityOf(rate), "measured on this machine");
+    }
+    rates->rejectUnknownKeys(known);
+}
+
 Gpu gpuFromJson(const JsonCursor& cursor)
 {
     Gpu gpu;
     if (!cursor.expectObject())
         return gpu;
-    cursor.rejectUnknownKeys(
-        {"name", "compute_capability", "multiprocessors", "power", "memory", "peak_flops", "memory_bandwidth"});
+    cursor.rejectUnknownKeys({"name", "compute_capability", "multiprocessors", "power", "memory", "peak_flops",
+                              "memory_bandwidth", "rates"});
     if (const auto name = cursor.require("name", "the product name, \"A100-SXM4-80GB\""))
         gpu.name = name->asString().value_or("");
     if (cursor.require("compute_capability", "major x 10 + minor: 80 for an A100, 90 for an H100"))
-        cursor.read("compute_capability", gpu.computeCapability, 30, 999);
+        readCapability(cursor, gpu);
+    readRates(cursor, gpu);
     cursor.read("multiprocessors", gpu.multiprocessors, 1, 100000);
     gpu.power = optionalFigure(cursor, "power", Quantity::Watts);
     gpu.memory = requireFigure(cursor, "memory", Quantity::Bytes, "what the driver gives to programs, \"79.25 GiB\"");
@@ -215,6 +252,8 @@ Json toJson(const Cluster& cluster)
              {"peak_flops", Json::object()}};
     for (const auto& [dtype, figure] : cluster.gpu.peakFlops)
         gpu["peak_flops"][std::string(nameOf(dtype))] = toJson(figure, Quantity::FlopsPerSecond);
+    for (const auto& [rate, figure] : cluster.gpu.measuredRates)
+        gpu["rates"][std::string(nameOf(rate))] = toJson(figure, quantityOf(rate));
     if (cluster.gpu.multiprocessors == 0)
         gpu.erase("multiprocessors");
     if (cluster.gpu.power.value == 0)

@@ -28,6 +28,8 @@ constexpr int kHopper = 90;
 
 std::vector<Overhead> gpuOverheads(const Cluster& cluster, int communicators)
 {
+    if (cluster.gpu.isHostProcessor())
+        return {};
     std::vector<Overhead> overheads{
         {"CUDA context", kContext, Provenance::Assumed, "PyTorch issue 107667; 0.5-0.6 GB seen beside reserved memory"},
         {"cuBLAS workspace", cluster.gpu.computeCapability >= kHopper ? kCublasHopper : kCublasElsewhere,

@@ -135,7 +135,9 @@ std::optional<StepTime> stepTime(const PlanInput& input, const FrameworkRules& r
     const OpTimes times = opTimes(schedule, costs);
     if (!finite(times))
         return std::nullopt;
-    const Timeline timeline = simulate(schedule, times);
+    // A rank of a host is one thread, which does itself what streams would do beside each other.
+    const Timeline timeline =
+        input.cluster.gpu.isHostProcessor() ? simulate(inOrderOfIssue(schedule), times) : simulate(schedule, times);
     StepTime step;
     const double lost = lostBesideCollectives(input.cluster, loadOf(schedule, times), timeline.seconds);
     step.breakdown = timeline.breakdown;

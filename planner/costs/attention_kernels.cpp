@@ -60,8 +60,11 @@ double attentionSeconds(const Gpu& gpu, const GpuFacts& facts, DType dtype, cons
 {
     if (shape.sequences <= 0 || shape.heads <= 0 || shape.queries <= 0 || shape.keys <= 0)
         return 0;
-    const std::int64_t head = std::max(shape.headDim, shape.valueDim);
     const AttentionRates& rates = facts.attention;
+    if (gpu.isHostProcessor()) // measured as a whole, over the pairs that the mask leaves
+        return attentionFlops(shape, backward) /
+               (sustainedFlops(gpu, facts, DType::Fp32) * (backward ? rates.backward128 : rates.forward128));
+    const std::int64_t head = std::max(shape.headDim, shape.valueDim);
     double rate =
         backward ? share(rates.backward64, rates.backward128, head) : share(rates.forward64, rates.forward128, head);
     if (kernels == AttentionKernels::Flash1)

@@ -97,6 +97,10 @@ CollectiveCosts::CollectiveCosts(const Cluster& cluster) : m_gpusPerNode(std::ma
 {
     const Link& intra = cluster.intraNode;
     const Link& inter = cluster.interNode;
+    if (intra.kind == LinkKind::SharedMemory) {
+        m_sharedMemory = intra.bandwidth.value;
+        m_sharedMemoryLatency = intra.latency.value;
+    }
     const Generation& generation = generationOf(cluster.gpu.computeCapability);
     const bool nvlink = intra.kind == LinkKind::NvLink || intra.kind == LinkKind::NvSwitch;
 
@@ -147,6 +151,16 @@ CollectiveCosts::Shape CollectiveCosts::shapeOf(const Group& group) const
         shape.bus = std::min(shape.bus, shape.network);
     }
     return shape;
+}
+
+/// Between the ranks of one host: the measured bus bandwidth (nccl-tests' factors, doc/PERFORMANCE.md) and latency.
+double CollectiveCosts::sharedMemory(OpKind kind, double bytes, double ranks) const
+{
+    const double once =
+        kind == OpKind::Broadcast || kind == OpKind::Reduce || kind == OpKind::Send || kind == OpKind::Receive
+            ? 1
+            : (ranks - 1) / ranks;
+    return m_sharedMemoryLatency + bytes * once * (kind == OpKind::AllReduce ? 2 : 1) / m_sharedMemory;
 }
 
 /// `slice`: bytes that every rank passes on in one step. All hops in a row fill the ring; then every step takes as long
@@ -239,6 +253,8 @@ double CollectiveCosts::seconds(OpKind kind, Bytes bytes, const Group& group) co
     if (group.ranks <= 1 || bytes <= Bytes(0))
         return 0;
     const double size = bytes.asDouble();
+    if (m_sharedMemory > 0)
+        return sharedMemory(kind, size, static_cast<double>(group.ranks));
     const Shape shape = shapeOf(group);
     switch (kind) {
     case OpKind::AllGather:

@@ -34,6 +34,7 @@ private:
     };
 
     Shape shapeOf(const Group& group) const;
+    double sharedMemory(OpKind kind, double bytes, double ranks) const;
     double ring(double steps, double interSteps, double slice, const Shape& shape) const;
     double tree(double bytes, const Shape& shape) const;
     double nvls(double bytes, const Shape& shape) const;
@@ -43,6 +44,8 @@ private:
     double lowLatencyLimit(double nodes) const { return m_lowLatencyLimits[nodes > 2 ? 2 : (nodes > 1 ? 1 : 0)]; }
 
     double m_gpusPerNode = 1;
+    double m_sharedMemory = 0; // bytes/s of bus bandwidth between threads; 0 = GPUs
+    double m_sharedMemoryLatency = 0;
     double m_bus = 0;          // bytes/s per GPU and direction that rings reach within a node
     double m_nodeNetwork = 0;  // bytes/s per node and direction that rings reach between nodes
     double m_gpuNetwork = 0;   // bytes/s that the cards beside one GPU carry

@@ -182,10 +182,26 @@ const Architecture& architectureOf(const Gpu& gpu)
     return *found;
 }
 
+/// Every figure of a host's processor was measured by the executor's own kernels: nothing is left to shares.
+GpuFacts hostFacts(const Gpu& gpu)
+{
+    GpuFacts facts;
+    facts.multiprocessors = 1;
+    facts.tensorShare = facts.fp8Share = facts.vectorShare = 1;
+    facts.memoryShare = 1;
+    const double peak = sustainedFlops(gpu, facts, DType::Fp32);
+    const double forward = gpu.measuredRates.at(MeasuredRate::AttentionForward).value / peak;
+    const double backward = gpu.measuredRates.at(MeasuredRate::AttentionBackward).value / peak;
+    facts.attention = {forward, backward, forward, backward};
+    return facts;
+}
+
 } // namespace
 
 GpuFacts gpuFacts(const Gpu& gpu, std::int64_t gpus)
 {
+    if (gpu.isHostProcessor())
+        return hostFacts(gpu);
     const Architecture& architecture = architectureOf(gpu);
     GpuFacts facts = architecture.facts;
     if (gpu.multiprocessors > 0)

@@ -75,8 +75,8 @@ double OpCosts::secondsOfOne(const Op& op) const
     case OpKind::HostOptimizerStep: return m_transfers.hostOptimizer(bytes, m_vectorizedHostOptimizer);
     case OpKind::Copy:
     case OpKind::Quantize:
-    case OpKind::Dequantize:
-    case OpKind::OptimizerStep: return m_transfers.gpuMemory(bytes);
+    case OpKind::Dequantize: return m_transfers.gpuMemory(bytes);
+    case OpKind::OptimizerStep: return m_transfers.gpuOptimizer(bytes);
     default: return 0;
     }
 }

@@ -63,6 +63,16 @@ TransferCosts::TransferCosts(const Cluster& cluster)
     const double cores = kCpuAdamPerCore * std::max(1, cluster.cpuCores);
     m_vectorizedOptimizer = std::min(cluster.hostMemoryBandwidth.value * kCpuAdamMemoryShare, cores) / ranks;
     m_plainOptimizer = std::min(cluster.hostMemoryBandwidth.value * kPlainAdamMemoryShare, cores) / ranks;
+    m_gpuOptimizer = m_gpuMemory;
+    m_launch = kLaunch;
+    if (!cluster.gpu.isHostProcessor())
+        return;
+    // The "GPU" is a rank's share of the host: one memory, figures measured by the kernels themselves, no driver.
+    const auto rate = [&](MeasuredRate wanted) { return cluster.gpu.measuredRates.at(wanted).value; };
+    m_pinned = m_pageable = cluster.pcieBandwidth.value;
+    m_gpuMemory = rate(MeasuredRate::Copy);
+    m_gpuOptimizer = m_vectorizedOptimizer = m_plainOptimizer = rate(MeasuredRate::Optimizer);
+    m_launch = 0;
 }
 
 double TransferCosts::copy(Bytes bytes, bool pinned) const
@@ -95,6 +105,11 @@ double TransferCosts::gpuMemory(Bytes readPlusWritten) const
     return secondsAt(readPlusWritten, m_gpuMemory, 0);
 }
 
+double TransferCosts::gpuOptimizer(Bytes readPlusWritten) const
+{
+    return secondsAt(readPlusWritten, m_gpuOptimizer, 0);
+}
+
 double TransferCosts::hostOptimizer(Bytes readPlusWritten, bool vectorized) const
 {
     return secondsAt(readPlusWritten, vectorized ? m_vectorizedOptimizer : m_plainOptimizer, 0);
@@ -102,7 +117,7 @@ double TransferCosts::hostOptimizer(Bytes readPlusWritten, bool vectorized) cons
 
 double TransferCosts::launch() const
 {
-    return kLaunch;
+    return m_launch;
 }
 
 } // namespace shardwright

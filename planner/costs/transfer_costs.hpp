@@ -18,6 +18,7 @@ public:
     double nvmeRead(Bytes bytes) const; // of one rank; the node's ranks share its drives. Infinite where it has none
     double nvmeWrite(Bytes bytes) const;
     double gpuMemory(Bytes readPlusWritten) const; // a kernel bound by the GPU's memory
+    double gpuOptimizer(Bytes readPlusWritten) const;
     /// One rank's share of the node's cores and memory. Vectorized: one pass, as DeepSpeedCPUAdam; otherwise bytes of
     /// all passes of an optimizer made of single operations.
     double hostOptimizer(Bytes readPlusWritten, bool vectorized) const;
@@ -26,12 +27,14 @@ public:
 private:
     double copy(Bytes bytes, bool pinned) const;
 
+    double m_launch = 0;
     // bytes/s of one rank
     double m_pinned = 0;
     double m_pageable = 0;
     double m_nvmeRead = 0;
     double m_nvmeWrite = 0;
     double m_gpuMemory = 0;
+    double m_gpuOptimizer = 0;
     double m_vectorizedOptimizer = 0;
     double m_plainOptimizer = 0;
 };

@@ -335,6 +335,13 @@ private:
 
 } // namespace
 
+Schedule inOrderOfIssue(Schedule schedule)
+{
+    for (Op& op : schedule.ops)
+        op.stream = Stream::Compute;
+    return schedule;
+}
+
 Timeline simulate(const Schedule& schedule, const OpTimes& times)
 {
     return Simulation(schedule, times).run();

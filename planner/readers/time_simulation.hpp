@@ -33,6 +33,9 @@ struct Timeline {
     double hiddenCommunicationSeconds = 0;
 };
 
+/// The schedule as one thread carries it out: operation after operation in the order of issue.
+Schedule inOrderOfIssue(Schedule schedule);
+
 /// Simulates one step in steady state: step after step, each on the clocks that the one before left, until one moves
 /// them like the one before. Repeated segments likewise; the rest of their repetitions is extrapolated.
 ///
