@@ -80,6 +80,32 @@ std::int64_t Model::largestTensor() const
 
 namespace {
 
+/// "self_attn.q_proj.lora_A.default" belongs to "self_attn.q_proj".
+std::string ownerOf(const ParameterSpec& parameter)
+{
+    if (parameter.role != ParameterRole::Lora)
+        return parameter.module;
+    return parameter.module.substr(0, parameter.module.rfind(".lora_"));
+}
+
+} // namespace
+
+std::vector<ModuleParameters> parametersByModule(const LayerType& type)
+{
+    std::vector<ModuleParameters> modules;
+    for (std::size_t i = 0; i < type.parameters.size(); ++i) {
+        const std::string owner = ownerOf(type.parameters[i]);
+        auto it =
+            std::find_if(modules.begin(), modules.end(), [&](const ModuleParameters& m) { return m.name == owner; });
+        if (it == modules.end())
+            it = modules.insert(modules.end(), {owner, {}});
+        it->parameters.push_back(static_cast<int>(i));
+    }
+    return modules;
+}
+
+namespace {
+
 std::string filledIn(const std::string& pattern, std::int64_t index)
 {
     const std::size_t hole = pattern.find("{}");

@@ -67,6 +67,16 @@ template <> struct EnumNames<MlpKind> {
         {{MlpKind::Gated, "gated"}, {MlpKind::Plain, "plain"}}};
 };
 
+/// What a decoder computes beside its dimensions: no size or time depends on it, its results do. Read for the families
+/// that shardrun trains.
+struct Numerics {
+    double normEpsilon = 1e-6;
+    double ropeTheta = 10000;
+    double initializerRange = 0.02;  // standard deviation of first weights
+    std::int64_t slidingWindow = 0;  // tokens that a query sees, itself included; 0 = all before it
+    std::vector<std::string> others; // settings that change what is computed otherwise, in the config's words
+};
+
 /// Dimensions of a decoder, in elements. 0 where the architecture has no such thing.
 struct Architecture {
     std::string modelType; // Hugging Face model_type
@@ -97,6 +107,7 @@ struct Architecture {
     double attentionDropout = 0; // of attention probabilities
     double residualDropout = 0;  // of what attention and MLP add to the residual stream
     double embeddingDropout = 0;
+    Numerics numerics;
     double dropout() const { return std::max({attentionDropout, residualDropout, embeddingDropout}); }
 };
 
@@ -117,6 +128,14 @@ struct Model {
     std::int64_t largestTensor() const;       // elements of the largest single parameter
     std::int64_t layersOfType(int type) const;
 };
+
+/// The leaf modules of a layer in forward order: of each, the indices into LayerType::parameters of what it owns
+/// directly. An adapter (LoRA) belongs to the module that it adapts.
+struct ModuleParameters {
+    std::string name; // within the layer: "self_attn.q_proj"; "{}" for experts
+    std::vector<int> parameters;
+};
+std::vector<ModuleParameters> parametersByModule(const LayerType& type);
 
 /// One parameter with its full name, for listings and tests.
 struct NamedParameter {

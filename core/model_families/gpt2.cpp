@@ -19,6 +19,15 @@ Model readGpt2(const HfConfig& config)
     a.attentionDropout = config.dropout("attn_pdrop", 0.1);
     a.residualDropout = config.dropout("resid_pdrop", 0.1);
     a.embeddingDropout = config.dropout("embd_pdrop", 0.1);
+    a.numerics.normEpsilon = config.numberOr("layer_norm_epsilon", 1e-5, 0, 1);
+    a.numerics.initializerRange = config.numberOr("initializer_range", 0.02, 0, 1e3);
+    const std::string activation = config.textOr("activation_function", "gelu_new");
+    if (activation != "gelu_new" && activation != "gelu_pytorch_tanh") // the same function
+        a.numerics.others.push_back("activation_function " + activation);
+    if (!config.flag("scale_attn_weights", true))
+        a.numerics.others.push_back("scale_attn_weights false");
+    if (config.flag("scale_attn_by_inverse_layer_idx", false))
+        a.numerics.others.push_back("scale_attn_by_inverse_layer_idx");
     config.expectDivides("n_head", a.heads, "n_embd", a.hidden);
     if (config.flag("add_cross_attention", false))
         config.cursor().complain("add_cross_attention is true", "a decoder without cross attention");

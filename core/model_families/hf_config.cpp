@@ -70,6 +70,13 @@ double HfConfig::dropout(const char* name, double fallback) const
     return probability;
 }
 
+double HfConfig::numberOr(const char* name, double fallback, double minimum, double maximum) const
+{
+    double value = fallback;
+    m_cursor.read(name, value, minimum, maximum);
+    return value;
+}
+
 void HfConfig::expectDivides(const char* divisorName, std::int64_t divisor, const char* dividendName,
                              std::int64_t dividend) const
 {
@@ -85,6 +92,39 @@ void HfConfig::expectRouting(std::int64_t expertsPerToken, std::int64_t experts)
             fmt::format("num_experts_per_tok is {}, but there are only {} experts", expertsPerToken, experts),
             fmt::format("at most {}", experts));
 }
+
+namespace {
+
+/// Settings of RMSNorm decoders with rotary embeddings. transformers 4 has rope_theta and rope_scaling, transformers 5
+/// both in rope_parameters.
+Numerics commonNumerics(const HfConfig& config, const ClassDefaults& defaults)
+{
+    Numerics n;
+    n.normEpsilon = config.numberOr("rms_norm_eps", n.normEpsilon, 0, 1);
+    n.initializerRange = config.numberOr("initializer_range", n.initializerRange, 0, 1e3);
+    constexpr double kLargestTheta = 1e15;
+    n.ropeTheta = config.numberOr("rope_theta", n.ropeTheta, 1, kLargestTheta);
+    for (const char* name : {"rope_scaling", "rope_parameters"}) {
+        const auto member = config.cursor().find(name);
+        if (!member || !member->expectObject())
+            continue;
+        const HfConfig rope(*member);
+        n.ropeTheta = rope.numberOr("rope_theta", n.ropeTheta, 1, kLargestTheta);
+        const std::string type = rope.textOr("rope_type", rope.textOr("type", "default"));
+        if (type != "default")
+            n.others.push_back(fmt::format("{} {}", name, type));
+    }
+    const std::string activation = config.textOr("hidden_act", "silu");
+    if (activation != "silu")
+        n.others.push_back("hidden_act " + activation);
+    if (config.flag("use_sliding_window", false)) // Qwen2: of some of its layers
+        n.others.push_back("use_sliding_window");
+    if (defaults.slidingWindow > 0 && !config.isNull("sliding_window"))
+        n.slidingWindow = config.sizeOr({"sliding_window"}, defaults.slidingWindow);
+    return n;
+}
+
+} // namespace
 
 Architecture commonArchitecture(const HfConfig& config, const ClassDefaults& defaults)
 {
@@ -106,6 +146,7 @@ Architecture commonArchitecture(const HfConfig& config, const ClassDefaults& def
         a.headDim = a.heads > 0 ? a.hidden / a.heads : 0;
     }
     a.valueHeadDim = a.headDim;
+    a.numerics = commonNumerics(config, defaults);
     config.expectDivides("num_key_value_heads", a.kvHeads, "num_attention_heads", a.heads);
     return a;
 }

@@ -46,6 +46,9 @@ public:
     /// A dropout probability; `fallback` when it is absent.
     double dropout(const char* name, double fallback) const;
 
+    /// A number that has a default.
+    double numberOr(const char* name, double fallback, double minimum, double maximum) const;
+
     /// Complains when `divisor` does not divide `dividend`. Zeros were complained about before and pass.
     void expectDivides(const char* divisorName, std::int64_t divisor, const char* dividendName,
                        std::int64_t dividend) const;
@@ -66,6 +69,7 @@ struct ClassDefaults {
     std::int64_t headDim = 0; // 0: hidden_size / num_attention_heads
     bool tied = false;
     double attentionDropout = 0;
+    std::int64_t slidingWindow = 0; // where the field is absent; 0: the family has none
 };
 
 /// The dimensions of a decoder that uses the common field names (Llama's), checked against each other.

@@ -36,7 +36,7 @@ Model readLlama(const HfConfig& config)
 
 Model readMistral(const HfConfig& config)
 {
-    Architecture a = commonArchitecture(config, {.kvHeads = 8});
+    Architecture a = commonArchitecture(config, {.kvHeads = 8, .slidingWindow = 4096});
     a.ffn = config.size({"intermediate_size"}, "the width of the MLP");
     config.stopIfWrong();
     return llamaLike(a, "MistralDecoderLayer", {}, false);

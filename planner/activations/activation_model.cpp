@@ -3,6 +3,8 @@
 #include <cassert>
 #include <utility>
 
+#include "planner/activations/shardrun_programs.hpp"
+
 namespace shardwright {
 
 namespace {
@@ -14,6 +16,7 @@ constexpr BufferClassId kHiddenClass = 0; // the first that is defined
 constexpr BufferSpec kHidden{"hidden states between layers", "c T H", "torch autograd", C::Activations};
 constexpr BufferSpec kLogits{"logits", "c T V", "HF LlamaForCausalLM.forward", C::Logits};
 constexpr BufferSpec kBatch{"token ids, labels and positions", "24 T", "int64 each", C::Activations};
+constexpr BufferSpec kTokensAndLabels{"token ids and labels", "16 T", "int64 each", C::Activations};
 constexpr BufferSpec kHeld{"logits of the micro-step before, held by the caller",
                            "c T V (4 T V with fp32 outputs)",
                            "outputs = model(**batch) keeps outputs.logits",
@@ -37,10 +40,10 @@ constexpr BufferSpec kPartition{"checkpointed input, split over the tensor-paral
 /// (set_checkpoint_early_stop, torch 2.1): torchtitan, torchtune and llm-foundry wrap their blocks so. transformers'
 /// gradient_checkpointing_enable, DeepSpeed's and Megatron's full recomputation run the whole block; a compiled block
 /// and Megatron's recomputed attention core hold nothing that is not needed, nor do wrapped children, each of which
-/// stops early.
+/// stops early. shardrun runs what its schedule says.
 RecomputeRange recomputeRange(const Training& training, const ActivationVariant& variant)
 {
-    if (training.compile || variant.checkpointChildren)
+    if (training.compile || variant.checkpointChildren || training.implementation == Implementation::Shardrun)
         return RecomputeRange::OnlyNeeded;
     switch (training.implementation) {
     case Implementation::Torchtitan:
@@ -67,6 +70,18 @@ BufferId StageObserver::gradientBuffer(int, int)
 
 namespace {
 
+LayerProgram layerProgram(const ProgramContext& context, int layerType, const std::vector<LeafModule>& modules,
+                          BufferClassId logits)
+{
+    switch (context.model.layerTypes[static_cast<std::size_t>(layerType)].kind) {
+    case LayerKind::Embedding: return embeddingProgram(context, modules);
+    case LayerKind::FinalNorm: return finalNormProgram(context, modules);
+    case LayerKind::Head: return headProgram(context, modules, logits);
+    case LayerKind::Block: break;
+    }
+    return blockProgram(context, layerType, modules);
+}
+
 /// Kernels whose last operand is the batch.
 bool readsTokens(Kernel kernel)
 {
@@ -88,7 +103,8 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
         fused ? ceilDivide(architecture.vocab, lossChunks(architecture)) : architecture.vocab;
     context.hidden = context.alongSequence().add(kHidden, architecture.hidden, context.computeBytes());
     const BufferClassId logits = context.add(kLogits, logitWidth, context.computeBytes());
-    m_batch = context.add(kBatch, 3, 8);
+    const bool shardrun = training.implementation == Implementation::Shardrun;
+    m_batch = shardrun ? context.add(kTokensAndLabels, 2, 8) : context.add(kBatch, 3, 8);
     if (m_holdsLogits && !fused)
         m_heldLogits =
             context.add(kHeld, logitWidth, training.loss == LossKind::ShiftedCopy ? 4 : context.computeBytes());
@@ -121,12 +137,8 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
         const LayerType& layerType = model.layerTypes[type];
         m_modules.push_back(leafModules(layerType));
         const std::vector<LeafModule>& modules = m_modules.back();
-        switch (layerType.kind) {
-        case LayerKind::Embedding: m_keeping.push_back(embeddingProgram(context, modules)); break;
-        case LayerKind::Block: m_keeping.push_back(blockProgram(context, static_cast<int>(type), modules)); break;
-        case LayerKind::FinalNorm: m_keeping.push_back(finalNormProgram(context, modules)); break;
-        case LayerKind::Head: m_keeping.push_back(headProgram(context, modules, logits)); break;
-        }
+        m_keeping.push_back(shardrun ? shardrunProgram(context, static_cast<int>(type), modules, logits)
+                                     : layerProgram(context, static_cast<int>(type), modules, logits));
         m_checkpointed.push_back(m_keeping.back());
         m_keeping.back().compile(KeepMode::Keep);
         m_checkpointed.back().compile(layerType.kind == LayerKind::Block ? mode : KeepMode::Keep,
@@ -135,7 +147,7 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer)
         if (model.layer(layer).kind == LayerKind::Embedding)
             m_embeddingLayer = static_cast<int>(layer);
-    m_loss = lossProgram(context, logits);
+    m_loss = shardrun ? shardrunLossProgram(context, logits) : lossProgram(context, logits);
     m_loss.compile(KeepMode::Keep);
     m_metrics = metricsProgram(context, logits);
     m_metrics.compile(KeepMode::Keep);
@@ -401,7 +413,7 @@ void ActivationWalk::lossBackward(ScheduleBuilder& builder)
 {
     builder.op(OpKind::LossBackward, Stream::Compute, Phase::Backward);
     playLoss(builder, m_activations->m_loss.backwardPass());
-    m_gradCarried = m_lossState.slots[kGradInput];
+    m_gradCarried = m_lossState.slots[static_cast<std::size_t>(m_activations->m_loss.gradientSlot())];
 }
 
 void ActivationWalk::backward(ScheduleBuilder& builder, int layer, StageObserver& observer)

@@ -109,7 +109,10 @@ ProgramPass LayerProgram::passOf(const Steps& steps, const std::vector<bool>& ke
 {
     std::vector<std::size_t> lastTouch(slots(), 0);
     std::vector<bool> alive = present;
+    const auto leftOut = [&](std::size_t i) { return !runs[i] && steps[i].leftOutWhole(); };
     for (std::size_t i = 0; i < steps.size(); ++i) {
+        if (leftOut(i) && steps[i].m_collective < 0)
+            continue;
         for (const int slot : steps[i].m_uses)
             lastTouch[static_cast<std::size_t>(slot)] = i;
         for (const int slot : steps[i].m_makes)
@@ -119,7 +122,7 @@ ProgramPass LayerProgram::passOf(const Steps& steps, const std::vector<bool>& ke
     std::vector<int> running(slots(), -1); // by slot: the stage of the collective that still makes it
     for (std::size_t i = 0; i < steps.size(); ++i) {
         const ProgramStep& step = steps[i];
-        if (step.m_collective >= 0 && !runs[i])
+        if (leftOut(i))
             continue; // its result is there, or nobody needs it
         std::vector<int> waitsFor;
         for (const int slot : step.m_uses) {
@@ -228,12 +231,13 @@ std::vector<bool> LayerProgram::recomputed(const std::vector<bool>& saved, const
     for (std::size_t i = m_forward.size(); i-- > 0;) {
         const ProgramStep& step = m_forward[i];
         const auto missing = [&](int slot) { return !present[static_cast<std::size_t>(slot)]; };
-        const bool makesMissing =
-            step.m_makes.empty() || std::any_of(step.m_makes.begin(), step.m_makes.end(), missing);
         const auto wantedMissing = [&](int slot) { return missing(slot) && wanted[static_cast<std::size_t>(slot)]; };
-        const bool inPlace = step.m_collective >= 0 && step.m_makes.empty();
-        const bool needed = inPlace ? wantedMissing(step.result())
-                                    : std::any_of(step.m_makes.begin(), step.m_makes.end(), wantedMissing);
+        // Kernels that make nothing change all that they read; collectives the first of it.
+        const bool inPlace = step.m_makes.empty() && step.leftOutWhole();
+        const std::vector<int>& made = inPlace && step.m_collective < 0 ? step.m_uses : step.m_makes;
+        const bool makesMissing = made.empty() || std::any_of(made.begin(), made.end(), missing);
+        const bool needed = inPlace && step.m_collective >= 0 ? wantedMissing(step.result())
+                                                              : std::any_of(made.begin(), made.end(), wantedMissing);
         neededLater |= needed;
         runs[i] = range == RecomputeRange::OnlyNeeded ? needed : neededLater && makesMissing;
         if (runs[i])
@@ -283,7 +287,7 @@ void LayerProgram::compile(KeepMode mode, RecomputeRange range)
     }
     afterForward[kGradOutput] = classOf(kGradOutput) >= 0;
     std::vector<bool> keepsNothing(count, false);
-    keepsNothing[kGradInput] = true;
+    keepsNothing[static_cast<std::size_t>(gradientSlot())] = true;
     if (m_heldSlot >= 0)
         keepsNothing[static_cast<std::size_t>(m_heldSlot)] = true;
     m_backwardPass = passOf(m_backward, keepsNothing, afterForward, std::vector<bool>(m_backward.size(), true));

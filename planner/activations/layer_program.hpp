@@ -107,6 +107,8 @@ private:
     int m_collective = -1;
     bool m_beside = false;
     int result() const { return m_makes.empty() ? m_uses.front() : m_makes.front(); } // of a collective
+    /// Where it does not run, nothing is made for it either.
+    bool leftOutWhole() const { return m_collective >= 0 || m_work.kernel != Kernel::None; }
 };
 
 /// A tensor of class -1 does not exist (an optional one): steps may name it all the same.
@@ -149,6 +151,10 @@ public:
     void handOver(int slot) { m_heldSlot = slot; }
     int heldSlot() const { return m_heldSlot; }
 
+    /// The gradient of the input is made in the input's own buffer, which no pass drops.
+    void gradientInPlace() { m_gradientInPlace = true; }
+    int gradientSlot() const { return m_gradientInPlace ? kInput : kGradInput; }
+
     /// Works out the passes; call once after all steps.
     void compile(KeepMode mode, RecomputeRange range = RecomputeRange::Whole);
 
@@ -181,6 +187,7 @@ private:
     ProgramPass m_backwardPass;
     bool m_keepsInput = false;
     int m_heldSlot = -1;
+    bool m_gradientInPlace = false;
 };
 
 } // namespace shardwright

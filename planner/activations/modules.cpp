@@ -6,13 +6,24 @@ namespace shardwright {
 
 namespace {
 
-/// "self_attn.q_proj.lora_A.default" belongs to "self_attn.q_proj".
-std::string ownerOf(const ParameterSpec& parameter)
+/// Of a module whose first parameter plays this role, before inputs are told from outputs.
+ModuleKind kindOf(const LayerType& type, ParameterRole role)
 {
-    if (parameter.role != ParameterRole::Lora)
-        return parameter.module;
-    const std::size_t adapter = parameter.module.rfind(".lora_");
-    return adapter == std::string::npos ? parameter.module : parameter.module.substr(0, adapter);
+    switch (role) {
+    case ParameterRole::Embedding:
+    case ParameterRole::Position: return ModuleKind::Embedding;
+    case ParameterRole::Attention: return ModuleKind::AttentionIn;
+    case ParameterRole::Mlp: return ModuleKind::MlpIn;
+    case ParameterRole::Expert: return ModuleKind::ExpertIn;
+    case ParameterRole::SharedExpert: return ModuleKind::SharedIn;
+    case ParameterRole::Router: return ModuleKind::Router;
+    case ParameterRole::Norm:
+        return type.kind == LayerKind::FinalNorm || type.kind == LayerKind::Embedding ? ModuleKind::FinalNorm
+                                                                                      : ModuleKind::InputNorm;
+    case ParameterRole::Head: return ModuleKind::Head;
+    case ParameterRole::Lora: break;
+    }
+    return ModuleKind::MlpIn;
 }
 
 /// Matrices of attention (or of an MLP) are inputs, except the last of them: Model lists parameters in forward order.
@@ -53,43 +64,25 @@ void classifyNorms(std::vector<LeafModule>& modules)
 std::vector<LeafModule> leafModules(const LayerType& type)
 {
     std::vector<LeafModule> modules;
-    for (std::size_t i = 0; i < type.parameters.size(); ++i) {
-        const ParameterSpec& parameter = type.parameters[i];
-        const std::string owner = ownerOf(parameter);
-        auto it = std::find_if(modules.begin(), modules.end(), [&](const LeafModule& m) { return m.name == owner; });
-        if (it == modules.end()) {
-            LeafModule module;
-            module.name = owner;
-            switch (parameter.role) {
-            case ParameterRole::Embedding:
-            case ParameterRole::Position: module.kind = ModuleKind::Embedding; break;
-            case ParameterRole::Attention: module.kind = ModuleKind::AttentionIn; break;
-            case ParameterRole::Mlp: module.kind = ModuleKind::MlpIn; break;
-            case ParameterRole::Expert: module.kind = ModuleKind::ExpertIn; break;
-            case ParameterRole::SharedExpert: module.kind = ModuleKind::SharedIn; break;
-            case ParameterRole::Router: module.kind = ModuleKind::Router; break;
-            case ParameterRole::Norm:
-                module.kind = type.kind == LayerKind::FinalNorm || type.kind == LayerKind::Embedding
-                                  ? ModuleKind::FinalNorm
-                                  : ModuleKind::InputNorm;
-                break;
-            case ParameterRole::Head: module.kind = ModuleKind::Head; break;
-            case ParameterRole::Lora: break;
+    for (ModuleParameters& owned : parametersByModule(type)) {
+        LeafModule module;
+        module.name = std::move(owned.name);
+        module.parameters = std::move(owned.parameters);
+        module.kind = kindOf(type, type.parameters[static_cast<std::size_t>(module.parameters.front())].role);
+        for (const int index : module.parameters) {
+            const ParameterSpec& parameter = type.parameters[static_cast<std::size_t>(index)];
+            const std::int64_t all = checkedMultiply(parameter.numel, parameter.repeat);
+            module.numel = checkedAdd(module.numel, all);
+            (parameter.trainable ? module.trainable : module.frozen) += all;
+            module.tensors += parameter.repeat;
+            if (parameter.role == ParameterRole::Lora)
+                module.loraRank = std::min(parameter.shape[0], parameter.shape[1]);
+            else if (parameter.shape.size() == 2 && module.outFeatures == 0) {
+                module.outFeatures = parameter.shape[0];
+                module.inFeatures = parameter.shape[1];
             }
-            modules.push_back(module);
-            it = modules.end() - 1;
         }
-        const std::int64_t all = checkedMultiply(parameter.numel, parameter.repeat);
-        it->numel = checkedAdd(it->numel, all);
-        (parameter.trainable ? it->trainable : it->frozen) += all;
-        it->tensors += parameter.repeat;
-        it->parameters.push_back(static_cast<int>(i));
-        if (parameter.role == ParameterRole::Lora)
-            it->loraRank = std::min(parameter.shape[0], parameter.shape[1]);
-        else if (parameter.shape.size() == 2 && it->outFeatures == 0) {
-            it->outFeatures = parameter.shape[0];
-            it->inFeatures = parameter.shape[1];
-        }
+        modules.push_back(std::move(module));
     }
     tellInputsFromOutputs(modules, ModuleKind::AttentionIn, ModuleKind::AttentionOut);
     tellInputsFromOutputs(modules, ModuleKind::MlpIn, ModuleKind::MlpOut);

@@ -2,6 +2,7 @@
 
 #include <cassert>
 
+#include "core/layer_refusals.hpp"
 #include "planner/parallelism/combinations.hpp"
 #include "planner/parallelism/model_slice.hpp"
 
@@ -27,12 +28,25 @@ Room roomOf(const PlanInput& input)
     return std::visit(Visitor{}, input.strategy.options);
 }
 
+/// What the modelling code cannot train, whatever shards it.
+std::vector<std::string> implementationRefusals(const PlanInput& input)
+{
+    if (input.training.implementation != Implementation::Shardrun)
+        return {};
+    std::vector<std::string> reasons = layerRefusals(input.model, input.training);
+    if (!input.strategy.parallelism.none())
+        reasons.push_back("shardrun's layers are not split: it is data parallel only");
+    if (std::holds_alternative<MegatronOptions>(input.strategy.options))
+        reasons.push_back("Megatron trains its own layers, not shardrun's (implementation megatron)");
+    return reasons;
+}
+
 } // namespace
 
 std::vector<std::string> refusals(const PlanInput& input)
 {
     std::vector<std::string> reasons = combinationRefusals(input);
-    for (const auto& more : {sliceRefusals(input), roomOf(input).refusals(input)})
+    for (const auto& more : {implementationRefusals(input), sliceRefusals(input), roomOf(input).refusals(input)})
         reasons.insert(reasons.end(), more.begin(), more.end());
     return reasons;
 }

@@ -80,7 +80,7 @@ Training anyTraining()
     training.loss = *rc::gen::element(LossKind::Default, LossKind::ShiftedCopy, LossKind::Compiled, LossKind::Fused);
     training.implementation =
         *rc::gen::element(Implementation::HuggingFace, Implementation::Torchtitan, Implementation::Torchtune,
-                          Implementation::LlmFoundry, Implementation::Megatron, Implementation::Shardrun);
+                          Implementation::LlmFoundry, Implementation::Megatron);
     training.checkpointing = *rc::gen::element(Checkpointing::None, Checkpointing::Selective, Checkpointing::Full,
                                                Checkpointing::Partitioned, Checkpointing::Cpu);
     training.compile = *rc::gen::arbitrary<bool>();

@@ -1,0 +1,75 @@
+#include "core/layer_refusals.hpp"
+
+#include <algorithm>
+#include <array>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+namespace shardwright {
+
+namespace {
+
+constexpr std::array<std::string_view, 4> kFamilies{"gpt2", "llama", "mistral", "qwen2"};
+
+void refuseModel(const Model& model, const Training& training, std::vector<std::string>& reasons)
+{
+    const Architecture& a = model.architecture;
+    const bool known = std::find(kFamilies.begin(), kFamilies.end(), a.modelType) != kFamilies.end();
+    if (!known)
+        reasons.push_back(fmt::format("shardrun has no layers for model_type {}: it has {}", a.modelType,
+                                      fmt::join(kFamilies, ", ")));
+    if (a.experts > 0)
+        reasons.push_back("shardrun has no mixture of experts");
+    if (a.parallelAttention)
+        reasons.push_back("shardrun has no blocks whose attention and MLP run in parallel");
+    if (a.qkNorm)
+        reasons.push_back("shardrun does not normalise queries and keys");
+    if (!known)
+        return; // whose other settings were not read
+    for (const std::string& setting : a.numerics.others)
+        reasons.push_back(fmt::format("shardrun does not compute \"{}\" of the model's config", setting));
+    if (a.dropout() > 0)
+        reasons.push_back("shardrun trains without dropout: set the config's dropout probabilities to 0");
+    if (a.modelType != "gpt2" && a.headDim % 2 != 0)
+        reasons.push_back(fmt::format("rotary embeddings need an even head_dim, not {}", a.headDim));
+    if (a.numerics.slidingWindow > 0 && a.numerics.slidingWindow < training.sequenceLength)
+        reasons.push_back(fmt::format("shardrun's attention sees all tokens before it: sequences of {} tokens exceed "
+                                      "the model's sliding_window of {}",
+                                      training.sequenceLength, a.numerics.slidingWindow));
+    if (a.modelType == "gpt2" && a.maxPositions < training.sequenceLength)
+        reasons.push_back(fmt::format("the model has {} learned positions, fewer than the {} tokens of a sequence",
+                                      a.maxPositions, training.sequenceLength));
+}
+
+bool computable(DType dtype)
+{
+    return dtype == DType::Fp32 || dtype == DType::Bf16;
+}
+
+} // namespace
+
+std::vector<std::string> layerRefusals(const Model& model, const Training& training)
+{
+    std::vector<std::string> reasons;
+    refuseModel(model, training, reasons);
+    if (training.lora)
+        reasons.push_back("shardrun has no adapters (lora)");
+    const DType compute = training.precision.mixed.value_or(training.precision.load);
+    if (!computable(compute) || !computable(training.precision.load))
+        reasons.push_back(fmt::format("shardrun computes in fp32 or bf16, not {}",
+                                      nameOf(computable(compute) ? training.precision.load : compute)));
+    if (training.precision.fp8)
+        reasons.push_back("shardrun has no float8 layers");
+    if (training.attention != Attention::Flash)
+        reasons.push_back(fmt::format("shardrun has one attention, flash, not {}", nameOf(training.attention)));
+    if (training.loss != LossKind::Default)
+        reasons.push_back(fmt::format("shardrun has one loss, default, not {}", nameOf(training.loss)));
+    if (training.compile)
+        reasons.push_back("shardrun does not compile blocks (compile)");
+    if (training.holdsLogits)
+        reasons.push_back("shardrun holds no logits between micro-steps (holds_logits)");
+    return reasons;
+}
+
+} // namespace shardwright
