@@ -6,8 +6,7 @@
 #include <vector>
 
 #include "core/actions.hpp"
-#include "core/model.hpp"
-#include "core/training.hpp"
+#include "core/layer_refusals.hpp"
 #include "executor/tensor_view.hpp"
 
 namespace shardwright {
@@ -25,10 +24,14 @@ struct KernelCall {
     std::vector<TensorView> weightGradients; // likewise, of a backward; written, not added
 };
 
-/// Why the layers cannot train this model or with these settings; empty = they can. In the user's words.
-std::vector<std::string> layerRefusals(const Model& model, const Training& training);
+/// How many buffers a kernel reads (what it changes in place among them) and writes.
+struct OperandCount {
+    int reads = 0;
+    int writes = 0;
+};
+OperandCount operandsOf(Kernel kernel);
 
-/// Not thread-safe: one a rank.
+/// Not thread-safe: one a rank. The model and the device must outlive it.
 class LayerKernels {
 public:
     /// `meanOver`: the loss is the mean over the tokens of a micro-batch, divided by this (gradient accumulation).
@@ -44,6 +47,7 @@ public:
     /// Indices into listParameters(model) of a module's parameters, in their order.
     std::vector<std::int32_t> tensorsOf(int layer, int module) const;
 
+    /// std::logic_error where operands or weights are not what the kernel needs.
     void run(const KernelCall& call);
 
     /// Sum of the mean losses of the micro-batches since the last call, each by `meanOver`: of one step, its mean loss.
