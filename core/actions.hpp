@@ -51,20 +51,26 @@ enum class Verb : std::uint8_t {
     Move,       // what a read and a write both hold goes over and is cast; between buffers without content, the bytes.
                 // Between places too: host, NVMe. Decodes and encodes where a side has a codec.
     Add,        // like Move, added to what the write holds
-    AllGather,  // reads: own part; writes: all parts. Several pairs go one by one (a coalesced call)
-    ReduceScatter, // reads: all parts; writes: own part of the MEAN over the group
-    AllReduce,     // writes: the mean over the group, in place
+    AllGather,  // reads: own part; writes: all parts. Several pairs go one by one (a coalesced call). The part may hold
+                // more tensors than the write, which may stand one after another (Whole). In place where read and
+                // write are the same
+    ReduceScatter, // reads: all parts; writes: own part of the MEAN over the group. In place where they are the same:
+                   // what remains valid is the own part
+    AllReduce,     // writes: the mean over the group, in place; of the tensors of `content` where it is given
     ReduceTo,      // writes: in place, the mean over the group of each element, but only on the rank whose part of
                    // `content` it is (DeepSpeed's reduce to the owner); elsewhere what remains is void
     Broadcast,     // writes: from the group's first rank
     AllToAll,      // reads, writes: the pieces of the reads, one a rank, are exchanged
-    Clip,      // writes: gradients, scaled by min(1, limit / norm). The norm sums over `group`, whose ranks hold parts
+    Clip,      // writes: gradients, scaled by min(1, limit / norm). The norm is of the reads, of the writes where there
+               // are none, and sums over `group`, whose ranks hold parts
     Update,    // the optimizer steps: reads gradients; writes parameters and moments, matched by tensor
     Compute,   // runs `kernel`
     LoadBatch, // writes: tokens and labels of the next micro-batch, int64, tokens first
+    Hold,      // writes: from here on they hold `content`; the data stay as they are (a bucket filled anew; one tensor
+               // that no padding parts seen as its parts)
 };
 template <> struct EnumNames<Verb> {
-    static constexpr std::array<std::pair<Verb, std::string_view>, 13> table{{{Verb::Initialize, "initialize"},
+    static constexpr std::array<std::pair<Verb, std::string_view>, 14> table{{{Verb::Initialize, "initialize"},
                                                                               {Verb::Move, "move"},
                                                                               {Verb::Add, "add"},
                                                                               {Verb::AllGather, "all-gather"},
@@ -76,7 +82,8 @@ template <> struct EnumNames<Verb> {
                                                                               {Verb::Clip, "clip"},
                                                                               {Verb::Update, "update"},
                                                                               {Verb::Compute, "compute"},
-                                                                              {Verb::LoadBatch, "load-batch"}}};
+                                                                              {Verb::LoadBatch, "load-batch"},
+                                                                              {Verb::Hold, "hold"}}};
 };
 
 /// What layers compute, in the words of Training::implementation "shardrun". Operands stand in the order given:
@@ -146,7 +153,7 @@ struct Action {
     std::int32_t module = -1;       // of a kernel: its leaf module in the layer, -1 = without parameters
     BufferId gradient = -1;         // of a kernel: where its weights' gradients are written (not added)
     GroupId group = -1;             // of collectives and Clip
-    ContentId content = -1;         // of ReduceTo: whose parts say who owns an element
+    ContentId content = -1;         // of ReduceTo: whose parts say who owns an element; of Hold; of AllReduce
 };
 
 } // namespace shardwright

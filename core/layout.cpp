@@ -23,8 +23,32 @@ std::int64_t pieceOf(const Layout& layout, const NamedParameter& parameter)
     return roundUp(parameter.numel, checkedMultiply(layout.parts, layout.multiple)) / layout.parts;
 }
 
+/// Flat's part of the layout.
+Layout flatOf(const Layout& layout)
+{
+    Layout flat = layout;
+    flat.cut = Cut::Flat;
+    flat.allParts = false;
+    flat.room = 0;
+    return flat;
+}
+
+std::int64_t touchedElements(const Layout& layout, const std::vector<NamedParameter>& parameters, std::int64_t part)
+{
+    std::int64_t elements = 0;
+    for (const Extent& extent : extentsOf(flatOf(layout), parameters, part))
+        elements += of(parameters, extent.tensor).numel;
+    return elements;
+}
+
 std::int64_t partElements(const Layout& layout, const std::vector<NamedParameter>& parameters)
 {
+    if (layout.cut == Cut::Touching) {
+        std::int64_t most = 0;
+        for (std::int64_t part = 0; part < layout.parts; ++part)
+            most = std::max(most, touchedElements(layout, parameters, part));
+        return most;
+    }
     std::int64_t elements = 0;
     for (const std::int32_t tensor : layout.tensors)
         elements = layout.cut == Cut::Flat ? roundUp(elements, layout.align) + of(parameters, tensor).numel
@@ -51,6 +75,16 @@ void appendFlat(std::vector<Extent>& extents, const Layout& layout, const std::v
     }
 }
 
+void appendTouching(std::vector<Extent>& extents, const Layout& layout, const std::vector<NamedParameter>& parameters,
+                    std::int64_t part, std::int64_t at)
+{
+    for (const Extent& extent : extentsOf(flatOf(layout), parameters, part)) {
+        const std::int64_t numel = of(parameters, extent.tensor).numel;
+        extents.push_back({extent.tensor, 0, numel, at});
+        at += numel;
+    }
+}
+
 void appendEach(std::vector<Extent>& extents, const Layout& layout, const std::vector<NamedParameter>& parameters,
                 std::int64_t part, std::int64_t at)
 {
@@ -70,7 +104,7 @@ void appendEach(std::vector<Extent>& extents, const Layout& layout, const std::v
 std::int64_t elementsOf(const Layout& layout, const std::vector<NamedParameter>& parameters)
 {
     const std::int64_t part = partElements(layout, parameters);
-    return layout.allParts ? checkedMultiply(part, layout.parts) : part;
+    return std::max(layout.allParts ? checkedMultiply(part, layout.parts) : part, layout.room);
 }
 
 std::vector<Extent> extentsOf(const Layout& layout, const std::vector<NamedParameter>& parameters, std::int64_t part)
@@ -83,6 +117,8 @@ std::vector<Extent> extentsOf(const Layout& layout, const std::vector<NamedParam
         const std::int64_t at = (each - begin) * length;
         if (layout.cut == Cut::Flat)
             appendFlat(extents, layout, parameters, each, at);
+        else if (layout.cut == Cut::Touching)
+            appendTouching(extents, layout, parameters, each, at);
         else
             appendEach(extents, layout, parameters, each, at);
     }

@@ -16,10 +16,15 @@ namespace shardwright {
 ///   EachFlat  each tensor flattened, padded and cut by itself; a part holds its piece of each (ZeRO-3)
 ///   EachRows  each tensor cut along its first dimension into ceil(d / parts) rows, padded (FSDP2, DTensor Shard(0));
 ///             with one part: whole tensors, each with its rows padded
-enum class Cut : std::uint8_t { Whole, Flat, EachFlat, EachRows };
+///   Touching  Flat's part with the tensors at its ends whole (gradients that ZeRO-1 and 2 keep for their partition);
+///             every part takes the room of the largest
+enum class Cut : std::uint8_t { Whole, Flat, EachFlat, EachRows, Touching };
 template <> struct EnumNames<Cut> {
-    static constexpr std::array<std::pair<Cut, std::string_view>, 4> table{
-        {{Cut::Whole, "whole"}, {Cut::Flat, "flat"}, {Cut::EachFlat, "each-flat"}, {Cut::EachRows, "each-rows"}}};
+    static constexpr std::array<std::pair<Cut, std::string_view>, 5> table{{{Cut::Whole, "whole"},
+                                                                            {Cut::Flat, "flat"},
+                                                                            {Cut::EachFlat, "each-flat"},
+                                                                            {Cut::EachRows, "each-rows"},
+                                                                            {Cut::Touching, "touching"}}};
 };
 
 /// What a buffer holds: one part, or all parts one after another as an all-gather leaves them.
@@ -31,6 +36,7 @@ struct Layout {
                                // multiple elements; EachRows pads each tensor's rows to a multiple of parts x multiple
     bool allParts = false;
     std::int64_t align = 1; // Flat: every tensor begins at a multiple of as many elements
+    std::int64_t room = 0;  // elements that the buffer takes at least: a bucket, whatever lies in it
 
     bool operator==(const Layout&) const = default;
 };

@@ -131,6 +131,21 @@ ContentId ScheduleBuilder::content(const Content& content)
     return static_cast<ContentId>(m_schedule.contents.size()) - 1;
 }
 
+void ScheduleBuilder::hold(BufferId buffer, ContentId content)
+{
+    if (!m_records || buffer < 0)
+        return;
+    ContentId& known = m_schedule.contentOf[static_cast<std::size_t>(buffer)];
+    if (known < 0) {
+        known = content;
+        return;
+    }
+    Action action;
+    action.verb = Verb::Hold;
+    action.content = content;
+    act(action, {}, {buffer});
+}
+
 void ScheduleBuilder::act(const Action& action, const std::vector<BufferId>& reads, const std::vector<BufferId>& writes)
 {
     if (!m_records)

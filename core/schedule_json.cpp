@@ -108,7 +108,7 @@ public:
         rows("groups", 4, [&](RowReader& row) { group(row); });
         rows("payloads", 6, [&](RowReader& row) { payload(row); });
         rows("classes", 9, [&](RowReader& row) { bufferClass(row); });
-        rows("contents", 10, [&](RowReader& row) { content(row); });
+        rows("contents", 12, [&](RowReader& row) { content(row); });
         integers("buffers", 0, m_schedule.sizes.buffers.size(), m_schedule.buffers);
         integers("content_of", -1, m_schedule.contents.size(), m_schedule.contentOf);
         integers("operands", 0, m_schedule.buffers.size(), m_schedule.operands);
@@ -220,6 +220,7 @@ private:
         content.layout.parts = row.integer(1, kMostRanks);
         content.layout.multiple = row.integer(1, kMost);
         content.layout.align = row.integer(1, kMost);
+        content.layout.room = row.integer(0, kMostBytes);
         content.layout.allParts = row.flag();
         content.group = row.id<GroupId>(m_schedule.sizes.groups.size());
         content.codec = row.name<Codec>();
@@ -386,6 +387,7 @@ Json toJson(const Schedule& schedule)
                     layout.parts,
                     layout.multiple,
                     layout.align,
+                    layout.room,
                     layout.allParts,
                     content.group,
                     nameOf(content.codec),

@@ -190,6 +190,7 @@ struct RankExecutor::Parts {
         case Verb::Update: updates.update(action, reads, writes, stepsDone + 1); break;
         case Verb::Compute: compute(action, reads, writes); break;
         case Verb::LoadBatch: loadBatch(writes); break;
+        case Verb::Hold: throw std::logic_error("buffers that come to hold something else are not carried out");
         }
     }
 

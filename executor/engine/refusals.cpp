@@ -35,6 +35,7 @@ Operands needsOf(Verb verb)
     case Verb::ReduceTo: return {.contents = true, .group = true, .content = true};
     case Verb::Clip: return {.contents = true};
     case Verb::Update: return {.reads = true, .contents = true};
+    case Verb::Hold: return {.content = true};
     case Verb::Initialize:
     case Verb::LoadBatch: return {};
     case Verb::Compute: return {.writes = false};

@@ -75,6 +75,27 @@ TEST(Layout, EachFlatPadsEveryTensor)
               (std::vector<Extent>{{1, 0, 2, 0}, {0, 0, 3, 2}, {1, 2, 2, 5}, {0, 3, 2, 7}}));
 }
 
+TEST(Layout, TensorsThatTouchAPartStandInItWhole)
+{
+    // 3 + 4 + 2 + 3 elements in two parts of 6: the first holds 3 of the second tensor's 4.
+    const auto parameters = parametersOf({{3}, {4}, {2}, {3}});
+    const Layout layout{{0, 1, 2, 3}, Cut::Touching, 2, 1, false};
+    EXPECT_EQ(extentsOf(layout, parameters, 0), (std::vector<Extent>{{0, 0, 3, 0}, {1, 0, 4, 3}}));
+    EXPECT_EQ(extentsOf(layout, parameters, 1), (std::vector<Extent>{{1, 0, 4, 0}, {2, 0, 2, 4}, {3, 0, 3, 6}}));
+    EXPECT_EQ(elementsOf(layout, parameters), 9); // the second part's, whichever part a rank has
+}
+
+TEST(Layout, RoomIsTakenWhateverLiesInIt)
+{
+    const auto parameters = parametersOf({{3}, {4}});
+    Layout layout{{1}, Cut::Whole, 1, 1, false};
+    layout.room = 10;
+    EXPECT_EQ(elementsOf(layout, parameters), 10);
+    EXPECT_EQ(extentsOf(layout, parameters, 0), (std::vector<Extent>{{1, 0, 4, 0}}));
+    layout.room = 3;
+    EXPECT_EQ(elementsOf(layout, parameters), 4);
+}
+
 RC_GTEST_PROP(Layout, PartsHoldEveryElementOnceAndAllPartsAreThemInOrder, ())
 {
     std::vector<std::vector<std::int64_t>> shapes(*rc::gen::inRange<std::size_t>(1, 6));
