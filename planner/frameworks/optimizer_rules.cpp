@@ -111,7 +111,8 @@ Bytes shardStateBytes(const Training& training, const Model& model, std::int64_t
 
 OptimizerForm torchOptimizerForm(const Training& training)
 {
-    return training.fusedOptimizer ? OptimizerForm::Fused : OptimizerForm::Foreach;
+    const bool fused = training.fusedOptimizer || training.implementation == Implementation::Shardrun;
+    return fused ? OptimizerForm::Fused : OptimizerForm::Foreach;
 }
 
 Bytes optimizerStepBytes(Optimizer optimizer, OptimizerForm form, std::int64_t elements, const SteppedDtypes& dtypes)
@@ -134,7 +135,7 @@ Bytes clippingBytes(const Training& training, Bytes gradients)
 bool foreachTemporaries(const Training& training)
 {
     return (training.optimizer == Optimizer::AdamW || training.optimizer == Optimizer::Adam) &&
-           !training.fusedOptimizer;
+           torchOptimizerForm(training) == OptimizerForm::Foreach;
 }
 
 } // namespace shardwright

@@ -39,7 +39,7 @@ struct SteppedDtypes {
 /// Whether one kernel does the whole step, or one elementwise kernel after the other runs over all tensors.
 enum class OptimizerForm : std::uint8_t { Fused, Foreach };
 
-/// torch.optim's form under the training's settings.
+/// torch.optim's form under the training's settings; shardrun's own optimizer is one kernel.
 OptimizerForm torchOptimizerForm(const Training& training);
 
 /// Bytes that a step over `elements` parameters reads plus writes. Caches are taken to hold nothing from one kernel to

@@ -31,19 +31,52 @@ protected:
             if (empty(unit))
                 continue;
             const Fsdp1Unit& sizes = sizesOf(unit);
+            UnitState& state = stateOf(unit);
             op(OpKind::Allocate, Stream::Compute, Phase::Init);
-            const BufferId whole = builder().allocate(sizes.initModule);
-            const BufferId flat = builder().allocate(sizes.initFlat);
-            builder().free(whole);
-            builder().allocate(sizes.persistent);
-            builder().free(flat);
-            if (offload())
-                builder().allocate(sizes.hostGradient);
+            const bool wraps = !builder().records(); // shardrun builds nothing but the shards
+            const BufferId whole = wraps ? builder().allocate(sizes.initModule) : -1;
+            const BufferId flat = wraps ? builder().allocate(sizes.initFlat) : -1;
+            if (wraps)
+                builder().free(whole);
+            state.parameters = builder().allocate(sizes.persistent, trained(unit, Quantity::Parameters));
+            builder().act(Verb::Initialize, {}, {state.parameters});
+            if (wraps)
+                builder().free(flat);
+            if (offload()) {
+                state.hostGradient = builder().allocate(sizes.hostGradient, trained(unit, Quantity::Gradients));
+                builder().act(Verb::Initialize, {}, {state.hostGradient});
+            }
         }
         op(OpKind::Allocate, Stream::Compute, Phase::Init);
         for (int unit = 0; unit < unitCount(); ++unit)
-            if (sizesOf(unit).trains)
-                builder().allocate(sizesOf(unit).moments);
+            if (sizesOf(unit).trains && keepsMoments()) {
+                stateOf(unit).moments = builder().allocate(sizesOf(unit).moments, trained(unit, Quantity::Moments));
+                builder().act(Verb::Initialize, {}, {stateOf(unit).moments});
+            }
+    }
+
+    Content shardOf(int unit) const override
+    {
+        Content content = wholeContent(Quantity::Parameters, shape().trained, tensorsOf(unit));
+        content.layout.cut = Cut::Flat;
+        content.layout.parts = shape().shardRanks;
+        content.layout.align = m_rules.alignment();
+        content.layout.multiple = options().useOrigParams ? m_rules.m_processGroup / shape().shardRanks : 1;
+        content.group = shape().sharded() ? shape().shardGroup : -1;
+        return content;
+    }
+
+    Stepped stepped() const override
+    {
+        Stepped all;
+        for (int unit = 0; unit < unitCount(); ++unit)
+            if (const UnitState& state = m_states[static_cast<std::size_t>(unit)];
+                !empty(unit) && sizesOf(unit).trains) {
+                all.gradients.push_back(offload() ? state.hostGradient : state.gradientShard);
+                all.parameters.push_back(state.parameters);
+                all.moments.push_back(state.moments);
+            }
+        return all;
     }
 
     /// runtime _root_pre_forward, _wait_for_computation_stream: the unshard streams wait for the compute stream, here
@@ -88,7 +121,6 @@ protected:
 
     void postBackward(int unit, const MicroStep& step) override
     {
-        UnitState& state = stateOf(unit);
         const bool sync = step.last || !options().noSync;
         const OpId flattened = flattenGradients(unit);
         // A heuristic of runtime _should_free_in_backward: strategies that keep parameters after forward keep them
@@ -98,7 +130,7 @@ protected:
         if (options().backwardPrefetch == BackwardPrefetch::Post)
             prefetchBefore(unit);
         if (sync && sizesOf(unit).trains)
-            reduce(state, sizesOf(unit), flattened);
+            reduce(unit, flattened);
     }
 
     /// runtime _post_backward_final_callback: the compute stream waits for every reduction; under CPUOffload the host
@@ -127,6 +159,9 @@ protected:
 
 private:
     struct UnitState {
+        BufferId parameters = -1;
+        BufferId moments = -1;
+        BufferId hostGradient = -1;
         BufferId unsharded = -1;
         BufferId flatGradient = -1;
         BufferId gradientShard = -1;
@@ -137,6 +172,20 @@ private:
     UnitState& stateOf(int unit) { return m_states[static_cast<std::size_t>(unit)]; }
     const Fsdp1Options& options() const { return m_rules.m_options; }
     bool offload() const { return options().offloadParams; }
+    ContentId trained(int unit, Quantity quantity) { return shard(unit, quantity, shape().trained); }
+    ContentId computed(int unit) { return shard(unit, Quantity::Parameters, shape().compute); }
+    /// The whole flat gradient; where it is padded for the reduction later, not yet.
+    ContentId flatContent(int unit, DType dtype)
+    {
+        if (!builder().records())
+            return -1;
+        Content content = as(shardOf(unit), Quantity::Gradients, dtype);
+        if (!sizesOf(unit).padded)
+            return builder().content(shape().sharded() ? allPartsOf(content) : content);
+        content.layout.parts = 1;
+        content.group = -1;
+        return builder().content(content);
+    }
 
     /// The compute stream waits for all that the unshard stream has been given.
     void waitForUnshard(Phase phase)
@@ -191,17 +240,20 @@ private:
     }
 
     /// flat_param pre_unshard under CPUOffload: the shard in the dtype it is gathered in, on the GPU.
-    BufferId upload(const Fsdp1Unit& sizes, Phase phase)
+    BufferId upload(int unit, Phase phase)
     {
+        const Fsdp1Unit& sizes = sizesOf(unit);
         op(OpKind::CopyToDevice, Stream::HostToDevice, phase);
         builder().wait(m_rootForward);
         reclaimUsed();
         builder().move(sizes.uploadCopy);
-        const BufferId low = sizes.casts ? builder().allocate(sizes.lowPrecision) : -1;
-        const BufferId whole = builder().allocate(sizes.upload);
+        const BufferId low = sizes.casts ? builder().allocate(sizes.lowPrecision, computed(unit)) : -1;
+        const BufferId whole = builder().allocate(sizes.upload, trained(unit, Quantity::Parameters));
+        builder().act(Verb::Move, {stateOf(unit).parameters}, {whole});
         if (low < 0)
             return whole;
         copy(Stream::HostToDevice, phase, sizes.cast);
+        builder().act(Verb::Move, {whole}, {low});
         builder().free(whole);
         return low;
     }
@@ -212,7 +264,7 @@ private:
         const Fsdp1Unit& sizes = sizesOf(unit);
         if (state.unsharded >= 0) {
             if (offload() && phase == Phase::Backward)
-                freeAfterGather(upload(sizes, phase)); // in vain: pre_unshard does not ask whether it is needed
+                freeAfterGather(upload(unit, phase)); // in vain: pre_unshard does not ask whether it is needed
             return;
         }
         if (!shape().sharded()) {
@@ -222,19 +274,22 @@ private:
         BufferId source = -1;
         OpId prepared = -1; // in the pre-unshard stream
         if (offload()) {
-            source = upload(sizes, phase);
+            source = upload(unit, phase);
             prepared = builder().lastOp();
         } else if (sizes.casts) {
             prepared = copy(Stream::HostToDevice, phase, sizes.cast);
             builder().wait(m_rootForward);
             reclaimUsed();
-            source = builder().allocate(sizes.lowPrecision);
+            source = builder().allocate(sizes.lowPrecision, computed(unit));
+            builder().act(Verb::Move, {state.parameters}, {source});
         }
         m_lastUnshard = op(OpKind::AllGather, Stream::AllGather, phase);
         builder().wait(prepared < 0 ? m_rootForward : prepared);
         limitAllGathers();
-        state.unsharded = builder().allocate(sizes.unsharded);
+        state.unsharded = builder().allocate(sizes.unsharded, allShards(unit, Quantity::Parameters, shape().compute));
         builder().send(sizes.gather, shape().shardGroup);
+        collect(builder(), Verb::AllGather, shape().shardGroup, {source >= 0 ? source : state.parameters},
+                {state.unsharded});
         takeTurn(m_lastUnshard);
         if (source >= 0)
             freeAfterGather(source);
@@ -247,11 +302,12 @@ private:
         if (!sizes.casts && !offload())
             return;
         if (offload()) {
-            stateOf(unit).unsharded = upload(sizes, phase);
+            stateOf(unit).unsharded = upload(unit, phase);
         } else {
             copy(Stream::HostToDevice, phase, sizes.cast);
             builder().wait(m_rootForward);
-            stateOf(unit).unsharded = builder().allocate(sizes.lowPrecision);
+            stateOf(unit).unsharded = builder().allocate(sizes.lowPrecision, computed(unit));
+            builder().act(Verb::Move, {stateOf(unit).parameters}, {stateOf(unit).unsharded});
         }
         m_lastUnshard = builder().lastOp();
     }
@@ -285,33 +341,40 @@ private:
             return -1;
         const OpId flattened =
             copy(Stream::Compute, Phase::Backward, state.flatGradient >= 0 ? sizes.flattenAdding : sizes.flatten);
-        const BufferId zeros = builder().allocate(sizes.zeroGradient);
-        const BufferId flat = builder().allocate(sizes.flatGradient);
-        builder().free(zeros);
+        const BufferId zeros = builder().records() ? -1 : builder().allocate(sizes.zeroGradient); // nothing is frozen
+        const BufferId flat = builder().allocate(sizes.flatGradient, flatContent(unit, shape().compute));
+        builder().act(Verb::Move, gradientBuffers(unit), {flat});
+        if (zeros >= 0)
+            builder().free(zeros);
         freeGradients(unit);
-        if (state.flatGradient >= 0)
-            builder().free(flat); // added to what no_sync left
-        else
+        if (state.flatGradient >= 0) {
+            builder().act(Verb::Add, {flat}, {state.flatGradient}); // to what no_sync left
+            builder().free(flat);
+        } else {
             state.flatGradient = flat;
+        }
         return flattened;
     }
 
     /// Casts and pads the flat gradient in the post-backward stream; what autograd made is free once that has run.
-    BufferId reduceInput(UnitState& state, const Fsdp1Unit& sizes, bool staysAsGradient)
+    BufferId reduceInput(int unit, bool staysAsGradient)
     {
+        UnitState& state = stateOf(unit);
+        const Fsdp1Unit& sizes = sizesOf(unit);
         BufferId input = state.flatGradient;
         state.flatGradient = -1;
         const BufferId autograd = input;
-        const auto replaceBy = [&](BufferClassId with) {
-            const BufferId next = builder().allocate(with);
+        const auto replaceBy = [&](BufferClassId with, ContentId content) {
+            const BufferId next = builder().allocate(with, content);
+            builder().act(Verb::Move, {input}, {next});
             if (input != autograd)
                 builder().free(input);
             input = next;
         };
         if (shape().reduce != shape().compute)
-            replaceBy(staysAsGradient ? sizes.gradientShard : sizes.reduceCast);
+            replaceBy(staysAsGradient ? sizes.gradientShard : sizes.reduceCast, flatContent(unit, shape().reduce));
         if (sizes.padded)
-            replaceBy(sizes.reducePadded);
+            replaceBy(sizes.reducePadded, allShards(unit, Quantity::Gradients, shape().reduce));
         if (input != autograd)
             freeAutogradGradient(autograd);
         return input;
@@ -323,8 +386,10 @@ private:
     }
 
     /// `ready`: what the post-backward stream waits for.
-    void reduce(UnitState& state, const Fsdp1Unit& sizes, OpId ready)
+    void reduce(int unit, OpId ready)
     {
+        UnitState& state = stateOf(unit);
+        const Fsdp1Unit& sizes = sizesOf(unit);
         const bool sharded = shape().sharded();
         const bool casts = shape().reduce != shape().trained;
         const bool addsUp = state.gradientShard >= 0;
@@ -334,12 +399,14 @@ private:
         builder().wait(ready);
         reclaimFlat();
         const BufferId flat = state.flatGradient;
-        const BufferId input = reduceInput(state, sizes, becomesGradient && !sharded);
+        const BufferId input = reduceInput(unit, becomesGradient && !sharded);
         BufferId output = input;
         const OpId scattered = op(sharded ? OpKind::ReduceScatter : OpKind::AllReduce, Stream::Reduce, Phase::Backward);
         if (sharded) {
-            output = builder().allocate(becomesGradient ? sizes.gradientShard : sizes.reduceOutput);
+            output = builder().allocate(becomesGradient ? sizes.gradientShard : sizes.reduceOutput,
+                                        shard(unit, Quantity::Gradients, shape().reduce));
             builder().send(sizes.scatter, shape().shardGroup);
+            collect(builder(), Verb::ReduceScatter, shape().shardGroup, {input}, {output});
             takeTurn(scattered);
             if (input == flat)
                 freeAutogradGradient(flat);
@@ -349,9 +416,11 @@ private:
                 op(OpKind::AllReduce, Stream::Replicate, Phase::Backward);
                 builder().wait(scattered);
                 builder().send(sizes.replicate, shape().replicaGroup);
+                collect(builder(), Verb::AllReduce, shape().replicaGroup, {}, {output});
             }
         } else {
             builder().send(sizes.scatter, shape().replicaGroup);
+            collect(builder(), Verb::AllReduce, shape().replicaGroup, {}, {output});
         }
         // What follows stays in the stream of the last collective.
         const Stream after = hybrid ? Stream::Replicate : Stream::Reduce;
@@ -364,10 +433,13 @@ private:
         BufferId reduced = -1;
         if (casts) {
             reduced = output;
-            output = builder().allocate(sizes.gradientShard);
+            output = builder().allocate(sizes.gradientShard, trained(unit, Quantity::Gradients));
+            builder().act(Verb::Move, {reduced}, {output});
         }
         if (offload())
-            download(sizes, after);
+            download(unit, output, after);
+        else if (addsUp)
+            builder().act(Verb::Add, {output}, {state.gradientShard});
         if (casts)
             builder().free(reduced);
         if (offload() || addsUp)
@@ -377,10 +449,11 @@ private:
     }
 
     /// runtime _offload_grad: asynchronous unless parameters are whole.
-    void download(const Fsdp1Unit& sizes, Stream stream)
+    void download(int unit, BufferId gradient, Stream stream)
     {
         m_lastReduced = op(OpKind::CopyToHost, stream, Phase::Backward);
-        builder().move(sizes.downloadCopy);
+        builder().move(sizesOf(unit).downloadCopy);
+        builder().act(Verb::Move, {gradient}, {stateOf(unit).hostGradient});
         if (shape().sharded())
             return;
         op(OpKind::Release, stream, Phase::Backward);

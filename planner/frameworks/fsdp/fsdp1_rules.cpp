@@ -208,13 +208,18 @@ std::vector<Note> Fsdp1Rules::assumptions() const
     return notes;
 }
 
+std::int64_t Fsdp1Rules::alignment() const
+{
+    return m_options.useOrigParams ? kAlignment * 8 / bitsOf(m_shape.compute) : 1;
+}
+
 /// Elements of a unit's flat parameter, or of its trainable tensors only. With use_orig_params every tensor begins on a
 /// multiple of 16 bytes in the compute dtype and the whole is padded to a multiple of the process group. Packed weights
 /// count in elements of the dtype that they are stored in (bnb_4bit_quant_storage).
 std::int64_t Fsdp1Rules::flatNumel(const UnitType& type, bool trainableOnly) const
 {
     const bool aligned = m_options.useOrigParams;
-    const std::int64_t alignment = aligned ? kAlignment * 8 / bitsOf(m_shape.compute) : 1;
+    const std::int64_t alignment = this->alignment();
     const DType packedIn = aligned ? m_shape.trained : m_shape.frozen;
     std::int64_t total = 0;
     for (const ParameterSpec* parameter : type.parameters) {
@@ -256,7 +261,11 @@ FsdpRules::Kept Fsdp1Rules::defineUnit(std::size_t index)
     const DType compute = m_shape.compute;
     const DType reduce = m_shape.reduce;
     const bool offload = m_options.offloadParams;
-    const auto pinned = [](Bytes bytes) { return bytes == Bytes(0) ? bytes : Bytes(nextPowerOfTwo(bytes.count())); };
+    // shardrun has no pinned allocator that rounds.
+    const bool rounds = m_shape.training.implementation != Implementation::Shardrun;
+    const auto pinned = [rounds](Bytes bytes) {
+        return bytes == Bytes(0) || !rounds ? bytes : Bytes(nextPowerOfTwo(bytes.count()));
+    };
     const auto add = [&](const BufferSpec& spec, Bytes bytes) {
         return m_sizes.addBuffer(spec, bytes, type.layerType);
     };

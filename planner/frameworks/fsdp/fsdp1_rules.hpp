@@ -34,6 +34,8 @@ private:
     Kept defineUnit(std::size_t type) override;
     void defineUnitCopies(Fsdp1Unit& unit, std::int64_t flat, std::int64_t trainableFlat, Bytes casting);
     std::int64_t flatNumel(const UnitType& type, bool trainableOnly) const;
+    /// Elements: with use_orig_params every tensor begins at a multiple of it.
+    std::int64_t alignment() const;
     bool reshardsAfterForward() const;
     std::string paddingKey() const;
 

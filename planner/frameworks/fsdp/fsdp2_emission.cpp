@@ -21,17 +21,44 @@ protected:
         for (int unit = 0; unit < unitCount(); ++unit) {
             if (empty(unit))
                 continue;
+            UnitState& state = stateOf(unit);
             op(OpKind::Allocate, Stream::Compute, Phase::Init);
-            const BufferId whole = builder().allocate(sizesOf(unit).init);
-            builder().allocate(sizesOf(unit).persistent);
-            if (shape().options.offloadParams)
-                builder().allocate(sizesOf(unit).hostGradient);
-            builder().free(whole);
+            // shardrun builds nothing but the shards.
+            const BufferId whole = builder().records() ? -1 : builder().allocate(sizesOf(unit).init);
+            state.parameters = builder().allocate(sizesOf(unit).persistent, trained(unit, Quantity::Parameters));
+            if (offload())
+                state.hostGradient = builder().allocate(sizesOf(unit).hostGradient, trained(unit, Quantity::Gradients));
+            builder().act(Verb::Initialize, {}, {state.parameters, state.hostGradient});
+            if (whole >= 0)
+                builder().free(whole);
         }
         op(OpKind::Allocate, Stream::Compute, Phase::Init);
         for (int unit = 0; unit < unitCount(); ++unit)
-            if (sizesOf(unit).trainable > 0)
-                builder().allocate(sizesOf(unit).moments);
+            if (sizesOf(unit).trainable > 0 && keepsMoments()) {
+                stateOf(unit).moments = builder().allocate(sizesOf(unit).moments, trained(unit, Quantity::Moments));
+                builder().act(Verb::Initialize, {}, {stateOf(unit).moments});
+            }
+    }
+
+    Content shardOf(int unit) const override
+    {
+        Content content = wholeContent(Quantity::Parameters, shape().trained, tensorsOf(unit));
+        content.layout.cut = Cut::EachRows;
+        content.layout.parts = shape().shardRanks;
+        content.group = shape().sharded() ? shape().shardGroup : -1;
+        return content;
+    }
+
+    Stepped stepped() const override
+    {
+        Stepped all;
+        for (int unit = 0; unit < unitCount(); ++unit)
+            if (const UnitState& state = m_states[static_cast<std::size_t>(unit)]; sizesOf(unit).trainable > 0) {
+                all.gradients.push_back(offload() ? state.hostGradient : state.gradientShard);
+                all.parameters.push_back(state.parameters);
+                all.moments.push_back(state.moments);
+            }
+        return all;
     }
 
     /// state _root_pre_forward: the all-gather streams wait for the optimizer, or whatever the compute stream does.
@@ -65,7 +92,8 @@ protected:
         const OpId resharding = op(toFewer ? OpKind::Copy : OpKind::Release, Stream::Compute, Phase::Forward);
         if (toFewer) {
             builder().move(sizesOf(unit).toFewer);
-            state.postForward = builder().allocate(sizesOf(unit).postForward);
+            state.postForward = builder().allocate(sizesOf(unit).postForward, fewerShard(unit));
+            builder().act(Verb::Move, {state.unsharded}, {state.postForward});
             state.postForwardMade = resharding;
         }
         drop(state.unsharded);
@@ -140,6 +168,10 @@ protected:
 
 private:
     struct UnitState {
+        BufferId parameters = -1;
+        BufferId moments = -1;
+        BufferId hostGradient = -1;
+        bool onHost = false; // the host has gradients of this step
         BufferId gathered = -1;
         BufferId unsharded = -1;
         BufferId postForward = -1; // shard over fewer ranks, between forward and backward
@@ -153,6 +185,26 @@ private:
     const Fsdp2Unit& sizesOf(int unit) const { return m_rules.m_units[unitType(unit)]; }
     UnitState& stateOf(int unit) { return m_states[static_cast<std::size_t>(unit)]; }
     bool offload() const { return shape().options.offloadParams; }
+    ContentId trained(int unit, Quantity quantity) { return shard(unit, quantity, shape().trained); }
+    ContentId computed(int unit) { return shard(unit, Quantity::Parameters, shape().compute); }
+    /// Tensor by tensor, the rows padded as they were gathered.
+    ContentId unshardedContent(int unit) { return padded(unit, 1, -1, false); }
+    /// A part of those over the ranks of reshard_after_forward=int.
+    ContentId fewerShard(int unit, bool allParts = false)
+    {
+        return padded(unit, m_rules.m_options.reshardGroup, m_rules.m_fewer, allParts);
+    }
+    ContentId padded(int unit, std::int64_t parts, GroupId group, bool allParts)
+    {
+        if (!builder().records())
+            return -1;
+        Content content = as(shardOf(unit), Quantity::Parameters, shape().compute);
+        content.layout.parts = parts;
+        content.layout.multiple = shape().shardRanks / parts;
+        content.layout.allParts = allParts;
+        content.group = group;
+        return builder().content(content);
+    }
 
     void drop(BufferId& buffer)
     {
@@ -184,14 +236,21 @@ private:
         const bool fromFewer = state.postForward >= 0;
         BufferId cast = -1;
         BufferId upload = -1;
+        BufferId source = -1; // what the all-gather's input is copied from
         const OpId gate = std::max(m_gatherGate, state.postForwardMade);
         if (offload() && !fromFewer) {
             const OpId copied = op(OpKind::CopyToDevice, Stream::HostToDevice, phase);
             builder().move(sizes.uploadCopy);
             builder().wait(gate);
-            cast = builder().allocate(sizes.cast);
-            upload = builder().allocate(sizes.upload);
-            if (m_rules.casts())
+            cast = castShard(converts(), sizes.cast, computed(unit));
+            upload = builder().allocate(sizes.upload, trained(unit, Quantity::Parameters));
+            builder().act(Verb::Move, {state.parameters}, {upload});
+            source = upload;
+            if (cast >= 0) {
+                builder().act(Verb::Move, {upload}, {cast});
+                source = cast;
+            }
+            if (converts())
                 drop(upload);
             copy(Stream::HostToDevice, phase, sizes.copyIn);
             if (!m_rules.m_options.pinMemory)
@@ -199,15 +258,26 @@ private:
         } else {
             copy(Stream::HostToDevice, phase, fromFewer ? sizes.copyInFromFewer : sizes.copyIn);
             builder().wait(gate);
-            cast = builder().allocate(fromFewer ? sizes.postForwardCast : sizes.cast);
+            source = fromFewer ? state.postForward : state.parameters;
+            cast = castShard(converts() && !offload(), fromFewer ? sizes.postForwardCast : sizes.cast,
+                             fromFewer ? fewerShard(unit) : computed(unit));
+            if (cast >= 0) {
+                builder().act(Verb::Move, {source}, {cast});
+                source = cast;
+            }
         }
-        state.gathered = builder().allocate(sizes.gathered);
+        state.gathered =
+            builder().allocate(sizes.gathered, fromFewer ? fewerShard(unit, true)
+                                                         : allShards(unit, Quantity::Parameters, shape().compute));
+        builder().act(Verb::Move, {source}, {state.gathered}); // to its place, where it is gathered from
         drop(cast);
         const OpId copiedIn = builder().lastOp();
         state.arrived = op(OpKind::AllGather, Stream::AllGather, phase);
         builder().wait(copiedIn);
         drop(upload);
-        builder().send(sizes.gather, fromFewer ? m_rules.m_fewer : shape().shardGroup);
+        const GroupId group = fromFewer ? m_rules.m_fewer : shape().shardGroup;
+        builder().send(sizes.gather, group);
+        collect(builder(), Verb::AllGather, group, {state.gathered}, {state.gathered});
         if (!fromFewer)
             takeTurn(state.arrived);
     }
@@ -241,7 +311,8 @@ private:
         } else {
             m_gatherGate = copiedOut;
         }
-        state.unsharded = builder().allocate(sizesOf(unit).unsharded);
+        state.unsharded = builder().allocate(sizesOf(unit).unsharded, unshardedContent(unit));
+        builder().act(Verb::Move, {state.gathered}, {state.unsharded});
         drop(state.postForward);
         if (phase == Phase::Forward)
             m_lastGather = state.gathered;
@@ -255,18 +326,34 @@ private:
     {
         const Fsdp2Unit& sizes = sizesOf(unit);
         OpId uploaded = -1;
+        UnitState& state = stateOf(unit);
+        BufferId upload = -1; // torch's go one by one; shardrun's as one
         if (offload()) {
             uploaded = op(OpKind::CopyToDevice, Stream::HostToDevice, phase);
             builder().move(sizes.uploadCopy);
             builder().wait(m_gatherGate);
-            builder().free(builder().allocate(sizes.upload));
+            upload = builder().allocate(sizes.upload, trained(unit, Quantity::Parameters));
+            builder().act(Verb::Move, {state.parameters}, {upload});
+            if (!builder().records())
+                drop(upload);
         }
         copy(Stream::Compute, phase, sizes.copyWhole);
         builder().wait(uploaded);
         if (!m_rules.m_options.pinMemory)
             builder().blockHost(uploaded);
-        stateOf(unit).unsharded = builder().allocate(sizes.unsharded);
-        builder().free(builder().allocate(sizes.cast));
+        state.unsharded = builder().allocate(sizes.unsharded, unshardedContent(unit));
+        builder().act(Verb::Move, {upload >= 0 ? upload : state.parameters}, {state.unsharded});
+        drop(upload);
+        if (!builder().records())
+            builder().free(builder().allocate(sizes.cast));
+    }
+
+    /// Whether trainable shards are cast to be gathered. torch asks of all, and shardrun trains all.
+    bool converts() { return builder().records() ? shape().compute != shape().trained : m_rules.casts(); }
+    /// The copy of a shard that is cast; shardrun has none where nothing is cast.
+    BufferId castShard(bool casts, BufferClassId bufferClass, ContentId content)
+    {
+        return builder().records() && !casts ? -1 : builder().allocate(bufferClass, content);
     }
 
     /// no_sync: gradients stay unsharded, upcast to the reduce dtype one by one.
@@ -279,7 +366,9 @@ private:
         for (ModuleGradient& gradient : gradientsOf(unit)) {
             const int type = shape().model.layers[static_cast<std::size_t>(gradient.layer)];
             const BufferId wide = builder().allocate(
-                m_rules.m_accumulated[static_cast<std::size_t>(type)][static_cast<std::size_t>(gradient.module)]);
+                m_rules.m_accumulated[static_cast<std::size_t>(type)][static_cast<std::size_t>(gradient.module)],
+                gradientContent(gradient.layer, gradient.module, shape().reduce));
+            builder().act(Verb::Move, {gradient.buffer}, {wide});
             builder().free(gradient.buffer);
             gradient.buffer = wide;
         }
@@ -295,7 +384,8 @@ private:
         const OpId copiedIn = copy(Stream::Compute, Phase::Backward, sizes.reduceCopyIn);
         builder().wait(m_lastScatter);
         drop(m_lastReduceInput);
-        m_lastReduceInput = builder().allocate(sizes.reduceInput);
+        m_lastReduceInput = builder().allocate(sizes.reduceInput, allShards(unit, Quantity::Gradients, shape().reduce));
+        builder().act(Verb::Move, gradientBuffers(unit), {m_lastReduceInput});
         freeGradients(unit);
         state.wide = false;
         const bool casts = shape().reduce != shape().trained;
@@ -303,12 +393,15 @@ private:
         const bool becomesGradient = !casts && !addsUp && !offload();
         m_lastScatter = op(shape().sharded() ? OpKind::ReduceScatter : OpKind::Copy, Stream::Reduce, Phase::Backward);
         builder().wait(copiedIn);
-        BufferId output = builder().allocate(becomesGradient ? sizes.gradientShard : sizes.reduceOutput);
+        BufferId output = builder().allocate(becomesGradient ? sizes.gradientShard : sizes.reduceOutput,
+                                             shard(unit, Quantity::Gradients, shape().reduce));
         if (shape().sharded()) {
             builder().send(sizes.scatter, shape().shardGroup);
+            collect(builder(), Verb::ReduceScatter, shape().shardGroup, {m_lastReduceInput}, {output});
             takeTurn(m_lastScatter);
         } else {
             builder().move(sizes.reduceAlone);
+            builder().act(Verb::Move, {m_lastReduceInput}, {output});
         }
         const bool replicated = shape().replicas.ranks > 1;
         const Stream after = replicated ? Stream::Replicate : Stream::Reduce; // collectives post_reduce_stream
@@ -316,15 +409,21 @@ private:
             op(OpKind::AllReduce, Stream::Replicate, Phase::Backward);
             builder().wait(m_lastScatter);
             builder().send(sizes.replicate, shape().replicaGroup);
+            collect(builder(), Verb::AllReduce, shape().replicaGroup, {}, {output});
         }
         if (becomesGradient) {
             state.gradientShard = output;
         } else {
             if (casts || addsUp)
                 copy(after, Phase::Backward, addsUp && !offload() ? sizes.settleAdding : sizes.settle);
-            const BufferId converted = casts ? builder().allocate(sizes.gradientShard) : -1;
+            const BufferId converted =
+                casts ? builder().allocate(sizes.gradientShard, trained(unit, Quantity::Gradients)) : -1;
+            if (casts)
+                builder().act(Verb::Move, {output}, {converted});
             if (offload())
-                download(sizes, after);
+                download(unit, casts ? converted : output, after);
+            else if (addsUp)
+                builder().act(Verb::Add, {casts ? converted : output}, {state.gradientShard});
             if (casts && (addsUp || offload()))
                 builder().free(converted);
             else if (casts)
@@ -337,10 +436,13 @@ private:
         m_lastReduced[replicated ? 1 : 0] = builder().lastOp();
     }
 
-    void download(const Fsdp2Unit& sizes, Stream stream)
+    void download(int unit, BufferId gradient, Stream stream)
     {
+        UnitState& state = stateOf(unit);
         const OpId downloaded = op(OpKind::CopyToHost, stream, Phase::Backward);
-        builder().move(sizes.downloadCopy);
+        builder().move(sizesOf(unit).downloadCopy);
+        builder().act(state.onHost ? Verb::Add : Verb::Move, {gradient}, {state.hostGradient});
+        state.onHost = true;
         if (m_rules.m_options.pinMemory)
             return;
         op(OpKind::Release, stream, Phase::Backward);

@@ -205,9 +205,9 @@ FsdpRules::Kept Fsdp2Rules::defineUnit(std::size_t index)
     Bytes hostGradients;
     Bytes whole;
     Bytes largestWhole;
-    const auto pinned = [this](Bytes exact) {
-        return m_options.pinMemory ? Bytes(nextPowerOfTwo(exact.count())) : exact;
-    };
+    // shardrun has no pinned allocator that rounds.
+    const bool rounds = m_options.pinMemory && m_shape.training.implementation != Implementation::Shardrun;
+    const auto pinned = [rounds](Bytes exact) { return rounds ? Bytes(nextPowerOfTwo(exact.count())) : exact; };
     for (const ParameterSpec* parameter : type.parameters) {
         const std::int64_t one = shardOf(*parameter);
         const std::int64_t all = checkedMultiply(one, parameter->repeat);
@@ -262,9 +262,10 @@ void Fsdp2Rules::defineUnitCommunication(const UnitType& type, Fsdp2Unit& unit)
         largestCast = std::max(largestCast, bytesOf(one, compute));
     }
     // Shards are copied and cast one by one: a copy lives on only where no cast replaces it. A single rank copies each
-    // parameter straight into its unsharded place.
+    // parameter straight into its unsharded place. shardrun copies a unit's shards at once.
     const bool single = !m_shape.sharded();
-    unit.upload = m_sizes.addBuffer(kShardUpload, single || casts() ? largestStored : stored, layer);
+    const bool oneByOne = (single || casts()) && m_shape.training.implementation != Implementation::Shardrun;
+    unit.upload = m_sizes.addBuffer(kShardUpload, oneByOne ? largestStored : stored, layer);
     unit.cast = m_sizes.addBuffer(kShardCast, single ? largestCast : cast, layer);
     const std::int64_t fewer = std::max<std::int64_t>(1, m_options.reshardGroup);
     unit.gathered = m_sizes.addBuffer(kGathered, whole, layer);

@@ -5,7 +5,8 @@
 namespace shardwright {
 
 FsdpEmission::FsdpEmission(const SizeTable& sizes, const FsdpShape& shape)
-    : m_shape(shape), m_builder(sizes), m_walk(shape.activations), m_gradients(shape.units.units.size())
+    : m_shape(shape), m_builder(sizes, recordingOf(shape.training)), m_walk(shape.activations),
+      m_tensors(shape.activations), m_gradients(shape.units.units.size())
 {
     for (int unit = 0; unit < unitCount(); ++unit)
         if (!empty(unit))
@@ -69,6 +70,36 @@ void FsdpEmission::beforeStage(Pass pass, int layer, int module)
         enterBackward(unit);
 }
 
+BufferId FsdpEmission::gradientBuffer(int layer, int module)
+{
+    const auto type = static_cast<std::size_t>(m_shape.model.layers[static_cast<std::size_t>(layer)]);
+    const BufferClassId gradientClass = m_shape.gradientOfModule[type][static_cast<std::size_t>(module)];
+    if (gradientClass >= 0 && m_fresh < 0)
+        m_fresh = m_builder.allocate(gradientClass, gradientContent(layer, module, m_shape.compute));
+    return m_fresh;
+}
+
+ContentId FsdpEmission::gradientContent(int layer, int module, DType dtype)
+{
+    if (!m_builder.records())
+        return -1;
+    return content(wholeContent(Quantity::Gradients, dtype, m_tensors.ofModule(layer, module)));
+}
+
+Tensors FsdpEmission::tensorsOf(int unit) const
+{
+    const Unit& where = m_shape.units.units[static_cast<std::size_t>(unit)];
+    Tensors tensors;
+    for (int layer = where.firstLayer; layer <= where.lastLayer; ++layer) {
+        const std::vector<int>& units = m_shape.units.unitOf[static_cast<std::size_t>(layer)];
+        for (std::size_t module = 0; module < units.size(); ++module)
+            if (units[module] == unit)
+                for (const std::int32_t tensor : m_tensors.ofModule(layer, static_cast<int>(module)))
+                    tensors.push_back(tensor);
+    }
+    return tensors;
+}
+
 void FsdpEmission::afterStage(Pass pass, int layer, int module)
 {
     if (pass != Pass::Backward)
@@ -81,7 +112,8 @@ void FsdpEmission::afterStage(Pass pass, int layer, int module)
     if (gradientClass < 0)
         return;
     std::vector<ModuleGradient>& gradients = gradientsOf(unitOf(layer, module));
-    const BufferId fresh = m_builder.allocate(gradientClass);
+    const BufferId fresh = gradientBuffer(layer, module);
+    m_fresh = -1;
     const auto known = std::find_if(gradients.begin(), gradients.end(), [&](const ModuleGradient& gradient) {
         return gradient.layer == layer && gradient.module == module;
     });
@@ -91,15 +123,26 @@ void FsdpEmission::afterStage(Pass pass, int layer, int module)
     }
     if (known->microStep != m_microStep) {
         copy(Stream::Compute, Phase::Backward, of(m_shape.accumulationOfModule));
+        m_builder.act(Verb::Add, {fresh}, {known->buffer});
         m_builder.free(fresh); // added in place to what no_sync left (AccumulateGrad)
         return;
     }
     // A tied weight's gradients meet in autograd's input buffer, which makes a new tensor of their sum.
     copy(Stream::Compute, Phase::Backward, of(m_shape.tiedSumOfModule));
-    const BufferId sum = m_builder.allocate(gradientClass);
+    const BufferId sum = m_builder.allocate(gradientClass, gradientContent(layer, module, m_shape.compute));
+    m_builder.act(Verb::Move, {known->buffer}, {sum});
+    m_builder.act(Verb::Add, {fresh}, {sum});
     m_builder.free(known->buffer);
     m_builder.free(fresh);
     known->buffer = sum;
+}
+
+std::vector<BufferId> FsdpEmission::gradientBuffers(int unit)
+{
+    std::vector<BufferId> buffers;
+    for (const ModuleGradient& gradient : gradientsOf(unit))
+        buffers.push_back(gradient.buffer);
+    return buffers;
 }
 
 void FsdpEmission::freeGradients(int unit)
@@ -201,16 +244,22 @@ void FsdpEmission::microStep(const MicroStep& step)
 void FsdpEmission::optimizerStep()
 {
     OpId onHost = -1;
+    const GroupId clipGroup = m_shape.sharded() ? m_shape.shardGroup : -1;
     if (m_shape.options.offloadParams) {
         m_builder.op(OpKind::HostOptimizerStep, Stream::Host, Phase::Optimizer);
         m_builder.move(m_shape.clip);
+        clip(m_builder, m_shape.training, clipGroup, stepped());
         onHost = m_builder.op(OpKind::HostOptimizerStep, Stream::Host, Phase::Optimizer);
         m_builder.move(m_shape.step);
+        update(m_builder, stepped());
     } else {
         copy(Stream::Compute, Phase::Optimizer, m_shape.clip);
+        clip(m_builder, m_shape.training, clipGroup, stepped());
         m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
         m_builder.move(m_shape.step);
-        m_builder.free(m_builder.allocate(m_shape.foreach));
+        if (!m_builder.records())
+            m_builder.free(m_builder.allocate(m_shape.foreach));
+        update(m_builder, stepped());
     }
     m_builder.op(OpKind::Release, Stream::Compute, Phase::AfterStep);
     m_builder.blockHost(onHost); // the host steps itself

@@ -3,6 +3,7 @@
 // The order in which both FSDPs' hooks fire over a step. What each hook does is the framework's own.
 
 #include "planner/frameworks/fsdp/fsdp_rules.hpp"
+#include "planner/frameworks/recording.hpp"
 #include "planner/frameworks/sharding.hpp"
 
 namespace shardwright {
@@ -15,6 +16,7 @@ public:
 
     void beforeStage(Pass pass, int layer, int module) final;
     void afterStage(Pass pass, int layer, int module) final;
+    BufferId gradientBuffer(int layer, int module) final;
     void betweenLossPasses() final;
 
 protected:
@@ -35,6 +37,10 @@ protected:
     virtual void leaveBackward() = 0;
     /// zero_grad(set_to_none=True).
     virtual void dropGradients() = 0;
+    /// After the last micro-step.
+    virtual Stepped stepped() const = 0;
+    /// What a rank keeps of a unit's parameters.
+    virtual Content shardOf(int unit) const = 0;
     /// Whether the hooks before the root's backward sit on the model's own loss or on its logits.
     virtual bool rootReturnsLoss() const;
     /// Whether a unit's post-backward hook waits for the backward of the unit before it.
@@ -53,6 +59,23 @@ protected:
     };
     std::vector<ModuleGradient>& gradientsOf(int unit) { return m_gradients[static_cast<std::size_t>(unit)]; }
     void freeGradients(int unit);
+    /// The buffers of gradientsOf().
+    std::vector<BufferId> gradientBuffers(int unit);
+
+    ContentId content(const Content& content) { return builder().content(content); }
+    /// The rank's part of a unit, in that dtype.
+    ContentId shard(int unit, Quantity quantity, DType dtype)
+    {
+        return builder().records() ? content(as(shardOf(unit), quantity, dtype)) : -1;
+    }
+    ContentId allShards(int unit, Quantity quantity, DType dtype)
+    {
+        return builder().records() ? content(allPartsOf(as(shardOf(unit), quantity, dtype))) : -1;
+    }
+    /// A module's gradient.
+    ContentId gradientContent(int layer, int module, DType dtype);
+    Tensors tensorsOf(int unit) const;
+    bool keepsMoments() const { return m_shape.training.optimizer != Optimizer::Sgd; }
 
     bool empty(int unit) const { return m_shape.typeOf(unit).numel == 0; }
     bool isRoot(int unit) const { return unit == kRootUnit; }
@@ -88,7 +111,9 @@ private:
     const FsdpShape& m_shape;
     ScheduleBuilder m_builder;
     ActivationWalk m_walk;
+    ModuleTensors m_tensors;
     std::vector<std::vector<ModuleGradient>> m_gradients; // by unit
+    BufferId m_fresh = -1;                                // gradient of the module in backward
     std::vector<bool> m_inForward;                        // units whose forward has begun in this micro-step
     std::vector<bool> m_inBackward;
     std::vector<int> m_forwardOrder; // units with parameters; the root begins first and ends last
