@@ -35,9 +35,10 @@ public:
     virtual int size() const = 0;
     virtual int rank() const = 0; // place in the group
 
-    /// all = the parts of all ranks in order; `part` may lie in its place within `all`.
+    /// all = the parts of all ranks in order, of `bytes` each; `part` may lie in its place within `all`.
     virtual void allGather(const void* part, void* all, std::int64_t bytes) = 0;
-    /// part = this rank's part of the sum; `all` is left undefined.
+    /// part = this rank's part of the sum, of `elements` (in `all` are so many for each rank), and may lie in its place
+    /// within `all`, which is left undefined otherwise.
     virtual void reduceScatter(void* all, void* part, std::int64_t elements, DType dtype) = 0;
     virtual void allReduce(void* data, std::int64_t elements, DType dtype) = 0;
     /// The sum, on `root` only; elsewhere `data` is left undefined.

@@ -1,0 +1,32 @@
+#pragma once
+
+// The transports there are.
+
+#include <chrono>
+#include <memory>
+#include <vector>
+
+#include "executor/comm/transport.hpp"
+
+namespace shardwright {
+
+/// How a collective of the threads transport goes: Direct, every rank reads the others' memory; Ring, each rank reads
+/// its neighbour's only. BySize: by ThreadTransportOptions::ringFrom.
+enum class CollectiveAlgorithm : std::uint8_t { BySize, Direct, Ring };
+
+struct TransportOptions {
+    /// How long a rank waits for another one before it gives the run up.
+    std::chrono::milliseconds timeLimit{10000};
+};
+
+struct ThreadTransportOptions : TransportOptions {
+    CollectiveAlgorithm algorithm = CollectiveAlgorithm::BySize;
+    Bytes ringFrom = kRingFrom; // payloads of so many bytes go around the ring
+
+    static constexpr Bytes kRingFrom{1 << 20};
+};
+
+/// The ends of `ranks` ranks that are threads of this process. They share what they need: any order of destruction.
+std::vector<std::unique_ptr<Transport>> makeThreadTransports(int ranks, const ThreadTransportOptions& options = {});
+
+} // namespace shardwright
