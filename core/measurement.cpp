@@ -186,7 +186,12 @@ Json toJson(const Measurement& measurement)
 
 Measurement readMeasurement(const std::string& path)
 {
-    const Json json = parseJson(readTextFile(path), path);
+    return measurementFromText(readTextFile(path), path);
+}
+
+Measurement measurementFromText(const std::string& text, const std::string& path)
+{
+    const Json json = parseJson(text, path);
     if (!json.is_object() || json.value("kind", Json()) != kKind)
         throw InputError(path, "/kind", "this is no measurement", "a file that shardrun wrote (measurement.json)");
     if (json.value("version", Json()) != kMeasurementFormat)

@@ -75,5 +75,7 @@ struct Measurement {
 
 Json toJson(const Measurement& measurement);
 Measurement readMeasurement(const std::string& path);
+/// `file` is what messages call the text.
+Measurement measurementFromText(const std::string& text, const std::string& file);
 
 } // namespace shardwright

@@ -20,7 +20,8 @@ void Buffers::FreeMemory::operator()(std::byte* memory) const
 }
 
 Buffers::Buffers(const Schedule& schedule, const Shapes& shapes, Arena& arena, NvmeFiles* files)
-    : m_schedule(schedule), m_shapes(shapes), m_arena(arena), m_files(files), m_slots(schedule.buffers.size())
+    : m_schedule(schedule), m_shapes(shapes), m_arena(arena), m_files(files), m_slots(schedule.buffers.size()),
+      m_now(shapes.buffers)
 {
 }
 
@@ -52,6 +53,7 @@ void Buffers::allocate(BufferId buffer)
     Slot& fresh = slot(buffer);
     if (fresh.live)
         fail(buffer, "is made while it is there: a repetition leaves more buffers than it found");
+    m_now[static_cast<std::size_t>(buffer)] = m_shapes.buffers[static_cast<std::size_t>(buffer)];
     const Bytes bytes = shape(buffer).bytes;
     const BufferSpec& spec = *classOf(buffer).spec;
     m_arena.take(spec.place, spec.category, bytes, spec.name);
@@ -63,7 +65,11 @@ void Buffers::allocate(BufferId buffer)
     }
     const auto size = static_cast<std::size_t>(bytes.count());
     fresh.memory.reset(static_cast<std::byte*>(::operator new(size, kAlignment)));
-    if (shape(buffer).held >= 0) // padding must be zeros: sums and scales of blocks go over it
+    // Padding must be zeros: sums and scales of blocks go over it. Room that nothing lies in is not touched.
+    if (const Held* content = held(buffer); content != nullptr && content->content.codec == Codec::None)
+        std::memset(fresh.memory.get(), 0,
+                    static_cast<std::size_t>(bytesOf(content->filled, content->content.dtype).count()));
+    else if (content != nullptr)
         std::memset(fresh.memory.get(), 0, size);
 }
 
@@ -95,6 +101,17 @@ void Buffers::rename(BufferId from, BufferId to)
     if (!live(from) || live(to) || shape(from).bytes != shape(to).bytes)
         fail(from, "cannot take the place of another one");
     std::swap(slot(from), slot(to));
+    std::swap(m_now[static_cast<std::size_t>(from)], m_now[static_cast<std::size_t>(to)]);
+}
+
+void Buffers::hold(BufferId buffer, ContentId content)
+{
+    const Held& held = m_shapes.held[static_cast<std::size_t>(content)];
+    BufferShape& now = m_now[static_cast<std::size_t>(buffer)];
+    if (bytesOf(held) > now.bytes)
+        fail(buffer, "is smaller than what it is to hold");
+    now.held = content;
+    now.dtype = held.content.dtype;
 }
 
 std::byte* Buffers::data(BufferId buffer) const

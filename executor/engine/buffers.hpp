@@ -31,7 +31,10 @@ public:
     Place place(BufferId buffer) const { return classOf(buffer).spec->place; }
     const BufferClass& classOf(BufferId buffer) const;
     std::string_view nameOf(BufferId buffer) const { return classOf(buffer).spec->name; }
-    const BufferShape& shape(BufferId buffer) const { return m_shapes.buffers[static_cast<std::size_t>(buffer)]; }
+    /// What it is now; of a dead buffer, what it will be.
+    const BufferShape& shape(BufferId buffer) const { return m_now[static_cast<std::size_t>(buffer)]; }
+    /// It holds `content` from here on, in the bytes it has.
+    void hold(BufferId buffer, ContentId content);
     /// What it holds, or nullptr for tensors of the layers.
     const Held* held(BufferId buffer) const;
 
@@ -66,6 +69,7 @@ private:
     Arena& m_arena;
     NvmeFiles* m_files;
     std::vector<Slot> m_slots;
+    std::vector<BufferShape> m_now; // by BufferId; differs from m_shapes where something else is held by now
     std::int64_t m_clock = 0;
 };
 

@@ -77,46 +77,93 @@ void Collectives::record(const Op& op, const Communicator& group, Bytes payload)
         m_recorder.collective(op, payload, group.lastSent());
 }
 
-void Collectives::requireParts(BufferId part, BufferId all, const Communicator& group) const
+std::int64_t Collectives::filled(BufferId buffer) const
 {
-    const BufferShape& one = m_buffers.shape(part);
-    const BufferShape& whole = m_buffers.shape(all);
-    if (one.bytes * group.size() != whole.bytes || one.dtype != whole.dtype)
-        throw std::logic_error(fmt::format("\"{}\" ({} B of {}) is not one of {} parts of \"{}\" ({} B of {})",
-                                           m_buffers.nameOf(part), one.bytes.count(), shardwright::nameOf(one.dtype),
-                                           group.size(), m_buffers.nameOf(all), whole.bytes.count(),
-                                           shardwright::nameOf(whole.dtype)));
+    return m_buffers.held(buffer)->filled;
+}
+
+Bytes Collectives::filledBytes(BufferId buffer) const
+{
+    const bool encoded = m_buffers.held(buffer)->content.codec != Codec::None;
+    return encoded ? m_buffers.shape(buffer).bytes : bytesOf(filled(buffer), m_buffers.shape(buffer).dtype);
+}
+
+bool Collectives::isPartOf(BufferId part, BufferId all, const Communicator& group) const
+{
+    const Content& one = m_buffers.held(part)->content;
+    const Content& whole = m_buffers.held(all)->content;
+    Layout gathered = one.layout;
+    gathered.allParts = true;
+    gathered.room = whole.layout.room;
+    return gathered == whole.layout && one.dtype == whole.dtype && one.codec == whole.codec &&
+           filled(part) * group.size() == filled(all);
 }
 
 void Collectives::allGather(const Op& op, Communicator& group, BufferId part, BufferId all)
 {
-    const Bytes bytes = m_buffers.shape(all).bytes;
-    std::byte* to = m_buffers.data(all);
-    if (part < 0 || part == all) { // own part lies in its place
-        const std::int64_t each = bytes.count() / group.size();
-        group.allGather(to + group.rank() * each, to, each);
-    } else {
-        requireParts(part, all, group);
-        group.allGather(m_buffers.data(part), to, m_buffers.shape(part).bytes.count());
+    if (part >= 0 && part != all && !isPartOf(part, all, group)) {
+        gatherTensors(op, group, part, all);
+        return;
     }
+    std::byte* to = m_buffers.data(all);
+    const Bytes bytes = filledBytes(all);
+    const std::int64_t each = bytes.count() / group.size();
+    const std::byte* own = part < 0 || part == all ? to + group.rank() * each : m_buffers.data(part);
+    group.allGather(own, to, each);
     record(op, group, bytes);
+}
+
+void Collectives::gatherTensors(const Op& op, Communicator& group, BufferId part, BufferId all)
+{
+    Content sent = m_buffers.held(part)->content;
+    sent.layout.tensors = m_buffers.held(all)->content.layout.tensors;
+    sent.layout.room = 0;
+    if (sent.layout.parts != group.size())
+        throw std::logic_error(fmt::format("\"{}\" is cut into {} parts, not into the {} of the group",
+                                           m_buffers.nameOf(part), sent.layout.parts, group.size()));
+    const auto pack = [&](const Held& from, const Held& to, const std::byte* read, std::byte* write, DType readType,
+                          DType writeType) {
+        for (const Run& run : common(from, to))
+            convertElements(read + bytesOf(run.from, readType).count(), readType,
+                            write + bytesOf(run.to, writeType).count(), writeType, run.count);
+    };
+    const Held own = heldBy(sent, m_parameters, group.rank(), 1);
+    const Bytes bytes = bytesOf(own.elements, sent.dtype);
+    const auto each = static_cast<std::size_t>(bytes.count());
+    m_scratch.assign(each * static_cast<std::size_t>(group.size()), std::byte{0});
+    std::byte* mine = m_scratch.data() + each * static_cast<std::size_t>(group.rank());
+    pack(*m_buffers.held(part), own, m_buffers.data(part), mine, sent.dtype, sent.dtype);
+    group.allGather(mine, m_scratch.data(), bytes.count());
+    record(op, group, bytes * group.size());
+    sent.layout.allParts = true;
+    pack(heldBy(sent, m_parameters, 0, 1), *m_buffers.held(all), m_scratch.data(), m_buffers.data(all), sent.dtype,
+         m_buffers.shape(all).dtype);
 }
 
 void Collectives::reduceScatter(const Op& op, Communicator& group, BufferId all, BufferId part)
 {
-    requireParts(part, all, group);
-    const TensorView own = m_buffers.view(part);
-    group.reduceScatter(m_buffers.data(all), own.data, own.elements, own.dtype);
-    scaleElements(own.data, own.dtype, own.elements, 1.0 / group.size());
-    record(op, group, m_buffers.shape(all).bytes);
+    const TensorView whole = m_buffers.view(all);
+    const std::int64_t elements = filled(all) / group.size();
+    const bool alone = group.size() == 1 && filled(part) == filled(all);
+    if (part != all && !alone && !isPartOf(part, all, group))
+        throw std::logic_error(fmt::format("\"{}\" ({} {}) is not one of {} parts of \"{}\" ({} {})",
+                                           m_buffers.nameOf(part), filled(part),
+                                           shardwright::nameOf(m_buffers.shape(part).dtype), group.size(),
+                                           m_buffers.nameOf(all), filled(all), shardwright::nameOf(whole.dtype)));
+    std::byte* own = part == all ? whole.as<std::byte>() + bytesOf(elements, whole.dtype).count() * group.rank()
+                                 : m_buffers.data(part);
+    group.reduceScatter(whole.data, own, elements, whole.dtype);
+    scaleElements(own, whole.dtype, elements, 1.0 / group.size());
+    record(op, group, bytesOf(filled(all), whole.dtype));
 }
 
 void Collectives::allReduce(const Op& op, Communicator& group, BufferId buffer)
 {
     const TensorView view = m_buffers.view(buffer);
-    group.allReduce(view.data, view.elements, view.dtype);
-    scaleElements(view.data, view.dtype, view.elements, 1.0 / group.size());
-    record(op, group, m_buffers.shape(buffer).bytes);
+    const std::int64_t elements = filled(buffer);
+    group.allReduce(view.data, elements, view.dtype);
+    scaleElements(view.data, view.dtype, elements, 1.0 / group.size());
+    record(op, group, bytesOf(elements, view.dtype));
 }
 
 const std::vector<Run>& Collectives::runsOfPart(ContentId content, std::int64_t part, BufferId buffer)

@@ -31,7 +31,12 @@ private:
     void allReduceContent(const Op& op, Communicator& group, ContentId content, std::span<const BufferId> writes);
     void reduceTo(const Op& op, Communicator& group, ContentId content, std::span<const BufferId> writes);
     void record(const Op& op, const Communicator& group, Bytes payload);
-    void requireParts(BufferId part, BufferId all, const Communicator& group) const;
+    bool isPartOf(BufferId part, BufferId all, const Communicator& group) const;
+    /// The part holds more tensors than the write, or the write holds them in another order: through a copy.
+    void gatherTensors(const Op& op, Communicator& group, BufferId part, BufferId all);
+    /// Elements that lie in a buffer, without its room.
+    std::int64_t filled(BufferId buffer) const;
+    Bytes filledBytes(BufferId buffer) const;
 
     /// Where the elements of one part of a content stand in a buffer (`to`), and in the part (`from`).
     const std::vector<Run>& runsOfPart(ContentId content, std::int64_t part, BufferId buffer);

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "executor/comm/codec.hpp"
 #include "executor/elements.hpp"
 
 namespace shardwright {
@@ -19,6 +20,16 @@ std::int64_t bytesAt(std::int64_t element, DType dtype)
 
 } // namespace
 
+template <typename Each> void OpenBuffer::forEachPart(const Each& visit)
+{
+    const Content& content = m_buffers.held(m_buffer)->content;
+    const Encoding encoding{content.codec, content.block};
+    const std::int64_t parts = encodedParts(content);
+    const std::int64_t each = static_cast<std::int64_t>(m_decoded.size()) / parts;
+    for (std::int64_t part = 0; part < parts; ++part)
+        visit(encoding, m_encoded + encodedBytes(encoding, each).count() * part, m_decoded.data() + each * part, each);
+}
+
 OpenBuffer::OpenBuffer(Buffers& buffers, BufferId buffer, Use use) : m_buffers(buffers), m_buffer(buffer), m_use(use)
 {
     m_dtype = buffers.shape(buffer).dtype;
@@ -30,11 +41,27 @@ OpenBuffer::OpenBuffer(Buffers& buffers, BufferId buffer, Use use) : m_buffers(b
             buffers.readFile(buffer, m_file.data());
         m_data = m_file.data();
     }
+    if (const Held* held = buffers.held(buffer); held != nullptr && held->content.codec != Codec::None) {
+        m_encoded = m_data;
+        m_decoded.assign(static_cast<std::size_t>(held->elements), 0.0F);
+        if (use != Use::Overwrite)
+            forEachPart([&](const Encoding& encoding, std::byte* encoded, float* values, std::int64_t count) {
+                decode(encoding, encoded, count, values, DType::Fp32);
+            });
+        m_data = static_cast<std::byte*>(static_cast<void*>(m_decoded.data()));
+        m_dtype = DType::Fp32;
+    }
 }
 
 void OpenBuffer::close()
 {
-    if (m_use != Use::Read && !m_buffers.inMemory(m_buffer))
+    if (m_use == Use::Read)
+        return;
+    if (m_encoded != nullptr)
+        forEachPart([](const Encoding& encoding, std::byte* encoded, const float* values, std::int64_t count) {
+            encode(encoding, values, DType::Fp32, count, encoded);
+        });
+    if (!m_buffers.inMemory(m_buffer))
         m_buffers.writeFile(m_buffer, m_file.data());
 }
 
@@ -106,14 +133,17 @@ void Mover::copyElements(BufferId from, BufferId to, bool add)
     countMoved(from, to, alike ? source.elements : elementsOf(shared));
 }
 
-/// Casts between places happen on the host (torch/aten/src/ATen/native/cuda/Copy.cu copy_requires_temporaries), so the
-/// device's dtype goes over the link; files hold their own.
+/// What is cast on its way goes over in the dtype it arrives in: torch casts on the device before a copy down, and
+/// makes its temporary of a copy up in the device's dtype (aten/src/ATen/native/cuda/Copy.cu). Files are read as they
+/// are.
 void Mover::countMoved(BufferId from, BufferId to, std::int64_t elements)
 {
     const Place source = m_buffers.place(from);
-    const Place target = m_buffers.place(to);
-    const bool bySource = target == Place::Nvme ? false : source == Place::Nvme || source == Place::Gpu;
-    m_recorder.moved(source, target, bytesOf(elements, m_buffers.shape(bySource ? from : to).dtype));
+    const BufferId over = source == Place::Nvme ? from : to;
+    const Held& held = *m_buffers.held(over);
+    m_recorder.moved(source, m_buffers.place(to),
+                     held.content.codec == Codec::None ? bytesOf(elements, held.content.dtype)
+                                                       : m_buffers.shape(over).bytes);
 }
 
 void Mover::initialize(BufferId buffer, const WeightSource& weights)
@@ -121,7 +151,7 @@ void Mover::initialize(BufferId buffer, const WeightSource& weights)
     const Held* held = m_buffers.held(buffer);
     OpenBuffer writing(m_buffers, buffer, OpenBuffer::Use::Overwrite);
     std::memset(writing.data(), 0,
-                static_cast<std::size_t>(bytesOf(held != nullptr ? held->elements : 0, writing.dtype()).count()));
+                static_cast<std::size_t>(bytesOf(held != nullptr ? held->filled : 0, writing.dtype()).count()));
     if (held != nullptr && held->content.quantity == Quantity::Parameters) {
         std::vector<float> values;
         for (const Piece& piece : held->pieces) {

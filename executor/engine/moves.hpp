@@ -52,7 +52,11 @@ private:
     Use m_use;
     std::byte* m_data = nullptr;
     DType m_dtype = DType::Fp32;
+    /// Calls `visit` with each stretch that is encoded by itself, its code and its values.
+    template <typename Each> void forEachPart(const Each& visit);
+
     std::vector<std::byte> m_file;
+    std::byte* m_encoded = nullptr;
     std::vector<float> m_decoded;
 };
 

@@ -28,6 +28,9 @@ Held heldBy(const Content& content, const std::vector<NamedParameter>& parameter
     const std::int64_t elements = elementsOf(content.layout, parameters);
     const int copies = content.quantity == Quantity::Moments ? moments : 1;
     held.elements = checkedMultiply(elements, copies);
+    Layout lying = content.layout;
+    lying.room = 0;
+    held.filled = checkedMultiply(elementsOf(lying, parameters), copies);
     for (const Extent& extent : extentsOf(content.layout, parameters, part))
         for (int moment = 0; moment < copies; ++moment)
             held.pieces.push_back({extent.tensor, moment, extent.first, extent.count, extent.at + moment * elements});

@@ -23,7 +23,8 @@ struct Piece {
 /// continue each other both in the tensor and in the buffer are one.
 struct Held {
     Content content;
-    std::int64_t elements = 0; // padding included, all moments
+    std::int64_t elements = 0; // padding and room included, all moments
+    std::int64_t filled = 0;   // without the room that nothing lies in
     std::vector<Piece> pieces;
 
     /// Where all elements of `tensor` stand one after another; nullptr where they do not.

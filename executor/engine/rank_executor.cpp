@@ -76,7 +76,7 @@ struct RankExecutor::Parts {
           files(filesFor(p, options, t.rank())), buffers(schedule, shapes, arena, files.get()),
           mover(buffers, recorder), collectives(p, buffers, recorder, t),
           updates(p, options.optimizer, buffers, mover, recorder, t),
-          residence(p.model, schedule, buffers, p.training.precision.mixed.value_or(p.training.precision.load)),
+          residence(p.model, schedule, shapes, buffers, p.training.precision.mixed.value_or(p.training.precision.load)),
           late(schedule.buffers.size(), false)
     {
     }
@@ -110,7 +110,8 @@ struct RankExecutor::Parts {
             const auto like = std::find_if(fresh.begin(), fresh.end(), [&](BufferId buffer) {
                 return schedule.buffers[static_cast<std::size_t>(buffer)] ==
                            schedule.buffers[static_cast<std::size_t>(gone)] &&
-                       buffers.shape(buffer).held == buffers.shape(gone).held;
+                       schedule.contentOf[static_cast<std::size_t>(buffer)] ==
+                           schedule.contentOf[static_cast<std::size_t>(gone)];
             });
             if (like == fresh.end())
                 continue; // its use is then found, by name
@@ -186,11 +187,14 @@ struct RankExecutor::Parts {
         case Verb::ReduceTo:
         case Verb::Broadcast:
         case Verb::AllToAll: collectives.run(op, action, reads, writes); break;
-        case Verb::Clip: updates.clip(action, writes); break;
+        case Verb::Clip: updates.clip(action, reads, writes); break;
         case Verb::Update: updates.update(action, reads, writes, stepsDone + 1); break;
         case Verb::Compute: compute(action, reads, writes); break;
         case Verb::LoadBatch: loadBatch(writes); break;
-        case Verb::Hold: throw std::logic_error("buffers that come to hold something else are not carried out");
+        case Verb::Hold:
+            for (const BufferId buffer : writes)
+                buffers.hold(buffer, action.content);
+            break;
         }
     }
 

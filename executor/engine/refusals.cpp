@@ -1,7 +1,6 @@
 // What the executor cannot carry out, by name, before anything runs.
 
 #include <map>
-#include <set>
 #include <string>
 
 #include <fmt/format.h>
@@ -35,9 +34,9 @@ Operands needsOf(Verb verb)
     case Verb::ReduceTo: return {.contents = true, .group = true, .content = true};
     case Verb::Clip: return {.contents = true};
     case Verb::Update: return {.reads = true, .contents = true};
-    case Verb::Hold: return {.content = true};
     case Verb::Initialize:
     case Verb::LoadBatch: return {};
+    case Verb::Hold: return {.content = true};
     case Verb::Compute: return {.writes = false};
     }
     return {};
@@ -82,12 +81,6 @@ private:
             add("tensor, pipeline, context and expert parallelism are not carried out");
         if (!isKnownOptimizer(m_plan.training.optimizer))
             add(fmt::format("the optimizer {} is not carried out", nameOf(m_plan.training.optimizer)));
-        std::set<Codec> codecs;
-        for (const Content& content : m_schedule.contents)
-            codecs.insert(content.codec);
-        for (const Codec codec : codecs)
-            if (codec != Codec::None)
-                add(fmt::format("buffers of the code {} are not carried out", nameOf(codec)));
     }
 
     void segments()

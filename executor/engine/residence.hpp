@@ -11,7 +11,8 @@ namespace shardwright {
 
 class Residence {
 public:
-    Residence(const Model& model, const Schedule& schedule, const Buffers& buffers, DType compute);
+    Residence(const Model& model, const Schedule& schedule, const Shapes& shapes, const Buffers& buffers,
+              DType compute);
 
     /// The tensor's elements. std::logic_error names it where no whole copy is live.
     TensorView weight(std::int32_t tensor) const;
@@ -20,13 +21,14 @@ public:
 
 private:
     struct Copy {
-        BufferId buffer = -1;
+        int held = -1;       // a content that holds the tensor whole
         std::int64_t at = 0; // elements
     };
 
     const Buffers& m_buffers;
     std::vector<NamedParameter> m_parameters;
-    std::vector<std::vector<Copy>> m_copies; // by tensor
+    std::vector<std::vector<Copy>> m_copies;         // by tensor
+    std::vector<std::vector<BufferId>> m_candidates; // by content: buffers that may come to hold it
 };
 
 } // namespace shardwright

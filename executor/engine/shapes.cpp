@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "executor/comm/codec.hpp"
 #include "executor/layers/layer_kernels.hpp"
 
 namespace shardwright {
@@ -106,7 +107,16 @@ private:
 
 Bytes bytesOf(const Held& held)
 {
-    return bytesOf(held.elements, held.content.dtype);
+    const Content& content = held.content;
+    if (content.codec == Codec::None)
+        return bytesOf(held.elements, content.dtype);
+    const std::int64_t parts = encodedParts(content);
+    return encodedBytes({content.codec, content.block}, held.elements / parts) * parts;
+}
+
+std::int64_t encodedParts(const Content& content)
+{
+    return content.layout.allParts ? content.layout.parts : 1;
 }
 
 int momentsOf(Optimizer optimizer)

@@ -26,8 +26,12 @@ struct Shapes {
     std::vector<BufferShape> buffers;
 };
 
-/// Bytes that elements of this content take, encoded. `parts`: encoded one by one where all parts stand in the buffer.
+/// Bytes that elements of this content take, encoded where it has a code: each part by itself where all parts stand in
+/// the buffer.
 Bytes bytesOf(const Held& held);
+
+/// Stretches of equal length that are encoded one by one.
+std::int64_t encodedParts(const Content& content);
 
 /// Moments that the optimizer keeps of each element.
 int momentsOf(Optimizer optimizer);

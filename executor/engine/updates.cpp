@@ -38,6 +38,15 @@ std::optional<Located> find(const std::vector<Located>& located, std::int64_t at
     return Located{at, found.count - into, found.buffer, found.at + into};
 }
 
+/// Where the next of them begins behind `at`; `end` where none does before it.
+std::int64_t nextFrom(const std::vector<Located>& located, std::int64_t at, std::int64_t end)
+{
+    const auto next = std::upper_bound(located.begin(), located.end(), at, [](std::int64_t value, const Located& each) {
+        return value < each.parameterAt;
+    });
+    return next == located.end() ? end : std::min(end, next->parameterAt);
+}
+
 void sortByParameter(std::vector<Located>& located)
 {
     std::sort(located.begin(), located.end(),
@@ -53,10 +62,10 @@ Updates::Updates(const ExecutablePlan& plan, const OptimizerSettings& settings, 
 {
 }
 
-void Updates::clip(const Action& action, std::span<const BufferId> writes)
+void Updates::clip(const Action& action, std::span<const BufferId> reads, std::span<const BufferId> writes)
 {
     double squares = 0;
-    for (const BufferId buffer : writes) {
+    for (const BufferId buffer : reads.empty() ? writes : reads) {
         const TensorView view = m_buffers.view(buffer);
         for (const Piece& piece : m_buffers.held(buffer)->pieces)
             squares += squaresOf(view.as<std::byte>() + bytesOf(piece.at, view.dtype).count(), view.dtype, piece.count);
@@ -106,21 +115,20 @@ void Updates::stretch(BufferId parameter, std::span<const BufferId> gradients, s
             next.parameterAt = piece.at + done;
             next.count = piece.count - done;
             next.decays = tensor.shape.size() >= 2;
-            const auto missing = [&](const char* what) {
-                throw std::logic_error(fmt::format("the optimizer step writes \"{}\" but has no {} of {} from element "
-                                                   "{} on",
-                                                   m_buffers.nameOf(parameter), what, tensor.name, piece.first + done));
-            };
             const auto gradient = find(gradientsAt, next.parameterAt);
-            if (!gradient)
-                missing("gradient");
+            if (!gradient) { // another action's
+                done = nextFrom(gradientsAt, next.parameterAt, piece.at + piece.count) - piece.at;
+                continue;
+            }
             next.gradient = gradient->buffer;
             next.gradientAt = gradient->at;
             next.count = std::min(next.count, gradient->count);
             for (int which = 0; which < momentCount; ++which) {
                 const auto moment = find(momentsAt[which], next.parameterAt);
                 if (!moment)
-                    missing("moment");
+                    throw std::logic_error(
+                        fmt::format("the optimizer step of \"{}\" finds no moment of {} from element {} on",
+                                    m_buffers.nameOf(parameter), tensor.name, piece.first + done));
                 next.moment[which] = moment->buffer;
                 next.momentAt[which] = moment->at;
                 next.count = std::min(next.count, moment->count);

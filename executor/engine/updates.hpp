@@ -18,10 +18,11 @@ public:
     Updates(const ExecutablePlan& plan, const OptimizerSettings& settings, Buffers& buffers, Mover& mover,
             Recorder& recorder, Transport& transport);
 
-    /// Scales gradients by min(1, limit / norm) as torch.nn.utils.clip_grad_norm_ does. The norm is over what the ranks
-    /// of the action's group hold together; without a group, over the writes alone.
-    void clip(const Action& action, std::span<const BufferId> writes);
-    /// `step` counts from 1.
+    /// Scales `writes` by min(1, limit / norm) as torch.nn.utils.clip_grad_norm_ does. The norm is that of `reads`, of
+    /// the writes where there are none: over what the ranks of the action's group hold together, or, without a group,
+    /// this rank alone.
+    void clip(const Action& action, std::span<const BufferId> reads, std::span<const BufferId> writes);
+    /// Steps what `reads` hold the gradients of; `step` counts from 1.
     void update(const Action& action, std::span<const BufferId> reads, std::span<const BufferId> writes,
                 std::int64_t step);
 

@@ -1,0 +1,136 @@
+// shardrun run: a plan, carried out.
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <limits>
+#include <thread>
+
+#include <malloc.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "core/validation.hpp"
+#include "executor/cli/commands.hpp"
+#include "executor/cli/progress.hpp"
+#include "executor/comm/transports.hpp"
+#include "executor/run/run_plan.hpp"
+#include "executor/state/safetensors.hpp"
+
+namespace shardwright::cli {
+
+namespace {
+
+struct RunOptions {
+    std::string plan;
+    std::string memoryLimit;
+    std::string output;
+    bool strict = false;
+    bool force = false;
+    RunSettings settings;
+};
+
+/// "2GiB", "500 MB", or bytes.
+Bytes parseMemoryLimit(const std::string& text)
+{
+    constexpr std::pair<const char*, double> kUnits[] = {
+        {"", 1},      {"B", 1}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"KiB", 1024.0}, {"MiB", 1024.0 * 1024},
+        {"GiB", kGiB}};
+    std::size_t digits = 0;
+    double value = 0;
+    try {
+        value = std::stod(text, &digits);
+    } catch (const std::exception&) {
+        digits = 0;
+    }
+    const std::size_t unitAt = std::min(text.size(), text.find_first_not_of(' ', digits));
+    for (const auto& [unit, factor] : kUnits)
+        if (digits > 0 && text.substr(unitAt) == unit && value > 0 && value * factor < 9e18)
+            return Bytes(static_cast<std::int64_t>(value * factor));
+    throw InputError("command line", "--memory-limit", fmt::format("\"{}\" is no amount of memory", text),
+                     "such as 2GiB, 500MB or 1000000");
+}
+
+void keepMemory()
+{
+    // Buffers come and go every step: memory given back to the system each time would be paid for in page faults.
+    ::mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
+    ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+}
+
+ExitCode run(RunOptions options)
+{
+    keepMemory();
+    const ExecutablePlan plan = readPlanFile(options.plan);
+    if (!options.output.empty() && !options.force && std::ifstream(options.output).good())
+        throw InputError("command line", "-o", fmt::format("{} exists", options.output), "another name, or --force");
+    if (!options.memoryLimit.empty())
+        options.settings.executor.memoryLimit = parseMemoryLimit(options.memoryLimit);
+    const StopOnSignal stopOnSignal;
+    options.settings.stop = &stopRequested;
+    const Progress progress;
+    options.settings.afterStep = [&](const StepDone& done) { progress.show(done); };
+    const auto ends = makeThreadTransports(static_cast<int>(plan.ranks));
+    Measurement measurement;
+    try {
+        measurement = runPlan(plan, options.settings, ends);
+    } catch (...) {
+        progress.finish();
+        throw;
+    }
+    progress.finish();
+    if (!options.output.empty())
+        writeFileDurably(options.output, toJson(measurement).dump(1) + '\n');
+    const bool speaks = ends.front()->rank() == 0;
+    if (measurement.steps == 0) {
+        fmt::print(stderr, "shardrun: stopped before the first step was done\n");
+        return ExitCode::Interrupted;
+    }
+    const ValidationReport report = validate(plan, measurement, false);
+    if (speaks) {
+        fmt::print("{} under {}: {} steps on {} {}, loss {:.4f} -> {:.4f}, {:.3g} s a step, {:.0f} tokens/s\n\n{}",
+                   plan.model.id, plan.strategy.name, measurement.steps, plan.ranks, plan.ranks == 1 ? "rank" : "ranks",
+                   measurement.losses.front(), measurement.losses.back(), measurement.secondsPerStep,
+                   measurement.tokensPerSecond, tableOf(report));
+    }
+    if (!measurement.complete)
+        return ExitCode::Interrupted;
+    return options.strict && !report.within() ? ExitCode::No : ExitCode::Done;
+}
+
+} // namespace
+
+Command addRun(CLI::App& root)
+{
+    CLI::App* app = root.add_subcommand("run", "carry out a plan and lay measured beside predicted");
+    const auto options = std::make_shared<RunOptions>();
+    RunSettings& settings = options->settings;
+    app->add_option("plan", options->plan, "plan.json, as `shardplan compare --emit-plan STRATEGY` writes it")
+        ->required();
+    app->add_option("--steps", settings.steps, "optimizer steps")
+        ->capture_default_str()
+        ->check(CLI::Range(std::int64_t{1}, std::int64_t{1000000000}));
+    app->add_option("--seed", settings.seed, "of first weights and synthetic tokens")->capture_default_str();
+    app->add_option("--data", settings.text, "a text whose bytes are the tokens; without it, synthetic ones");
+    app->add_option("--weights", settings.weights, "a safetensors file, or a folder of them as Hugging Face has it");
+    app->add_option("--learning-rate", settings.executor.optimizer.learningRate, "of the optimizer")
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
+    app->add_option("--threads", settings.executor.threads, "of each rank's computing")
+        ->capture_default_str()
+        ->check(CLI::Range(1, 1024));
+    app->add_option("--memory-limit", options->memoryLimit, "most live bytes of a rank's device, such as 2GiB");
+    app->add_option("--nvme", settings.executor.nvmeFolder, "folder for the files of buffers on NVMe");
+    app->add_option("--checkpoint", settings.checkpoints, "folder that checkpoints are written into");
+    app->add_option("--checkpoint-every", settings.checkpointEvery, "steps between two; else after the last one only")
+        ->check(CLI::NonNegativeNumber);
+    app->add_option("--resume", settings.resume, "checkpoint, or folder of them, to go on from");
+    app->add_option("-o,--output", options->output, "measurement.json");
+    app->add_flag("--force", options->force, "write over the file of -o");
+    app->add_flag("--strict", options->strict, "exit code 1 where something measured is out of tolerance");
+    return {app, [options] { return run(*options); }};
+}
+
+} // namespace shardwright::cli
