@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "core/model_file.hpp"
+#include "planner/activations/activation_model.hpp"
 #include "tests/planner/execution/recorded_schedule.hpp"
 #include "tests/planner/frameworks/small_input.hpp"
 
@@ -17,6 +19,8 @@ struct Question {
     std::int64_t accumulation = 1;
     std::optional<DType> mixed;
     bool tied = false;
+    Checkpointing checkpointing = Checkpointing::None;
+    Optimizer optimizer = Optimizer::AdamW;
 };
 
 SmallInput inputOf(const Question& question)
@@ -32,6 +36,8 @@ SmallInput inputOf(const Question& question)
     input.training.implementation = Implementation::Shardrun;
     input.training.gradientAccumulation = question.accumulation;
     input.training.precision.mixed = question.mixed;
+    input.training.checkpointing = question.checkpointing;
+    input.training.optimizer = question.optimizer;
     return input;
 }
 
@@ -94,5 +100,105 @@ INSTANTIATE_TEST_SUITE_P(All, RecordedSchedules, testing::ValuesIn(everyStrategy
             letter = '_';
     return name;
 });
+
+namespace {
+
+DdpOptions smallBuckets(bool views)
+{
+    DdpOptions options;
+    options.bucketCap = Bytes(700); // through the middle of modules and layers
+    options.gradientAsBucketView = views;
+    return options;
+}
+
+} // namespace
+
+TEST(RecordedSchedule, BucketsMayEndWithinAModule)
+{
+    for (const bool views : {false, true}) {
+        SmallInput input = inputOf({"", smallBuckets(views), 3, 1, 2, DType::Bf16});
+        input.model = modelFromJson({{"architectures", {"GPT2LMHeadModel"}},
+                                     {"model_type", "gpt2"},
+                                     {"n_embd", 6},
+                                     {"n_layer", 2},
+                                     {"n_head", 2},
+                                     {"n_positions", 16},
+                                     {"vocab_size", 13},
+                                     {"embd_pdrop", 0},
+                                     {"attn_pdrop", 0},
+                                     {"resid_pdrop", 0}},
+                                    "small-gpt2", "test");
+        EXPECT_EQ(refusals(input.input()), std::vector<std::string>{});
+        EXPECT_EQ(textOf(recordingProblems(input.input())), "");
+        expectAllSound(views ? "ddp, views" : "ddp", smallBuckets(views));
+    }
+}
+
+TEST(RecordedSchedule, CheckpointingGathersAgainWhatItRecomputes)
+{
+    for (const Checkpointing checkpointing : {Checkpointing::Selective, Checkpointing::Full, Checkpointing::Cpu})
+        for (const auto& [name, options] : everyStrategy())
+            expectSound({name, options, 2, 2, 2, DType::Bf16, false, checkpointing});
+}
+
+TEST(RecordedSchedule, OptimizersKeepTheMomentsThatTheyNeed)
+{
+    for (const Optimizer optimizer : {Optimizer::Adam, Optimizer::SgdMomentum, Optimizer::Sgd})
+        for (const auto& [name, options] : everyStrategy())
+            expectSound({name, options, 3, 1, 2, std::nullopt, true, Checkpointing::None, optimizer});
+}
+
+namespace {
+
+/// FSDP1 with offload uploads the root's shard before its backward, though its parameters are whole already.
+bool isInVain(const Schedule& schedule, std::size_t index)
+{
+    const Action& action = schedule.actions[index];
+    const auto operand = [&](std::size_t i) { return schedule.operands[i]; };
+    if (action.verb != Verb::Move || action.writes != 1)
+        return false;
+    const BufferId made = operand(action.firstOperand + action.reads);
+    const auto bufferClass = static_cast<std::size_t>(schedule.buffers[static_cast<std::size_t>(made)]);
+    if (schedule.sizes.buffers[bufferClass].spec->name != "shard in the compute dtype")
+        return false;
+    for (const Action& other : schedule.actions)
+        for (std::size_t i = other.firstOperand; i < other.firstOperand + other.reads; ++i)
+            if (operand(i) == made)
+                return false;
+    return true;
+}
+
+} // namespace
+
+/// That the play of a schedule tells a wrong one from a right one.
+TEST(RecordedSchedule, NoActionCanBeLeftOutUnnoticed)
+{
+    Fsdp1Options offload;
+    offload.offloadParams = true;
+    Fsdp2Options replicated;
+    replicated.replicate = 0;
+    replicated.noSync = false;
+    NativeOptions scattered;
+    scattered.stage = 2;
+    const std::vector<std::pair<std::string, StrategyOptions>> all{
+        {"ddp", smallBuckets(false)}, {"fsdp1 offload", offload}, {"fsdp2 hsdp", replicated}, {"native 2", scattered}};
+    for (const auto& [name, options] : all) {
+        const SmallInput input = inputOf({name, options, 2, 2, 2, DType::Bf16, true});
+        const auto rules = input.rules();
+        const Schedule schedule = rules->emit();
+        for (std::size_t i = 0; i < schedule.actions.size(); ++i) {
+            const Verb verb = schedule.actions[i].verb;
+            if (verb == Verb::Compute || verb == Verb::LoadBatch || verb == Verb::Initialize || isInVain(schedule, i))
+                continue;
+            Schedule broken = schedule;
+            broken.actions[i] = Action{};
+            broken.actions[i].verb = Verb::LoadBatch;
+            broken.actions[i].eventsBefore = schedule.actions[i].eventsBefore;
+            EXPECT_FALSE(
+                problemsOf({broken, input.model, input.training, 4, rules->activations()->classes().size()}).empty())
+                << name << ": without action " << i << ", " << nameOf(verb);
+        }
+    }
+}
 
 } // namespace shardwright
