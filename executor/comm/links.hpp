@@ -33,7 +33,19 @@ public:
 
     /// Sends and receives at once; on return `out` may be changed and `in` is there. A direction of 0 bytes does not
     /// take place: both its ends know the size. TransportError as for Communicator.
-    virtual void exchange(const Outgoing& out, const Incoming& in) = 0;
+    void exchange(const Outgoing& out, const Incoming& in)
+    {
+        carry(out, in);
+        m_sent += out.bytes;
+    }
+
+    std::int64_t sentBytes() const { return m_sent; } // since the links were made
+
+protected:
+    virtual void carry(const Outgoing& out, const Incoming& in) = 0;
+
+private:
+    std::int64_t m_sent = 0;
 };
 
 } // namespace shardwright

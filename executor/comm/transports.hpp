@@ -29,4 +29,16 @@ struct ThreadTransportOptions : TransportOptions {
 /// The ends of `ranks` ranks that are threads of this process. They share what they need: any order of destruction.
 std::vector<std::unique_ptr<Transport>> makeThreadTransports(int ranks, const ThreadTransportOptions& options = {});
 
+/// Rank `rank` of `ranks` alone: collectives are counted as rings would send them and not carried out. Buffers then
+/// hold what they would if all ranks held what this one holds.
+std::unique_ptr<Transport> makeSoloTransport(int rank, int ranks);
+
+/// Whether mpirun has started this process.
+bool startedByMpi();
+/// Whether this build has the MPI transport.
+bool hasMpi();
+/// This process's end of MPI's world; MPI begins and ends with it: one a process. Its calls are made by the thread that
+/// makes it, abort() by any. EnvironmentError in a build without MPI.
+std::unique_ptr<Transport> makeMpiTransport(const TransportOptions& options = {});
+
 } // namespace shardwright

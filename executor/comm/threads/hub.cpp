@@ -5,6 +5,8 @@
 
 #include <fmt/format.h>
 
+#include "executor/comm/ring_communicator.hpp"
+
 namespace shardwright {
 
 namespace {
@@ -36,10 +38,7 @@ SharedGroup::SharedGroup(std::string groupName, std::vector<int> globalRanks)
 std::shared_ptr<SharedGroup> Hub::group(const Group& group, int rank, int count)
 {
     const std::int64_t first = group.firstRank(rank);
-    const std::int64_t last = first + (group.ranks - 1) * group.stride;
-    if (last >= m_ranks)
-        throw std::invalid_argument(
-            fmt::format("group {} reaches rank {}, but there are {} ranks", group.name, last, m_ranks));
+    checkGroup(group, rank, m_ranks);
     const std::lock_guard lock(m_mutex);
     std::shared_ptr<SharedGroup>& shared = m_groups[{first, group.ranks, group.stride, count}];
     if (!shared) {

@@ -7,9 +7,9 @@
 #include <fmt/format.h>
 
 #include "executor/comm/ring_collectives.hpp"
+#include "executor/comm/ring_communicator.hpp"
 #include "executor/comm/sums.hpp"
 #include "executor/comm/threads/who_is_late.hpp"
-#include "executor/elements.hpp"
 
 namespace shardwright {
 
@@ -29,13 +29,6 @@ void copyBytes(std::byte* to, const std::byte* from, std::int64_t bytes)
 {
     if (bytes > 0 && to != from)
         std::memcpy(to, from, static_cast<std::size_t>(bytes));
-}
-
-std::int64_t bytesOfSum(std::int64_t elements, DType dtype)
-{
-    if (!isFloating(dtype))
-        throw std::invalid_argument("collectives cannot sum elements of type " + std::string(nameOf(dtype)));
-    return bytesOf(elements, dtype).count();
 }
 
 } // namespace

@@ -10,7 +10,7 @@
 
 namespace shardwright {
 
-void ThreadLinks::exchange(const Outgoing& out, const Incoming& in)
+void ThreadLinks::carry(const Outgoing& out, const Incoming& in)
 {
     if (m_hub.aborted())
         m_hub.throwCause();
@@ -25,7 +25,6 @@ void ThreadLinks::exchange(const Outgoing& out, const Incoming& in)
         withdraw();
         throw;
     }
-    m_sent += out.bytes;
 }
 
 void ThreadLinks::post(const Outgoing& out)

@@ -13,9 +13,9 @@ public:
 
     int size() const override { return static_cast<int>(m_group.ranks.size()); }
     int rank() const override { return m_rank; }
-    void exchange(const Outgoing& out, const Incoming& in) override;
 
-    std::int64_t sentBytes() const { return m_sent; } // since the links were made
+protected:
+    void carry(const Outgoing& out, const Incoming& in) override;
 
 private:
     Member& member(int rank) { return m_group.members[static_cast<std::size_t>(rank)]; }
@@ -28,7 +28,6 @@ private:
     Hub& m_hub;
     SharedGroup& m_group;
     int m_rank;
-    std::int64_t m_sent = 0;
 };
 
 } // namespace shardwright
