@@ -1,6 +1,6 @@
-// Every operation of the host device by itself. Gradients: along a random direction, the difference of a weighted sum of
-// what the forward made against the gradient's product with the direction. Forward values are fp32, so steps are coarse
-// and differences of fourth order.
+// Every operation of the host device by itself. Gradients: along a random direction, the difference of a weighted sum
+// of what the forward made against the gradient's product with the direction. Forward values are fp32, so steps are
+// coarse and differences of fourth order.
 
 #include <cmath>
 #include <functional>
