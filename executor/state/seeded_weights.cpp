@@ -9,8 +9,6 @@ namespace shardwright {
 
 namespace {
 
-constexpr double kDeviation = 0.02; // initializer_range of GPT-2 and Llama configs
-
 bool endsWith(const std::string& text, const char* end)
 {
     const std::string wanted(end);
@@ -23,8 +21,9 @@ public:
     {
         const Architecture& architecture = model.architecture;
         const bool gpt2 = architecture.modelType == "gpt2";
+        const double deviation = architecture.numerics.initializerRange;
         // GPT-2 (Radford et al. 2019, sec. 2.3): residual projections are scaled by the depth of the residual path.
-        const double residual = kDeviation / std::sqrt(2.0 * static_cast<double>(architecture.layers));
+        const double residual = deviation / std::sqrt(2.0 * static_cast<double>(architecture.layers));
         for (std::size_t layer = 0; layer < model.layers.size(); ++layer)
             for (const ParameterSpec& parameter : model.layer(layer).parameters)
                 for (std::int64_t i = 0; i < parameter.repeat; ++i) {
@@ -34,7 +33,7 @@ public:
                     else if (parameter.role == ParameterRole::Norm)
                         rule.constant = 1;
                     else
-                        rule.deviation = gpt2 && endsWith(parameter.name, "c_proj.weight") ? residual : kDeviation;
+                        rule.deviation = gpt2 && endsWith(parameter.name, "c_proj.weight") ? residual : deviation;
                     m_rules.push_back(rule);
                 }
     }

@@ -18,8 +18,8 @@ public:
     virtual void read(std::int32_t tensor, std::int64_t first, std::int64_t count, float* to) const = 0;
 };
 
-/// Seeded: normal with deviation 0.02 (initializer_range of GPT-2's and Llama's configs), residual projections of GPT-2
-/// scaled by 1 / sqrt(2 L) as its authors do; norms 1, biases 0.
+/// Seeded: normal with the config's initializer_range, residual projections of GPT-2 scaled by 1 / sqrt(2 L) as its
+/// authors do; norms 1, biases 0.
 std::unique_ptr<WeightSource> seededWeights(const Model& model, std::uint64_t seed);
 /// A safetensors file, or a folder of them with its index, with Hugging Face names. InputError names what is missing,
 /// of another shape, or broken.
