@@ -180,9 +180,11 @@ private:
             told.push_back(name);
             row(name, "calls", each.value("count", 0.0), measured.count, Tolerance::Exact);
             row("  tensors", "B", each.value("bytes", 0.0), measured.bytes, Tolerance::Exact);
-            // Rings cut what does not divide into unequal pieces, and the plan says whole bytes a GPU.
+            // Rings cut what does not divide into unequal pieces, and the plan says whole bytes a GPU: up to one too
+            // many on each way around, of which an all-reduce has two.
             const double sent = each.value("sent_bytes_per_gpu", 0.0);
-            const bool rounding = std::abs(sent - measured.sent) < each.value("count", 0.0);
+            const double ways = op == nameOf(OpKind::AllReduce) ? 2 : 1;
+            const bool rounding = std::abs(sent - measured.sent) < ways * each.value("count", 0.0);
             row("  sent, mean of the ranks", "B", sent, rounding ? sent : measured.sent, Tolerance::Exact,
                 rounding && sent != measured.sent
                     ? fmt::format("{} B before rounding to whole bytes a call", measured.sent)

@@ -26,11 +26,41 @@ namespace {
 struct RunOptions {
     std::string plan;
     std::string memoryLimit;
+    std::string solo;
     std::string output;
     bool strict = false;
     bool force = false;
     RunSettings settings;
 };
+
+/// "3/64": be rank 3 of 64.
+std::vector<std::unique_ptr<Transport>> soloEnd(const std::string& text, const ExecutablePlan& plan)
+{
+    const auto wrong = [&] {
+        return InputError("command line", "--solo", fmt::format("\"{}\" is no rank of ranks", text),
+                          fmt::format("R/{}, R from 0 to {}", plan.ranks, plan.ranks - 1));
+    };
+    const std::size_t slash = text.find('/');
+    const auto isNumber = [](const std::string& word) {
+        return !word.empty() && word.size() < 9 && word.find_first_not_of("0123456789") == std::string::npos;
+    };
+    if (slash == std::string::npos || !isNumber(text.substr(0, slash)) || !isNumber(text.substr(slash + 1)))
+        throw wrong();
+    const int rank = std::stoi(text.substr(0, slash));
+    const int ranks = std::stoi(text.substr(slash + 1));
+    if (ranks != plan.ranks || rank >= ranks)
+        throw wrong();
+    std::vector<std::unique_ptr<Transport>> ends;
+    ends.push_back(makeSoloTransport(rank, ranks));
+    return ends;
+}
+
+std::vector<std::unique_ptr<Transport>> endsFor(const RunOptions& options, const ExecutablePlan& plan)
+{
+    if (!options.solo.empty())
+        return soloEnd(options.solo, plan);
+    return makeThreadTransports(static_cast<int>(plan.ranks));
+}
 
 /// "2GiB", "500 MB", or bytes.
 Bytes parseMemoryLimit(const std::string& text)
@@ -72,7 +102,7 @@ ExitCode run(RunOptions options)
     options.settings.stop = &stopRequested;
     const Progress progress;
     options.settings.afterStep = [&](const StepDone& done) { progress.show(done); };
-    const auto ends = makeThreadTransports(static_cast<int>(plan.ranks));
+    const auto ends = endsFor(options, plan);
     Measurement measurement;
     try {
         measurement = runPlan(plan, options.settings, ends);
@@ -83,7 +113,7 @@ ExitCode run(RunOptions options)
     progress.finish();
     if (!options.output.empty())
         writeFileDurably(options.output, toJson(measurement).dump(1) + '\n');
-    const bool speaks = ends.front()->rank() == 0;
+    const bool speaks = ends.front()->rank() == 0 || !options.solo.empty();
     if (measurement.steps == 0) {
         fmt::print(stderr, "shardrun: stopped before the first step was done\n");
         return ExitCode::Interrupted;
@@ -127,6 +157,7 @@ Command addRun(CLI::App& root)
     app->add_option("--checkpoint-every", settings.checkpointEvery, "steps between two; else after the last one only")
         ->check(CLI::NonNegativeNumber);
     app->add_option("--resume", settings.resume, "checkpoint, or folder of them, to go on from");
+    app->add_option("--solo", options->solo, "R/N: be rank R of N alone; collectives are counted, not carried out");
     app->add_option("-o,--output", options->output, "measurement.json");
     app->add_flag("--force", options->force, "write over the file of -o");
     app->add_flag("--strict", options->strict, "exit code 1 where something measured is out of tolerance");
