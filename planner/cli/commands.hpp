@@ -36,6 +36,7 @@ Command addExport(CLI::App& root, Findings& findings);
 Command addConvert(CLI::App& root, Findings& findings);
 Command addImport(CLI::App& root, Findings& findings);
 Command addBatch(CLI::App& root, Findings& findings);
+Command addValidate(CLI::App& root, Findings& findings);
 Command addLedger(CLI::App& root, Findings& findings);
 Command addModels(CLI::App& root, Findings& findings);
 Command addClusters(CLI::App& root, Findings& findings);

@@ -11,6 +11,7 @@
 #include "planner/cli/planning.hpp"
 #include "planner/cli/published.hpp"
 #include "planner/cli/scenario_options.hpp"
+#include "planner/executable_plan.hpp"
 #include "planner/recommendation.hpp"
 #include "planner/report/compare_report.hpp"
 #include "planner/report/result_json.hpp"
@@ -28,6 +29,7 @@ constexpr const char* kHelp = R"(Examples:
   shardplan compare scenarios/llama-2-13b-8xa100-cpu-offload.json --recommend
   shardplan compare scenarios/llama-2-7b-8xa100.json --strategies ddp,fsdp2-full-shard --format csv
   shardplan compare scenarios/llama-2-7b-8xa100.json --published
+  shardplan compare scenarios/tiny-llama-4-ranks.json --emit-plan fsdp2-full-shard > plan.json
 
 Exits with 1 when nothing fits. --format json follows the contract in planner/README.md; --format csv has one line per
 strategy, bytes as integers.)";
@@ -39,7 +41,22 @@ struct Options {
     bool published = false;
     bool recommend = false;
     bool onlyFitting = false;
+    std::string emitPlan; // a strategy's name
 };
+
+/// plan.json of one strategy, for shardrun.
+ExitCode emitPlan(const Options& options)
+{
+    if (options.recommend || options.onlyFitting)
+        throw InputError("command line", "--emit-plan", "is an answer of its own",
+                         "it without --recommend and --only-fitting");
+    const Scenario scenario = options.question.read(options.emitPlan);
+    if (scenario.training.implementation != Implementation::Shardrun)
+        fmt::print(stderr, "note: planned for shardrun's own layers, not for those of \"{}\": activations differ\n",
+                   nameOf(scenario.training.implementation));
+    options.output.write(planFileText(executablePlan(scenario, scenario.strategies.front())));
+    return ExitCode::Done;
+}
 
 /// The recommendation at length: what would change it, and what to launch where no config file can say it.
 void argue(const Scenario& scenario, const std::vector<Plan>& plans, Recommendation& best)
@@ -87,6 +104,8 @@ ExitCode compare(Options& options)
                          "one scenario; `shardplan batch` takes many");
     if (!options.files.empty())
         options.question.setFile(options.files.front());
+    if (!options.emitPlan.empty())
+        return emitPlan(options);
     const Scenario scenario = options.question.read();
     PlanDetail detail;
     detail.curve = false;
@@ -127,6 +146,9 @@ Command addCompare(CLI::App& root, Findings& findings)
                   "only the strategy to take, and what would change it; where nothing fits, the nearest")
         ->group("Answer");
     app->add_flag("--only-fitting", options->onlyFitting, "leave out what does not fit")->group("Answer");
+    app->add_option("--emit-plan", options->emitPlan, "plan.json of this strategy, for shardrun to carry out")
+        ->type_name("NAME")
+        ->group("Answer");
     app->add_flag("--published", options->published,
                   "predictions beside published figures: of these scenarios, or of all that ship")
         ->group("Answer");

@@ -34,8 +34,9 @@ constexpr const char* kExamples = R"(Examples:
 failed), 2 wrong input, 3 the machine lacks something. GB is 10^9 bytes, GiB is 2^30.)";
 
 using Adder = Command (*)(CLI::App&, Findings&);
-constexpr Adder kCommands[] = {addCompare, addSearch, addExplain, addTrace,    addExport,     addConvert,   addImport,
-                               addBatch,   addLedger, addModels,  addClusters, addStrategies, addCompletion};
+constexpr Adder kCommands[] = {addCompare, addSearch,   addExplain,    addTrace,     addExport,
+                               addConvert, addImport,   addBatch,      addValidate,  addLedger,
+                               addModels,  addClusters, addStrategies, addCompletion};
 
 /// Everything that CLI11 took for nobody's: unknown options with the nearest known one, and words too many.
 void reportExtras(const CLI::App& root, const CLI::App* command, Findings& findings)
