@@ -28,5 +28,8 @@ struct Command {
 };
 
 Command addRun(CLI::App& root);
+Command addCalibrate(CLI::App& root);
+Command addValidateAll(CLI::App& root);
+Command addConvertCheckpoint(CLI::App& root);
 
 } // namespace shardwright::cli

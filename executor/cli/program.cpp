@@ -34,7 +34,7 @@ constexpr const char* kExamples = R"(Examples:
 rank failed, 130 stopped.)";
 
 using Adder = Command (*)(CLI::App&);
-constexpr Adder kCommands[] = {addRun};
+constexpr Adder kCommands[] = {addRun, addCalibrate, addValidateAll, addConvertCheckpoint};
 
 /// `shardrun plan.json` means `shardrun run plan.json`.
 std::vector<std::string> withCommand(int argc, const char* const* argv, const CLI::App& root)

@@ -1,0 +1,90 @@
+// shardrun calibrate: this machine as a cluster file.
+
+#include <cstdio>
+#include <fstream>
+#include <thread>
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "core/cluster_file.hpp"
+#include "executor/cli/commands.hpp"
+#include "executor/cli/progress.hpp"
+#include "executor/run/calibration.hpp"
+#include "executor/state/safetensors.hpp"
+
+namespace shardwright::cli {
+
+namespace {
+
+constexpr const char* kHelp = R"(Examples:
+  shardrun calibrate --ranks 4 -o machine.json
+  shardplan compare scenarios/tiny-llama-4-ranks.json --cluster machine.json --emit-plan ddp > plan.json
+  shardrun plan.json --calibrated --strict
+
+Measures, on as many rank threads at once as --ranks says: matrix products, attention, pointwise kernels, the optimizer,
+copies, collectives between the threads, and a file in --nvme's folder. Nothing else should run meanwhile.)";
+
+struct CalibrateOptions {
+    CalibrationOptions measured;
+    std::string output;
+    bool force = false;
+};
+
+ExitCode runCalibration(const CalibrateOptions& options)
+{
+    if (!options.output.empty() && !options.force && std::ifstream(options.output).good())
+        throw InputError("command line", "-o", fmt::format("{} exists", options.output), "another name, or --force");
+    const StopOnSignal stopOnSignal;
+    bool stopped = false;
+    const bool terminal = ::isatty(STDERR_FILENO) != 0;
+    struct Stopped {};
+    Cluster cluster;
+    try {
+        cluster = calibrate(options.measured, [&](const std::string& what) {
+            if (stopRequested)
+                throw Stopped{};
+            if (terminal)
+                fmt::print(stderr, "\r\033[K{}", what);
+        });
+    } catch (const Stopped&) {
+        stopped = true;
+    }
+    if (terminal)
+        fmt::print(stderr, "\r\033[K");
+    if (stopped)
+        return ExitCode::Interrupted;
+    const std::string text = toJson(cluster).dump(2) + "\n";
+    if (options.output.empty())
+        fmt::print("{}", text);
+    else
+        writeFileDurably(options.output, text);
+    return ExitCode::Done;
+}
+
+} // namespace
+
+Command addCalibrate(CLI::App& root)
+{
+    CLI::App* app = root.add_subcommand("calibrate", "this machine as a cluster file that shardplan takes");
+    app->footer(kHelp);
+    const auto options = std::make_shared<CalibrateOptions>();
+    const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+    options->measured.ranks = cores;
+    constexpr int kMostRanks = 1024;
+    app->add_option("--ranks", options->measured.ranks, "rank threads that work at the same time")
+        ->capture_default_str()
+        ->check(CLI::Range(1, kMostRanks));
+    app->add_option("--threads", options->measured.threads, "computing threads of each rank")
+        ->capture_default_str()
+        ->check(CLI::Range(1, kMostRanks));
+    app->add_option("--nvme", options->measured.nvmeFolder, "folder of a drive to measure too")
+        ->check(CLI::ExistingDirectory);
+    app->add_option("-o,--output", options->output, "file to write; without it, standard output");
+    app->add_flag("--force", options->force, "replace the file");
+    return {app, [options] { return runCalibration(*options); }};
+}
+
+} // namespace shardwright::cli

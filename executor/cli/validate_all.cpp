@@ -1,0 +1,192 @@
+// shardrun validate-all: every plan of a folder, carried out; one table.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "core/validation.hpp"
+#include "executor/cli/commands.hpp"
+#include "executor/cli/progress.hpp"
+#include "executor/comm/transports.hpp"
+#include "executor/run/run_plan.hpp"
+
+namespace shardwright::cli {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kHelp = R"(Examples:
+  shardrun validate-all scenarios/validation
+  shardrun validate-all scenarios/validation --steps 5 --markdown
+
+Runs every plan (*.plan.json) of the folder on threads with synthetic tokens and lays memory and traffic beside the
+plan's figures. Exits with 1 when a figure is out of tolerance, a plan fails or a loss does not fall.)";
+
+struct Options {
+    std::string folder;
+    std::int64_t steps = 4;
+    bool markdown = false;
+};
+
+struct Row {
+    std::string name;
+    std::string strategy;
+    std::int64_t ranks = 0;
+    double firstLoss = 0;
+    double lastLoss = 0;
+    double predictedPeak = 0;
+    double measuredPeak = 0;
+    std::size_t figures = 0;
+    std::vector<std::string> out; // of tolerance; or the failure
+};
+
+/// A folder for NVMe files that goes with its owner.
+class ScratchFolder {
+public:
+    ScratchFolder()
+    {
+        std::string pattern = (fs::temp_directory_path() / "shardrun-XXXXXX").string();
+        if (::mkdtemp(pattern.data()) == nullptr)
+            throw EnvironmentError(pattern + ": no folder can be made there");
+        m_path = pattern;
+    }
+    ~ScratchFolder()
+    {
+        std::error_code ignored;
+        fs::remove_all(m_path, ignored);
+    }
+    ScratchFolder(const ScratchFolder&) = delete;
+    ScratchFolder& operator=(const ScratchFolder&) = delete;
+    const std::string& path() const { return m_path; }
+
+private:
+    std::string m_path;
+};
+
+std::vector<std::string> plansIn(const std::string& folder)
+{
+    std::vector<std::string> paths;
+    if (!fs::is_directory(folder))
+        throw InputError("command line", folder, "is no folder", "a folder of plans, as scenarios/validation");
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder))
+        if (const std::string name = entry.path().filename().string();
+            name.size() > 10 && name.substr(name.size() - 10) == ".plan.json")
+            paths.push_back(entry.path().string());
+    if (paths.empty())
+        throw InputError("command line", folder, "holds no plan", "files named *.plan.json");
+    std::sort(paths.begin(), paths.end());
+    return paths;
+}
+
+Row carriedOut(const std::string& path, const Options& options)
+{
+    Row row;
+    const std::string file = fs::path(path).filename().string();
+    row.name = file.substr(0, file.size() - 10);
+    try {
+        const ExecutablePlan plan = readPlanFile(path);
+        row.strategy = plan.strategy.name;
+        row.ranks = plan.ranks;
+        const ScratchFolder scratch;
+        RunSettings settings;
+        settings.steps = options.steps;
+        settings.executor.nvmeFolder = scratch.path();
+        settings.stop = &stopRequested;
+        const Measurement measurement = runPlan(plan, settings, makeThreadTransports(static_cast<int>(plan.ranks)));
+        if (!measurement.complete)
+            return row;
+        row.firstLoss = measurement.losses.front();
+        row.lastLoss = measurement.losses.back();
+        if (!(row.lastLoss < row.firstLoss))
+            row.out.emplace_back("the loss does not fall");
+        for (const ValidationRow& figure : validate(plan, measurement, false).rows) {
+            if (figure.tolerance != Tolerance::ForInformation)
+                ++row.figures;
+            if (!figure.within())
+                row.out.push_back(fmt::format("{}: {:.0f} predicted, {:.0f} measured", figure.quantity,
+                                              figure.predicted, figure.measured));
+            if (figure.quantity == "peak, device") {
+                row.predictedPeak = figure.predicted;
+                row.measuredPeak = figure.measured;
+            }
+        }
+    } catch (const std::exception& failure) {
+        row.out.emplace_back(failure.what());
+    }
+    return row;
+}
+
+void print(const std::vector<Row>& rows, bool markdown)
+{
+    constexpr double kKib = 1024;
+    if (markdown)
+        fmt::print("| plan | ranks | loss | peak predicted, KiB | measured, KiB | figures | out |\n"
+                   "|---|---:|---|---:|---:|---:|---|\n");
+    else
+        fmt::print("{:<40} {:>5}  {:<16} {:>12} {:>12} {:>8}  {}\n", "plan", "ranks", "loss", "peak, KiB", "measured",
+                   "figures", "out of tolerance");
+    for (const Row& row : rows) {
+        const std::string loss = fmt::format("{:.4f} -> {:.4f}", row.firstLoss, row.lastLoss);
+        if (markdown)
+            fmt::print("| {} | {} | {} | {:.1f} | {:.1f} | {} | {} |\n", row.name, row.ranks, loss,
+                       row.predictedPeak / kKib, row.measuredPeak / kKib, row.figures, fmt::join(row.out, "; "));
+        else
+            fmt::print("{:<40} {:>5}  {:<16} {:>12.1f} {:>12.1f} {:>8}  {}\n", row.name, row.ranks, loss,
+                       row.predictedPeak / kKib, row.measuredPeak / kKib, row.figures,
+                       row.out.empty() ? "none" : fmt::format("{}", fmt::join(row.out, "; ")));
+    }
+}
+
+ExitCode validateAll(const Options& options)
+{
+    const StopOnSignal stopOnSignal;
+    const std::vector<std::string> paths = plansIn(options.folder);
+    const bool terminal = ::isatty(STDERR_FILENO) != 0;
+    std::vector<Row> rows;
+    for (const std::string& path : paths) {
+        if (terminal)
+            fmt::print(stderr, "\r\033[K{} of {}: {}", rows.size() + 1, paths.size(), path);
+        rows.push_back(carriedOut(path, options));
+        if (stopRequested)
+            break;
+    }
+    if (terminal)
+        fmt::print(stderr, "\r\033[K");
+    if (stopRequested)
+        rows.pop_back();
+    print(rows, options.markdown);
+    const auto good = static_cast<std::size_t>(
+        std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.out.empty(); }));
+    std::size_t figures = 0;
+    for (const Row& row : rows)
+        figures += row.figures;
+    if (!options.markdown)
+        fmt::print("{} of {} plans within tolerance, {} figures\n", good, rows.size(), figures);
+    if (stopRequested)
+        return ExitCode::Interrupted;
+    return good == rows.size() ? ExitCode::Done : ExitCode::No;
+}
+
+} // namespace
+
+Command addValidateAll(CLI::App& root)
+{
+    CLI::App* app = root.add_subcommand("validate-all", "every plan of a folder carried out, one table");
+    app->footer(kHelp);
+    const auto options = std::make_shared<Options>();
+    app->add_option("folder", options->folder, "plans, named *.plan.json")->required();
+    app->add_option("--steps", options->steps, "optimizer steps of each")
+        ->capture_default_str()
+        ->check(CLI::Range(std::int64_t{2}, std::int64_t{1000000}));
+    app->add_flag("--markdown", options->markdown, "the table as Markdown");
+    return {app, [options] { return validateAll(*options); }};
+}
+
+} // namespace shardwright::cli
