@@ -31,6 +31,8 @@ constexpr BufferSpec kHostInput{"checkpointed input in host memory",
                                 Place::HostPageable,
                                 Stream::DeviceToHost};
 
+constexpr BufferSpec kReceived{"hidden states in a stage's receive buffer", "0: the buffer is counted by itself",
+                               "torch/distributed/pipelining/stage.py args_recv_info", C::Activations};
 constexpr BufferSpec kPartition{"checkpointed input, split over the tensor-parallel ranks", "c T H / t",
                                 "deepspeed.checkpointing partition_activations; Megatron-LM "
                                 "--distribute-saved-activations",
@@ -129,6 +131,10 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
             {OpKind::Send, LocalGroup::Pipeline, "hidden states between stages", "c T H, / t where they are split",
              "megatron/core/pipeline_parallel/schedules.py get_tensor_shapes; deepspeed/runtime/pipe/engine.py",
              ceilDivide(checkedMultiply(architecture.hidden, context.computeBytes()), m_local.boundarySplit), compute});
+    if (m_local.keepsBoundaries) {
+        m_received = static_cast<BufferClassId>(m_classes.size());
+        m_classes.push_back({&kReceived, 0, false, -1});
+    }
     const bool policy = m_checkpointing == Checkpointing::Selective || variant.checkpointChildren;
     const KeepMode mode = m_checkpointing == Checkpointing::None ? KeepMode::Keep
                           : policy                               ? KeepMode::Policy
@@ -148,6 +154,8 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
         if (model.layer(layer).kind == LayerKind::Embedding)
             m_embeddingLayer = static_cast<int>(layer);
     m_loss = shardrun ? shardrunLossProgram(context, logits) : lossProgram(context, logits);
+    if (m_local.keepsBoundaries)
+        m_loss.handOver(kInput);
     m_loss.compile(KeepMode::Keep);
     m_metrics = metricsProgram(context, logits);
     m_metrics.compile(KeepMode::Keep);
@@ -173,6 +181,13 @@ void ActivationModel::defineSizes(SizeTable& sizes, const Training& training) co
         sizes.addPayload({collective.name, collective.formula, collective.source,
                           Bytes(checkedMultiply(tokens, collective.bytesPerToken)), collective.native,
                           /*countsInPsi=*/false});
+}
+
+Bytes ActivationModel::boundaryBytes(const Training& training) const
+{
+    if (m_boundary < 0)
+        return Bytes(0);
+    return Bytes(checkedMultiply(tokens(training), m_collectives[static_cast<std::size_t>(m_boundary)].bytesPerToken));
 }
 
 GroupId ActivationModel::groupOf(LocalGroup group) const
@@ -403,7 +418,9 @@ void ActivationWalk::lossForward(ScheduleBuilder& builder)
     if (m_heldLogits >= 0)
         builder.free(m_heldLogits); // the caller's variable is assigned anew only now
     m_heldLogits = -1;
-    if (lossProgram.heldSlot() >= 0)
+    if (m_activations->m_local.keepsBoundaries)
+        m_outputs.push_back(m_lossState.slots[kInput]);
+    else if (lossProgram.heldSlot() >= 0)
         m_heldLogits = m_lossState.slots[static_cast<std::size_t>(lossProgram.heldSlot())];
     if (m_activations->m_lossReduction >= 0)
         emitCollective(builder, m_activations->m_lossReduction, Stream::Compute, Phase::Loss, -1);
@@ -463,11 +480,12 @@ void ActivationWalk::endMicroStep(ScheduleBuilder& builder)
 
 BufferId ActivationWalk::receive(ScheduleBuilder& builder, Phase phase) const
 {
-    const OpId received = builder.op(OpKind::Receive, Stream::Pipeline, phase);
-    const BufferId buffer = builder.allocate(kHiddenClass);
+    const OpId arrived = builder.op(OpKind::Receive, Stream::Pipeline, phase);
+    const BufferClassId received = m_activations->m_received;
+    const BufferId buffer = builder.allocate(received >= 0 ? received : kHiddenClass);
     builder.send(m_activations->payloadOf(m_activations->m_boundary), m_activations->groupOf(LocalGroup::Pipeline));
     builder.op(OpKind::Release, Stream::Compute, phase);
-    builder.wait(received);
+    builder.wait(arrived);
     return buffer;
 }
 
@@ -477,7 +495,8 @@ void ActivationWalk::send(ScheduleBuilder& builder, Phase phase, BufferId& sent)
     builder.op(OpKind::Send, Stream::Pipeline, phase);
     builder.wait(made);
     builder.send(m_activations->payloadOf(m_activations->m_boundary), m_activations->groupOf(LocalGroup::Pipeline));
-    builder.free(sent);
+    if (sent >= 0)
+        builder.free(sent);
     sent = -1;
 }
 
@@ -488,7 +507,18 @@ void ActivationWalk::receiveInput(ScheduleBuilder& builder)
 
 void ActivationWalk::sendOutput(ScheduleBuilder& builder)
 {
+    if (m_activations->m_local.keepsBoundaries)
+        m_outputs.push_back(std::exchange(m_carried, -1));
     send(builder, Phase::Forward, m_carried);
+}
+
+void ActivationWalk::releaseOutput(ScheduleBuilder& builder)
+{
+    if (m_outputs.empty())
+        return;
+    builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
+    builder.free(m_outputs.back());
+    m_outputs.pop_back();
 }
 
 void ActivationWalk::receiveGradient(ScheduleBuilder& builder)

@@ -51,6 +51,8 @@ public:
     /// Its buffer classes, in the order of defineSizes.
     const std::vector<ScaledClass>& classes() const { return m_classes; }
     DType compute() const { return m_compute; }
+    /// What goes from one pipeline stage to the next for a micro-batch, as one rank sends it.
+    Bytes boundaryBytes(const Training& training) const;
     /// Of the layer at this position of Model::layers.
     bool checkpointed(int layer) const;
     const LayerProgram& program(int layer) const;
@@ -80,7 +82,8 @@ private:
     BufferClassId m_partition = -1; // a block's input, split over the tensor-parallel ranks
     int m_partitionGather = -1;     // collectives
     int m_lossReduction = -1;
-    int m_boundary = -1; // what goes from pipeline stage to pipeline stage
+    int m_boundary = -1;           // what goes from pipeline stage to pipeline stage
+    BufferClassId m_received = -1; // where it is received into a buffer that is there already
     std::vector<ScaledClass> m_classes;
     std::vector<LayerCollective> m_collectives;
 
@@ -121,6 +124,8 @@ public:
     /// The same of their gradients, on the way back.
     void receiveGradient(ScheduleBuilder& builder);
     void sendGradient(ScheduleBuilder& builder);
+    /// The backward of a chunk of layers has returned: what it had sent (or the logits) goes, where it was kept.
+    void releaseOutput(ScheduleBuilder& builder);
 
 private:
     struct LayerState {
@@ -146,7 +151,8 @@ private:
     BufferId m_gradCarried = -1; // their gradient on the way back
     BufferId m_batch = -1;
     BufferId m_heldLogits = -1;
-    OpId m_copying = -1; // a checkpoint on its way to or from the host
+    std::vector<BufferId> m_outputs; // of chunks whose backward is still to come
+    OpId m_copying = -1;             // a checkpoint on its way to or from the host
 };
 
 } // namespace shardwright

@@ -17,13 +17,36 @@ struct Reasons {
         return {"FullyShardedDataParallel is not combined with model parallelism: PyTorch composes it with fully_shard "
                 "(fsdp2)"};
     }
-    std::vector<std::string> operator()(const Fsdp2Options&) const
+    /// torch.distributed.pipelining around fully_shard, as torchtitan puts them together.
+    void refusePipeline(const Fsdp2Options& options, std::vector<std::string>& reasons) const
+    {
+        const Parallelism& parallelism = input.strategy.parallelism;
+        const auto refuse = [&](std::string reason) { reasons.push_back(std::move(reason)); };
+        if (input.training.implementation != Implementation::Torchtitan)
+            refuse(
+                "a pipeline of stages under fsdp2 is torchtitan's (torch.distributed.pipelining): set implementation "
+                "torchtitan");
+        if (input.model.architecture.tiedEmbedding)
+            refuse("torchtitan does not tie embedding and head across pipeline stages");
+        if (!options.noSync)
+            refuse("torch.distributed.pipelining reduces gradients once, after the last micro-batch: leave no_sync on");
+        if (options.reshardGroup > 0)
+            refuse("torchtitan reshards to all ranks or not at all: reshard_after_forward takes no number of ranks in "
+                   "a pipeline");
+        if (input.training.holdsLogits)
+            refuse("torch.distributed.pipelining keeps logits until a micro-batch's backward by itself: leave "
+                   "holds_logits off");
+        const bool ownUnits = options.wrap == WrapPolicy::Transformer && options.separateHeadUnit;
+        if (parallelism.virtualStages > 1 && !ownUnits)
+            refuse("virtual_stages under fsdp2 are planned with separate_head_unit and TRANSFORMER_BASED_WRAP, as "
+                   "torchtitan shards each chunk");
+    }
+    std::vector<std::string> operator()(const Fsdp2Options& options) const
     {
         std::vector<std::string> reasons;
         const Parallelism& parallelism = input.strategy.parallelism;
         if (parallelism.pipeline > 1)
-            reasons.push_back("a pipeline of stages under fsdp2 (torchtitan) is not planned: megatron and deepspeed "
-                              "pipelines are");
+            refusePipeline(options, reasons);
         if (parallelism.expert > 1)
             reasons.push_back("expert parallelism under fsdp2 (torchtitan) is not planned");
         if (parallelism.tensor > 1 && input.training.implementation == Implementation::Torchtitan &&

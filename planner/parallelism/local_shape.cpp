@@ -40,6 +40,7 @@ LocalShape localShape(const PlanInput& input)
     const bool partitions = std::holds_alternative<DeepSpeedOptions>(input.strategy.options);
     shape.boundarySplit = shape.splitsSequence() || partitions ? shape.tensor : 1;
     if (shape.stages > 1) {
+        shape.keepsBoundaries = std::holds_alternative<Fsdp2Options>(input.strategy.options);
         const std::int64_t neighbours = checkedMultiply(2, checkedMultiply(input.ranks(), shape.tensor));
         shape.pipelineGroup = {"pipeline", 2, neighbours > input.cluster.gpusPerNode ? 2 : 1};
     }

@@ -24,6 +24,10 @@ struct LocalShape {
     bool splitsLoss = false;        // every rank keeps its part of the vocabulary's logits
     std::int64_t stages = 1;        // of the pipeline
     std::int64_t boundarySplit = 1; // ranks that share what goes from stage to stage
+    // torch.distributed.pipelining (stage.py): every micro-batch is received into a buffer of its own that is never
+    // freed (args_recv_info, grad_recv_info), and what a stage sent, or the logits, live until its backward is done
+    // (fwd_cache).
+    bool keepsBoundaries = false;
     Group tensorGroup{"tensor", 1, 1};
     Group contextGroup{"context", 1, 1};
     Group expertGroup{"expert", 1, 1};

@@ -124,6 +124,10 @@ protected:
     void postBackward(int unit, const MicroStep& step) override
     {
         UnitState& state = stateOf(unit);
+        if (shape().pipelined()) {
+            keepWithoutReduction(unit);
+            return;
+        }
         if (state.unsharded >= 0) {
             op(OpKind::Release, Stream::Compute, Phase::Backward);
             drop(state.unsharded);
@@ -138,6 +142,16 @@ protected:
             op(OpKind::Release, Stream::Compute, Phase::Backward);
             builder().wait(m_lastScatter);
             drop(m_lastReduceInput);
+        }
+    }
+
+    void reduceChunk(const std::vector<int>& units) override
+    {
+        for (const int unit : units) {
+            op(OpKind::Release, Stream::Compute, Phase::Backward);
+            drop(stateOf(unit).unsharded);
+            if (sizesOf(unit).trainable > 0)
+                reduce(unit);
         }
     }
 

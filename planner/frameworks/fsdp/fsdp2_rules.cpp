@@ -149,7 +149,10 @@ double Fsdp2Rules::textbookPsi() const
     const double replication = !m_shape.sharded()           ? 2
                                : m_shape.replicas.ranks > 1 ? 2.0 / static_cast<double>(m_shape.shardRanks)
                                                             : 0;
-    return perMicroStep * static_cast<double>(m_shape.training.gradientAccumulation) + replication;
+    const auto microSteps = static_cast<double>(m_shape.training.gradientAccumulation);
+    if (m_shape.pipelined()) // one gather a forward where it is resharded, one for the backwards, one reduction
+        return m_shape.sharded() ? (reshard() == Reshard::Never ? 2 : microSteps + 2) + replication : replication;
+    return perMicroStep * microSteps + replication;
 }
 
 std::string Fsdp2Rules::psiDifference() const
@@ -158,7 +161,10 @@ std::string Fsdp2Rules::psiDifference() const
     const auto say = [&why](std::string_view reason) { why += (why.empty() ? "" : "; ") + std::string(reason); };
     if (m_shape.sharded() && reshard() != Reshard::Never)
         say("units that are not resharded after forward (root, final norm and head) skip their second all-gather");
-    if (m_shape.training.gradientAccumulation > 1)
+    if (m_shape.pipelined()) {
+        if (reshard() != Reshard::Never)
+            say("parameters stay gathered behind a micro-batch's backward, so that a forward after it gathers nothing");
+    } else if (m_shape.training.gradientAccumulation > 1)
         say(m_options.noSync ? "no_sync reduces only in the last micro-step"
                              : "every micro-step reduces, the all-reduce between replicas included");
     if (m_shape.model.trainableParameters() < m_shape.model.parameters())
@@ -170,6 +176,16 @@ std::string Fsdp2Rules::psiDifference() const
 std::vector<Note> Fsdp2Rules::assumptions() const
 {
     std::vector<Note> notes;
+    if (m_shape.pipelined() && reshard() != Reshard::Never)
+        notes.push_back(
+            {"parameters are resharded after every forward (fsdp_reshard_after_forward always); torchtitan's "
+             "own default in a pipeline is not to",
+             Provenance::Vendor, "torchtitan parallelize: get_fsdp_reshard_after_forward_policy"});
+    constexpr std::int64_t kActiveChunks = 3; // schedules.py _add_unshard_reshard max_active_stages
+    if (m_shape.pipelined() && m_parallelism.virtualStages > kActiveChunks)
+        notes.push_back({"all chunks of a stage stay gathered, as in PipelineScheduleMulti; newer runtimes of PyTorch "
+                         "keep three and gather the others again",
+                         Provenance::Assumed, "torch/distributed/pipelining/schedules.py"});
     if (m_options.checkpointChildren)
         notes.push_back({"the children of a block are recomputed together, as its recomputation would be; child by "
                          "child is less",

@@ -8,19 +8,21 @@ FsdpEmission::FsdpEmission(const SizeTable& sizes, const FsdpShape& shape)
     : m_shape(shape), m_builder(sizes, recordingOf(shape.training)), m_walk(shape.activations),
       m_tensors(shape.activations), m_gradients(shape.units.units.size())
 {
-    for (int unit = 0; unit < unitCount(); ++unit)
-        if (!empty(unit))
-            m_forwardOrder.push_back(unit);
 }
 
 Schedule FsdpEmission::run()
 {
     m_builder.beginSegment("initialisation");
     initialise();
-    m_walk.carryOver(m_builder);
-    for (const MicroStep& step : microSteps(m_shape.training.gradientAccumulation)) {
-        m_builder.beginSegment(step.name, step.repeat);
-        microStep(step);
+    if (m_shape.pipelined()) {
+        m_builder.allocate(m_shape.receive);
+        runPipeline();
+    } else {
+        m_walk.carryOver(m_builder);
+        for (const MicroStep& step : microSteps(m_shape.training.gradientAccumulation)) {
+            m_builder.beginSegment(step.name, step.repeat);
+            microStep(step);
+        }
     }
     m_builder.beginSegment("optimizer step");
     optimizerStep();
@@ -202,41 +204,72 @@ void FsdpEmission::finishBackward(int unit, const MicroStep& step)
     m_postponed = unit;
 }
 
-void FsdpEmission::microStep(const MicroStep& step)
+std::vector<int> FsdpEmission::unitsIn(const StageChunk& chunk) const
 {
-    const int layers = static_cast<int>(m_shape.model.layers.size());
-    ++m_microStep;
+    std::vector<int> units;
+    for (int unit = 0; unit < unitCount(); ++unit) {
+        const int first = m_shape.units.units[static_cast<std::size_t>(unit)].firstLayer;
+        if (!empty(unit) && (isRoot(unit) || (first >= chunk.first && first < chunk.end)))
+            units.push_back(unit);
+    }
+    return units;
+}
+
+/// The root module of `chunk` is called.
+void FsdpEmission::beginForward(const StageChunk& chunk)
+{
+    m_forwardOrder = unitsIn(chunk);
     m_inForward.assign(m_gradients.size(), false);
-    m_inBackward.assign(m_gradients.size(), false);
-    m_walk.beginMicroStep(m_builder);
     enterRootForward(m_builder.lastOp());
     if (!empty(kRootUnit))
         enterForward(kRootUnit);
-    for (m_layer = 0; m_layer < layers; ++m_layer) {
-        m_walk.forward(m_builder, m_layer, *this);
+}
+
+void FsdpEmission::forwardLayers(ActivationWalk& walk, const StageChunk& chunk)
+{
+    for (m_layer = chunk.first; m_layer < chunk.end; ++m_layer) {
+        walk.forward(m_builder, m_layer, *this);
         if (m_open >= 0 && m_shape.units.units[static_cast<std::size_t>(m_open)].lastLayer == m_layer)
             closeOpenUnit();
     }
     m_layer = -1;
     if (!lossInModel())
         leaveForward();
-    m_walk.loss(m_builder, *this);
-    if (!empty(kRootUnit))
-        enterBackward(kRootUnit);
-    int unit = unitCount() - 1; // units stand in the order of their first layers
-    for (m_layer = layers - 1; m_layer >= 0; --m_layer) {
-        m_walk.backward(m_builder, m_layer, *this);
-        for (; unit > kRootUnit && m_shape.units.units[static_cast<std::size_t>(unit)].firstLayer == m_layer; --unit)
-            if (!empty(unit) && !fedByTokens(unit))
-                finishBackward(unit, step);
+}
+
+void FsdpEmission::backwardLayers(ActivationWalk& walk, const StageChunk& chunk, const MicroStep& step)
+{
+    const std::vector<int> units = unitsIn(chunk); // in the order of their first layers
+    auto unit = units.rbegin();
+    for (m_layer = chunk.end - 1; m_layer >= chunk.first; --m_layer) {
+        walk.backward(m_builder, m_layer, *this);
+        for (; unit != units.rend() && !isRoot(*unit) &&
+               m_shape.units.units[static_cast<std::size_t>(*unit)].firstLayer == m_layer;
+             ++unit)
+            if (!fedByTokens(*unit))
+                finishBackward(*unit, step);
     }
     m_layer = -1;
     if (m_postponed >= 0)
         postBackward(m_postponed, step);
     m_postponed = -1;
-    for (unit = kRootUnit; unit < unitCount(); ++unit)
-        if (!empty(unit) && (isRoot(unit) || fedByTokens(unit)))
-            postBackward(unit, step);
+    for (const int late : units)
+        if (isRoot(late) || fedByTokens(late))
+            postBackward(late, step);
+}
+
+void FsdpEmission::microStep(const MicroStep& step)
+{
+    const StageChunk whole{0, static_cast<int>(m_shape.model.layers.size())};
+    ++m_microStep;
+    m_inBackward.assign(m_gradients.size(), false);
+    m_walk.beginMicroStep(m_builder);
+    beginForward(whole);
+    forwardLayers(m_walk, whole);
+    m_walk.loss(m_builder, *this);
+    if (!empty(kRootUnit))
+        enterBackward(kRootUnit);
+    backwardLayers(m_walk, whole, step);
     leaveBackward();
     m_walk.endMicroStep(m_builder);
 }

@@ -5,6 +5,7 @@
 #include "planner/frameworks/fsdp/fsdp_rules.hpp"
 #include "planner/frameworks/recording.hpp"
 #include "planner/frameworks/sharding.hpp"
+#include "planner/parallelism/stage_emission.hpp"
 
 namespace shardwright {
 
@@ -35,6 +36,8 @@ protected:
     virtual void postBackward(int unit, const MicroStep& step) = 0;
     /// The root's final callback.
     virtual void leaveBackward() = 0;
+    /// The gradients of one chunk of a pipeline stage are complete after its last micro-batch.
+    virtual void reduceChunk(const std::vector<int>& units);
     /// zero_grad(set_to_none=True).
     virtual void dropGradients() = 0;
     /// After the last micro-step.
@@ -106,6 +109,13 @@ private:
     void enterBackward(int unit);
     void finishBackward(int unit, const MicroStep& step);
     void microStep(const MicroStep& step);
+    void beginForward(const StageChunk& chunk);
+    void forwardLayers(ActivationWalk& walk, const StageChunk& chunk);
+    void backwardLayers(ActivationWalk& walk, const StageChunk& chunk, const MicroStep& step);
+    std::vector<int> unitsIn(const StageChunk& chunk) const;
+    void runPipeline();
+    void pipelineForward(const PipelineAction& action);
+    void pipelineBackward(const PipelineAction& action, std::int64_t lastMicroBatch);
     void optimizerStep();
 
     const FsdpShape& m_shape;
@@ -116,7 +126,8 @@ private:
     BufferId m_fresh = -1;                                // gradient of the module in backward
     std::vector<bool> m_inForward;                        // units whose forward has begun in this micro-step
     std::vector<bool> m_inBackward;
-    std::vector<int> m_forwardOrder; // units with parameters; the root begins first and ends last
+    std::vector<int> m_forwardOrder;                // units with parameters; the root begins first and ends last
+    std::map<std::int64_t, ActivationWalk> m_walks; // of a pipeline's micro-batches in flight
     int m_open = -1;
     int m_postponed = -1; // unit whose post-backward hook is still to come
     int m_layer = -1;

@@ -11,12 +11,19 @@ constexpr BufferSpec kModuleGradient{"unsharded gradient of a module", "c x nume
                                      Category::Gradients};
 constexpr BufferSpec kForeach{"temporaries of the foreach optimizer", "d x shards",
                               "torch/optim/adamw.py _multi_tensor_adamw", Category::Temporaries};
+constexpr BufferSpec kReceive{"receive buffers of a pipeline stage, one for each micro-batch and direction",
+                              "c T H G x directions, / t where the sequence is split",
+                              "torch/distributed/pipelining/stage.py _prepare_forward_infra, _create_grad_recv_info",
+                              Category::CommunicationBuffers,
+                              Place::Gpu,
+                              Stream::Compute,
+                              Lifetime::Persistent};
 
 } // namespace
 
 FsdpShape::FsdpShape(const PlanInput& input, const FsdpOptions& fsdpOptions, const UnitPolicy& policy,
                      ActivationVariant variant)
-    : model(input.model), options(fsdpOptions),
+    : model(input.model), slice(input.slice), options(fsdpOptions),
       compute(options.paramDtype.value_or(computeDtype(input.training.precision))),
       trained(input.training.precision.mixed && options.upcastTrainable ? DType::Fp32 : input.training.precision.load),
       frozen(input.training.precision.load), reduce(options.reduceDtype.value_or(compute)),
@@ -29,6 +36,7 @@ void FsdpRules::resizeShape(const PlanInput& input, std::int64_t shardRanks)
 {
     FsdpShape& shape = m_shape;
     shape.training = input.training;
+    shape.pipeline = pipelineShape(input.strategy.parallelism, input.training.gradientAccumulation);
     shape.cluster = &input.cluster;
     shape.shardRanks = shardRanks;
     shape.replicas = replicaGroup(input, shardRanks);
@@ -67,6 +75,12 @@ void FsdpRules::resizeShape(const PlanInput& input, std::int64_t shardRanks)
     const bool temporaries = foreachTemporaries(shape.training) && !shape.options.offloadParams;
     const Kept kept = keptByRank();
     shape.foreach = m_sizes.addBuffer(kForeach, temporaries ? bytesOf(kept.stepped, shape.trained) : Bytes(0));
+    std::int64_t received = 0; // tensors of a micro-batch that come from other stages
+    if (shape.pipelined())
+        for (const StageChunk& chunk : shape.slice->chunks)
+            received += (chunk.receivesInput ? 1 : 0) + (chunk.sendsOutput ? 1 : 0);
+    shape.receive = m_sizes.addBuffer(kReceive, shape.activations.boundaryBytes(shape.training) *
+                                                    checkedMultiply(received, shape.training.gradientAccumulation));
     shape.clip =
         m_sizes.addPayload({"gradient norm and clipping", "3 d x shards", "torch.nn.utils.clip_grad_norm_",
                             clippingBytes(shape.training, bytesOf(kept.gradients, shape.trained)), shape.trained});
@@ -74,6 +88,14 @@ void FsdpRules::resizeShape(const PlanInput& input, std::int64_t shardRanks)
                                      optimizerStepBytes(shape.training.optimizer, torchOptimizerForm(shape.training),
                                                         kept.stepped, {shape.trained, shape.trained, shape.trained}),
                                      shape.trained});
+}
+
+int FsdpRules::communicators() const
+{
+    const LocalShape& local = m_shape.activations.local();
+    const auto one = [](std::int64_t ranks) { return ranks > 1 ? 1 : 0; };
+    const int model = one(local.tensor) + one(local.stages) + one(local.context);
+    return std::max(1, one(m_shape.shardRanks) + one(m_shape.replicas.ranks) + model);
 }
 
 FsdpRules::Kept FsdpRules::keptByRank() const

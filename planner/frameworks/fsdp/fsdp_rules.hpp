@@ -5,6 +5,8 @@
 #include "planner/activations/activation_model.hpp"
 #include "planner/frameworks/fsdp/units.hpp"
 #include "planner/frameworks/rules.hpp"
+#include "planner/parallelism/model_slice.hpp"
+#include "planner/parallelism/pipeline_schedule.hpp"
 
 namespace shardwright {
 
@@ -23,6 +25,7 @@ struct FsdpShape {
               ActivationVariant variant);
 
     const Model& model;
+    const ModelSlice* slice; // where `model` is a part
     FsdpOptions options;
     DType compute; // of unsharded parameters and of the gradients that autograd makes
     DType trained; // of the shards that the optimizer steps, their gradients and moments
@@ -33,6 +36,7 @@ struct FsdpShape {
 
     // Of the candidate at hand.
     Training training;
+    PipelineShape pipeline;
     const Cluster* cluster = nullptr;
     std::int64_t shardRanks = 1;
     Group replicas;
@@ -43,9 +47,11 @@ struct FsdpShape {
     std::vector<std::vector<PayloadId>> accumulationOfModule; // [layer type][module], -1 without a gradient
     std::vector<std::vector<PayloadId>> tiedSumOfModule;
     BufferClassId foreach = -1;
+    BufferClassId receive = -1; // buffers for what other pipeline stages send
     PayloadId clip = -1, step = -1;
 
     bool sharded() const { return shardRanks > 1; }
+    bool pipelined() const { return slice != nullptr && slice->stages > 1; }
     const UnitType& typeOf(int unit) const { return units.typeOf(unit); }
 };
 
@@ -55,7 +61,7 @@ public:
     Bytes hostInitPeakPerNode() const override;
     CheckpointSize checkpoint() const override;
     std::vector<Note> excluded() const override;
-    int communicators() const override { return m_shape.replicas.ranks > 1 && m_shape.sharded() ? 2 : 1; }
+    int communicators() const override;
     const ActivationModel* activations() const override { return &m_shape.activations; }
 
 protected:
