@@ -23,7 +23,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # Everything that is ever installed stands here. libclang-rt and llvm are only recommended by clang, but the
 # sanitizers' runtime and readable stack traces need them.
 packages_build=(g++ cmake ninja-build libfmt-dev nlohmann-json3-dev libyaml-cpp-dev libcli11-dev libgtest-dev librapidcheck-dev
-                libeigen3-dev liburing-dev)
+                libeigen3-dev liburing-dev libopenmpi-dev openmpi-bin)
 packages_bench=(libbenchmark-dev)
 packages_clang=(clang libclang-rt-14-dev llvm)
 packages_format=(clang-format-14)

@@ -56,10 +56,24 @@ std::vector<std::unique_ptr<Transport>> soloEnd(const std::string& text, const E
     return ends;
 }
 
+std::vector<std::unique_ptr<Transport>> mpiEnd(const ExecutablePlan& plan)
+{
+    std::vector<std::unique_ptr<Transport>> ends;
+    ends.push_back(makeMpiTransport());
+    if (ends.front()->ranks() != plan.ranks)
+        throw InputError(
+            "command line", "mpirun",
+            fmt::format("{} is a plan for {} ranks, but MPI has {}", plan.file, plan.ranks, ends.front()->ranks()),
+            fmt::format("mpirun -n {}", plan.ranks));
+    return ends;
+}
+
 std::vector<std::unique_ptr<Transport>> endsFor(const RunOptions& options, const ExecutablePlan& plan)
 {
     if (!options.solo.empty())
         return soloEnd(options.solo, plan);
+    if (startedByMpi())
+        return mpiEnd(plan);
     return makeThreadTransports(static_cast<int>(plan.ranks));
 }
 
@@ -102,8 +116,10 @@ ExitCode run(RunOptions options)
     const StopOnSignal stopOnSignal;
     options.settings.stop = &stopRequested;
     const Progress progress;
-    options.settings.afterStep = [&](const StepDone& done) { progress.show(done); };
     const auto ends = endsFor(options, plan);
+    const bool speaks = ends.front()->rank() == 0 || !options.solo.empty();
+    if (speaks)
+        options.settings.afterStep = [&](const StepDone& done) { progress.show(done); };
     Measurement measurement;
     try {
         measurement = runPlan(plan, options.settings, ends);
@@ -112,9 +128,8 @@ ExitCode run(RunOptions options)
         throw;
     }
     progress.finish();
-    if (!options.output.empty())
+    if (speaks && !options.output.empty())
         writeFileDurably(options.output, toJson(measurement).dump(1) + '\n');
-    const bool speaks = ends.front()->rank() == 0 || !options.solo.empty();
     if (measurement.steps == 0) {
         fmt::print(stderr, "shardrun: stopped before the first step was done\n");
         return ExitCode::Interrupted;

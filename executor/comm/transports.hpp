@@ -37,8 +37,8 @@ std::unique_ptr<Transport> makeSoloTransport(int rank, int ranks);
 bool startedByMpi();
 /// Whether this build has the MPI transport.
 bool hasMpi();
-/// This process's end of MPI's world; MPI begins and ends with it: one a process. Its calls are made by the thread that
-/// makes it, abort() by any. EnvironmentError in a build without MPI.
+/// This process's end of MPI's world; MPI begins and ends with it: one a process. One
+/// thread at a time calls it, abort() any. EnvironmentError in a build without MPI.
 std::unique_ptr<Transport> makeMpiTransport(const TransportOptions& options = {});
 
 } // namespace shardwright
