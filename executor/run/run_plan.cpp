@@ -113,7 +113,9 @@ public:
         const std::int64_t vocab = plan.model.architecture.vocab;
         m_weights = settings.weights.empty() ? seededWeights(plan.model, settings.seed)
                                              : safetensorsWeights(plan.model, settings.weights);
-        m_batches = settings.text.empty() ? syntheticTokens(vocab, settings.seed) : textBytes(settings.text, vocab);
+        m_batches = settings.batches        ? settings.batches
+                    : settings.text.empty() ? syntheticTokens(vocab, settings.seed)
+                                            : textBytes(settings.text, vocab);
     }
 
     Measurement run()
@@ -279,7 +281,7 @@ private:
     const RunSettings& m_settings;
     const std::vector<std::unique_ptr<Transport>>& m_ends;
     std::unique_ptr<WeightSource> m_weights;
-    std::unique_ptr<BatchSource> m_batches;
+    std::shared_ptr<const BatchSource> m_batches;
     std::vector<RankRun> m_runs; // by end
     FirstFailure m_failure;
 };

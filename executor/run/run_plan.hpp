@@ -28,8 +28,9 @@ struct StepDone {
 struct RunSettings {
     std::int64_t steps = 20;
     std::uint64_t seed = 1;
-    std::string text;    // file whose bytes are the tokens; empty: synthetic ones
-    std::string weights; // safetensors file or folder; empty: seeded ones
+    std::string text;                           // file whose bytes are the tokens; empty: synthetic ones
+    std::shared_ptr<const BatchSource> batches; // instead of both
+    std::string weights;                        // safetensors file or folder; empty: seeded ones
     ExecutorOptions executor;
     std::string checkpoints;                        // folder; empty: none are written
     std::int64_t checkpointEvery = 0;               // steps; 0: after the last one only
