@@ -1,23 +1,11 @@
 #include "executor/engine/buffers.hpp"
 
 #include <cstring>
-#include <new>
 #include <stdexcept>
 
 #include <fmt/format.h>
 
 namespace shardwright {
-
-namespace {
-
-constexpr std::align_val_t kAlignment{64}; // a cache line, and any vector register
-
-} // namespace
-
-void Buffers::FreeMemory::operator()(std::byte* memory) const
-{
-    ::operator delete(memory, kAlignment);
-}
 
 Buffers::Buffers(const Schedule& schedule, const Shapes& shapes, Arena& arena, NvmeFiles* files)
     : m_schedule(schedule), m_shapes(shapes), m_arena(arena), m_files(files), m_slots(schedule.buffers.size()),
@@ -64,7 +52,7 @@ void Buffers::allocate(BufferId buffer)
         return;
     }
     const auto size = static_cast<std::size_t>(bytes.count());
-    fresh.memory.reset(static_cast<std::byte*>(::operator new(size, kAlignment)));
+    fresh.memory = m_cache.take(size);
     // Padding must be zeros: sums and scales of blocks go over it. Room that nothing lies in is not touched.
     if (const Held* content = held(buffer); content != nullptr && content->content.codec == Codec::None)
         std::memset(fresh.memory.get(), 0,

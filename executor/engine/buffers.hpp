@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "executor/engine/arena.hpp"
+#include "executor/engine/memory_cache.hpp"
 #include "executor/engine/nvme_files.hpp"
 #include "executor/engine/shapes.hpp"
 #include "executor/tensor_view.hpp"
@@ -50,13 +51,10 @@ public:
     void touch(BufferId buffer) { slot(buffer).written = ++m_clock; }
 
 private:
-    struct FreeMemory {
-        void operator()(std::byte* memory) const;
-    };
     struct Slot {
         bool live = false;
         std::int64_t written = 0;
-        std::unique_ptr<std::byte, FreeMemory> memory;
+        MemoryCache::Block memory;
         int file = -1;
     };
 
@@ -68,6 +66,7 @@ private:
     const Shapes& m_shapes;
     Arena& m_arena;
     NvmeFiles* m_files;
+    MemoryCache m_cache; // outlives the slots
     std::vector<Slot> m_slots;
     std::vector<BufferShape> m_now; // by BufferId; differs from m_shapes where something else is held by now
     std::int64_t m_clock = 0;
