@@ -79,10 +79,8 @@ public:
         m_plan.gpu.capacity = figureBytes(m_input.cluster.gpu.memory);
         m_plan.host.capacity = figureBytes(m_input.cluster.hostMemory);
         m_plan.nvme.capacity = figureBytes(m_input.cluster.nvmeCapacity);
-        if (m_input.slice == nullptr) { // of a slice it is known
+        if (m_input.slice == nullptr) // of a slice it is known
             m_plan.reasons = refusals(m_input);
-            refusePastLearnedPositions();
-        }
         if (!m_plan.reasons.empty()) {
             m_plan.verdict = Verdict::NotPossible;
             return std::move(m_plan);
@@ -111,22 +109,6 @@ private:
     {
         if (m_detail.suggest && m_plan.verdict == Verdict::DoesNotFit)
             m_plan.smallestChange = smallestChangeThatFits(m_input);
-    }
-
-    /// A table of learned positions cannot be read past its end; rotary positions and ALiBi can.
-    void refusePastLearnedPositions()
-    {
-        const std::int64_t positions = m_input.model.architecture.maxPositions;
-        const std::int64_t sequence = m_input.training.sequenceLength;
-        bool learned = false;
-        for (const LayerType& type : m_input.model.layerTypes)
-            for (const ParameterSpec& parameter : type.parameters)
-                learned |= parameter.role == ParameterRole::Position;
-        if (learned && positions > 0 && sequence > positions)
-            m_plan.reasons.push_back(
-                fmt::format("the model has {} learned positions and sequences of {} tokens read past "
-                            "them: a sequence length of at most {}",
-                            positions, sequence, positions));
     }
 
     void fillFromRules(const FrameworkRules& rules)

@@ -197,9 +197,12 @@ void BlockWriter::policy()
         return;
     }
     // Selective recomputation of arXiv 2205.05198 sec. 5: all but the attention core (scores, softmax, dropout).
+    // Megatron-LM runs fused attention again, too (megatron/core/transformer/attention.py
+    // _checkpointed_attention_forward): its statistics are not kept, its output is the next matrix's input.
+    const int statistics = m_training.implementation == Implementation::Megatron ? m_logSumExp : -1;
     for (int slot = kFirstOwnSlot; slot < static_cast<int>(m_program.slots()); ++slot)
         if (m_program.usedInBackward(slot) && slot != m_softcap && slot != m_softmax && slot != m_probabilities &&
-            slot != m_attentionMask && slot != m_dropped)
+            slot != m_attentionMask && slot != m_dropped && slot != statistics)
             m_program.keepByPolicy(slot);
 }
 

@@ -2,6 +2,8 @@
 
 #include <cassert>
 
+#include <fmt/format.h>
+
 #include "core/layer_refusals.hpp"
 #include "planner/parallelism/combinations.hpp"
 #include "planner/parallelism/model_slice.hpp"
@@ -41,12 +43,30 @@ std::vector<std::string> implementationRefusals(const PlanInput& input)
     return reasons;
 }
 
+/// A table of learned positions cannot be read past its end; rotary positions and ALiBi can.
+std::vector<std::string> positionRefusals(const PlanInput& input)
+{
+    const std::int64_t positions = input.model.architecture.maxPositions;
+    const std::int64_t sequence = input.training.sequenceLength;
+    bool learned = false;
+    for (const LayerType& type : input.model.layerTypes)
+        for (const ParameterSpec& parameter : type.parameters)
+            learned |= parameter.role == ParameterRole::Position;
+    if (!learned || positions == 0 || sequence <= positions)
+        return {};
+    return {
+        fmt::format("the model has {} learned positions and sequences of {} tokens read past them: a sequence length "
+                    "of at most {}",
+                    positions, sequence, positions)};
+}
+
 } // namespace
 
 std::vector<std::string> refusals(const PlanInput& input)
 {
     std::vector<std::string> reasons = combinationRefusals(input);
-    for (const auto& more : {implementationRefusals(input), sliceRefusals(input), roomOf(input).refusals(input)})
+    for (const auto& more :
+         {implementationRefusals(input), positionRefusals(input), sliceRefusals(input), roomOf(input).refusals(input)})
         reasons.insert(reasons.end(), more.begin(), more.end());
     return reasons;
 }

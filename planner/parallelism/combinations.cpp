@@ -17,6 +17,22 @@ struct Reasons {
         return {"FullyShardedDataParallel is not combined with model parallelism: PyTorch composes it with fully_shard "
                 "(fsdp2)"};
     }
+    /// A block's experts as a unit of their own, over the ranks that hold the same ones.
+    void refuseExperts(const Fsdp2Options& options, std::vector<std::string>& reasons) const
+    {
+        const auto refuse = [&](std::string reason) { reasons.push_back(std::move(reason)); };
+        if (input.training.implementation != Implementation::Torchtitan)
+            refuse("expert parallelism under fsdp2 is torchtitan's: set implementation torchtitan");
+        if (input.strategy.parallelism.tensor > 1)
+            refuse("expert beside tensor parallelism is not planned under fsdp2");
+        if (options.wrap != WrapPolicy::Transformer)
+            refuse("expert parallelism under fsdp2 wraps blocks and their experts: TRANSFORMER_BASED_WRAP");
+        if (options.noShard)
+            refuse("expert parallelism takes its ranks out of the shard group: no_shard leaves none");
+        if (options.reshardGroup > 0)
+            refuse("torchtitan reshards to all ranks or not at all: reshard_after_forward takes no number of ranks "
+                   "beside expert parallelism");
+    }
     /// torch.distributed.pipelining around fully_shard, as torchtitan puts them together.
     void refusePipeline(const Fsdp2Options& options, std::vector<std::string>& reasons) const
     {
@@ -48,7 +64,7 @@ struct Reasons {
         if (parallelism.pipeline > 1)
             refusePipeline(options, reasons);
         if (parallelism.expert > 1)
-            reasons.push_back("expert parallelism under fsdp2 (torchtitan) is not planned");
+            refuseExperts(options, reasons);
         if (parallelism.tensor > 1 && input.training.implementation == Implementation::Torchtitan &&
             !parallelism.sequenceParallel)
             reasons.push_back("torchtitan's tensor parallelism always splits the sequence between its matrices "

@@ -44,8 +44,8 @@ protected:
     {
         Content content = wholeContent(Quantity::Parameters, shape().trained, tensorsOf(unit));
         content.layout.cut = Cut::EachRows;
-        content.layout.parts = shape().shardRanks;
-        content.group = shape().sharded() ? shape().shardGroup : -1;
+        content.layout.parts = sizesOf(unit).ranks;
+        content.group = sizesOf(unit).sharded() ? sizesOf(unit).group : -1;
         return content;
     }
 
@@ -65,7 +65,7 @@ protected:
     void enterRootForward(OpId compute) override
     {
         m_gatherGate = compute;
-        m_lastCollective = -1;
+        m_lastCollective = {-1, -1};
         m_lastReduced = {-1, -1};
         m_forwardCopyOut = -1;
         m_lastScatter = -1;
@@ -76,7 +76,11 @@ protected:
     void preForward(int unit) override
     {
         unshard(unit, Phase::Forward);
-        if (m_rules.m_options.forwardPrefetch) {
+        if (expertsApart()) {
+            // torchtitan sets each block to fetch the next one and its experts, the embedding to fetch the first
+            // block: the host waits in every block for the tokens that experts get.
+            prefetch(isExperts(unit) ? -1 : blockAfter(unit), Phase::Forward, shape().typeOf(unit).name == "block");
+        } else if (m_rules.m_options.forwardPrefetch) {
             const int next = afterInForward(unit);
             if (next >= 0)
                 gather(next, Phase::Forward);
@@ -116,6 +120,10 @@ protected:
         if (tokensOnly)
             return;
         unshard(unit, Phase::Backward);
+        if (expertsApart()) {
+            prefetch(isExperts(unit) ? -1 : blockBefore(unit), Phase::Backward, shape().typeOf(unit).name == "block");
+            return;
+        }
         const int next = beforeInForward(unit);
         if (next >= 0)
             gather(next, Phase::Backward);
@@ -214,7 +222,7 @@ private:
             return -1;
         Content content = as(shardOf(unit), Quantity::Parameters, shape().compute);
         content.layout.parts = parts;
-        content.layout.multiple = shape().shardRanks / parts;
+        content.layout.multiple = sizesOf(unit).ranks / parts;
         content.layout.allParts = allParts;
         content.group = group;
         return builder().content(content);
@@ -225,6 +233,32 @@ private:
         if (buffer >= 0)
             builder().free(buffer);
         buffer = -1;
+    }
+
+    bool expertsApart() const { return m_rules.m_parallelism.expert > 1; }
+
+    int blockAfter(int unit) const
+    {
+        int next = afterInForward(unit);
+        while (next >= 0 && isExperts(next))
+            next = afterInForward(next);
+        return next;
+    }
+    int blockBefore(int unit) const
+    {
+        int next = beforeInForward(unit);
+        while (next >= 0 && isExperts(next))
+            next = beforeInForward(next);
+        return next;
+    }
+    void prefetch(int unit, Phase phase, bool withExperts)
+    {
+        if (unit < 0)
+            return;
+        gather(unit, phase);
+        const int experts = afterInForward(unit);
+        if (withExperts && experts >= 0 && isExperts(experts))
+            gather(experts, phase);
     }
 
     bool staysUnsharded(int unit) const
@@ -244,7 +278,7 @@ private:
     void gather(int unit, Phase phase)
     {
         UnitState& state = stateOf(unit);
-        if (state.gathered >= 0 || state.unsharded >= 0 || !shape().sharded())
+        if (state.gathered >= 0 || state.unsharded >= 0 || !sizesOf(unit).sharded())
             return;
         const Fsdp2Unit& sizes = sizesOf(unit);
         const bool fromFewer = state.postForward >= 0;
@@ -289,19 +323,20 @@ private:
         state.arrived = op(OpKind::AllGather, Stream::AllGather, phase);
         builder().wait(copiedIn);
         drop(upload);
-        const GroupId group = fromFewer ? m_rules.m_fewer : shape().shardGroup;
+        const GroupId group = fromFewer ? m_rules.m_fewer : sizes.group;
         builder().send(sizes.gather, group);
         collect(builder(), Verb::AllGather, group, {state.gathered}, {state.gathered});
         if (!fromFewer)
-            takeTurn(state.arrived);
+            takeTurn(unit, state.arrived);
     }
 
     /// All-gathers and reduce-scatters share a communicator, whose kernels run one after the other in the order of
     /// issue (FSDP, arXiv 2304.11277 sec. 3.3.2).
-    void takeTurn(OpId collective)
+    void takeTurn(int unit, OpId collective)
     {
-        builder().wait(m_lastCollective);
-        m_lastCollective = collective;
+        OpId& last = m_lastCollective[isExperts(unit) ? 1 : 0];
+        builder().wait(last);
+        last = collective;
     }
 
     /// param_group unshard and wait_for_unshard.
@@ -310,7 +345,7 @@ private:
         UnitState& state = stateOf(unit);
         if (state.unsharded >= 0)
             return;
-        if (!shape().sharded()) {
+        if (!sizesOf(unit).sharded()) {
             copyIn(unit, phase);
             return;
         }
@@ -405,14 +440,14 @@ private:
         const bool casts = shape().reduce != shape().trained;
         const bool addsUp = state.gradientShard >= 0;
         const bool becomesGradient = !casts && !addsUp && !offload();
-        m_lastScatter = op(shape().sharded() ? OpKind::ReduceScatter : OpKind::Copy, Stream::Reduce, Phase::Backward);
+        m_lastScatter = op(sizes.sharded() ? OpKind::ReduceScatter : OpKind::Copy, Stream::Reduce, Phase::Backward);
         builder().wait(copiedIn);
         BufferId output = builder().allocate(becomesGradient ? sizes.gradientShard : sizes.reduceOutput,
                                              shard(unit, Quantity::Gradients, shape().reduce));
-        if (shape().sharded()) {
-            builder().send(sizes.scatter, shape().shardGroup);
-            collect(builder(), Verb::ReduceScatter, shape().shardGroup, {m_lastReduceInput}, {output});
-            takeTurn(m_lastScatter);
+        if (sizes.sharded()) {
+            builder().send(sizes.scatter, sizes.group);
+            collect(builder(), Verb::ReduceScatter, sizes.group, {m_lastReduceInput}, {output});
+            takeTurn(unit, m_lastScatter);
         } else {
             builder().move(sizes.reduceAlone);
             builder().act(Verb::Move, {m_lastReduceInput}, {output});
@@ -467,9 +502,9 @@ private:
     std::vector<UnitState> m_states;
     BufferId m_lastGather = -1; // all-gather output that forward still holds (comm_ctx.all_gather_state)
     BufferId m_lastReduceInput = -1;
-    OpId m_gatherGate = -1;     // what the all-gather streams wait for
-    OpId m_forwardCopyOut = -1; // the last copy-out of this forward
-    OpId m_lastCollective = -1; // of the shard group
+    OpId m_gatherGate = -1;                       // what the all-gather streams wait for
+    OpId m_forwardCopyOut = -1;                   // the last copy-out of this forward
+    std::array<OpId, 2> m_lastCollective{-1, -1}; // of the shard group, and of that of experts
     OpId m_lastScatter = -1;
     std::array<OpId, 2> m_lastReduced{-1, -1}; // last operation after a reduction, in its two streams
 };

@@ -89,11 +89,12 @@ std::int64_t shardRanksOf(const PlanInput& input)
 FsdpShape shapeOf(const PlanInput& input)
 {
     const auto& options = std::get<Fsdp2Options>(input.strategy.options);
-    return FsdpShape(input,
-                     {options.paramDtype, options.reduceDtype, options.upcastTrainable, options.offloadParams,
-                      options.cpuRamEfficientLoading},
-                     {options.wrap, options.minNumParams, options.separateHeadUnit},
-                     {options.checkpointChildren, localShape(input)});
+    return FsdpShape(
+        input,
+        {options.paramDtype, options.reduceDtype, options.upcastTrainable, options.offloadParams,
+         options.cpuRamEfficientLoading},
+        {options.wrap, options.minNumParams, options.separateHeadUnit, input.strategy.parallelism.expert > 1},
+        {options.checkpointChildren, localShape(input)});
 }
 
 } // namespace
@@ -109,7 +110,14 @@ void Fsdp2Rules::resize(const PlanInput& input)
     m_options = std::get<Fsdp2Options>(input.strategy.options);
     m_parallelism = input.strategy.parallelism;
     m_units.clear();
+    m_expertRanks = std::max<std::int64_t>(1, shardRanksOf(input) / m_parallelism.expert);
     resizeShape(input, shardRanksOf(input));
+    // Ranks that hold the same experts stand as far apart as there are ranks with others (dp_shard_mod_ep).
+    m_experts = m_sizes.addGroup(
+        {"expert shard", m_expertRanks,
+         std::min(m_expertRanks, nodesOfDataRanks(input, checkedMultiply(m_expertRanks, m_parallelism.expert)))});
+    for (std::size_t type = 0; type < m_units.size(); ++type)
+        m_units[type].group = m_shape.units.types[type].experts ? m_experts : m_shape.shardGroup;
     const std::int64_t fewer = std::max<std::int64_t>(1, m_options.reshardGroup);
     m_fewer = m_sizes.addGroup({"reshard", fewer, nodesOfDataRanks(input, fewer)});
     m_accumulated.clear();
@@ -193,12 +201,18 @@ std::vector<Note> Fsdp2Rules::assumptions() const
     return notes;
 }
 
+/// torchtitan shards a block's experts over the ranks that hold the same ones.
+std::int64_t Fsdp2Rules::ranksOf(const UnitType& type) const
+{
+    return type.experts ? m_expertRanks : m_shape.shardRanks;
+}
+
 /// fully_shard pads dimension 0 of every parameter to a multiple of N.
-std::int64_t Fsdp2Rules::shardOf(const ParameterSpec& parameter) const
+std::int64_t Fsdp2Rules::shardOf(const UnitType& type, const ParameterSpec& parameter) const
 {
     const std::int64_t rows = parameter.shape.empty() ? 1 : parameter.shape[0];
     const std::int64_t rest = parameter.numel / std::max<std::int64_t>(1, rows);
-    return checkedMultiply(ceilDivide(rows, m_shape.shardRanks), rest);
+    return checkedMultiply(ceilDivide(rows, ranksOf(type)), rest);
 }
 
 DType Fsdp2Rules::storedIn(const UnitType& type, const ParameterSpec& parameter) const
@@ -225,7 +239,7 @@ FsdpRules::Kept Fsdp2Rules::defineUnit(std::size_t index)
     const bool rounds = m_options.pinMemory && m_shape.training.implementation != Implementation::Shardrun;
     const auto pinned = [rounds](Bytes exact) { return rounds ? Bytes(nextPowerOfTwo(exact.count())) : exact; };
     for (const ParameterSpec* parameter : type.parameters) {
-        const std::int64_t one = shardOf(*parameter);
+        const std::int64_t one = shardOf(type, *parameter);
         const std::int64_t all = checkedMultiply(one, parameter->repeat);
         const DType stored = storedIn(type, *parameter);
         kept.parameters += bytesOf(all, stored);
@@ -241,6 +255,7 @@ FsdpRules::Kept Fsdp2Rules::defineUnit(std::size_t index)
     }
     kept.stepped = kept.gradients;
     unit.trainable = kept.gradients;
+    unit.ranks = ranksOf(type);
     const int layer = type.layerType;
     const bool offload = m_options.offloadParams;
     unit.persistent = m_sizes.addBuffer(offload ? kHostShard : kShard, offload ? host : kept.parameters, layer);
@@ -265,12 +280,12 @@ void Fsdp2Rules::defineUnitCommunication(const UnitType& type, Fsdp2Unit& unit)
     Bytes largestStored;
     Bytes largestCast;
     for (const ParameterSpec* parameter : type.parameters) {
-        const std::int64_t one = shardOf(*parameter);
+        const std::int64_t one = shardOf(type, *parameter);
         const DType dtype = storedIn(type, *parameter);
         stored += bytesOf(one, dtype) * parameter->repeat;
         largestStored = std::max(largestStored, bytesOf(one, dtype));
         const DType gathered = gatheredIn(type, *parameter);
-        whole += bytesOf(checkedMultiply(one, m_shape.shardRanks), gathered) * parameter->repeat;
+        whole += bytesOf(checkedMultiply(one, unit.ranks), gathered) * parameter->repeat;
         if (dtype == gathered)
             continue;
         cast += bytesOf(one, compute) * parameter->repeat;
@@ -279,7 +294,7 @@ void Fsdp2Rules::defineUnitCommunication(const UnitType& type, Fsdp2Unit& unit)
     }
     // Shards are copied and cast one by one: a copy lives on only where no cast replaces it. A single rank copies each
     // parameter straight into its unsharded place. shardrun copies a unit's shards at once.
-    const bool single = !m_shape.sharded();
+    const bool single = !unit.sharded();
     const bool oneByOne = (single || casts()) && m_shape.training.implementation != Implementation::Shardrun;
     unit.upload = m_sizes.addBuffer(kShardUpload, oneByOne ? largestStored : stored, layer);
     unit.cast = m_sizes.addBuffer(kShardCast, single ? largestCast : cast, layer);
@@ -290,7 +305,7 @@ void Fsdp2Rules::defineUnitCommunication(const UnitType& type, Fsdp2Unit& unit)
     const bool foreachCopy = casts() && !m_options.offloadParams; // collectives use_foreach_copy
     unit.postForwardCast = m_sizes.addBuffer(kShardCast, foreachCopy ? share(whole, 1, fewer) : Bytes(0), layer);
     const Bytes reduced = bytesOf(unit.trainable, m_shape.reduce);
-    const Bytes reducedWhole = bytesOf(checkedMultiply(unit.trainable, m_shape.shardRanks), m_shape.reduce);
+    const Bytes reducedWhole = bytesOf(checkedMultiply(unit.trainable, unit.ranks), m_shape.reduce);
     unit.reduceInput = m_sizes.addBuffer(kReduceInput, reducedWhole, layer);
     unit.reduceOutput = m_sizes.addBuffer(kReduceOutput, reduced, layer);
     unit.gradientShard = m_sizes.addBuffer(kGradientShard, bytesOf(unit.trainable, m_shape.trained), layer);
@@ -309,7 +324,7 @@ void Fsdp2Rules::defineUnitCopies(Fsdp2Unit& unit, const UnitBytes& bytes)
     const auto add = [this](std::string_view name, std::string_view formula, std::string_view source, Bytes moved) {
         return m_sizes.addPayload({name, formula, source, moved, m_shape.compute});
     };
-    const Bytes shard = share(bytes.whole, 1, m_shape.shardRanks);
+    const Bytes shard = share(bytes.whole, 1, unit.ranks);
     // A shard that is cast is read in its own dtype and written in the gathered one; then every shard is copied to its
     // place in the all-gather's output.
     unit.copyIn = add("shards cast and copied in", "(d + 3 c) x shard", "collectives all_gather_copy_in",
@@ -323,7 +338,7 @@ void Fsdp2Rules::defineUnitCopies(Fsdp2Unit& unit, const UnitBytes& bytes)
                        "param to_sharded_post_forward: clone", fewer * 2);
     unit.copyWhole = add("parameters cast and copied", "(d + c) x numel", "param_group wait_for_unshard, one rank",
                          bytes.stored + bytes.whole);
-    const Bytes gradients = bytesOf(checkedMultiply(unit.trainable, m_shape.shardRanks), m_shape.compute);
+    const Bytes gradients = bytesOf(checkedMultiply(unit.trainable, unit.ranks), m_shape.compute);
     unit.widen = add("gradients cast to the reduce dtype", "(c + r) x numel", "param to_accumulated_grad_if_needed",
                      gradients + bytes.reducedWhole);
     unit.reduceCopyIn = add("gradients copied in", "(c + r) x shard x N", "collectives foreach_reduce_scatter_copy_in",
@@ -335,6 +350,22 @@ void Fsdp2Rules::defineUnitCopies(Fsdp2Unit& unit, const UnitBytes& bytes)
     unit.settle = add("gradient shards cast", "(r + d) x shard", "collectives foreach_reduce", cast);
     unit.settleAdding =
         add("gradient shards cast and added up", "(r + 4 d) x shard", "collectives foreach_reduce", cast + kept * 3);
+}
+
+std::vector<Note> Fsdp2Rules::excluded() const
+{
+    std::vector<Note> notes = FsdpRules::excluded();
+    if (m_parallelism.expert > 1)
+        notes.push_back({"expert parallelism: the counts of tokens that ranks exchange first and for which the host "
+                         "waits, and the padding of each expert's tokens",
+                         Provenance::Assumed, "torchtitan/distributed/expert_parallel.py"});
+    return notes;
+}
+
+int Fsdp2Rules::communicators() const
+{
+    return FsdpRules::communicators() + (m_parallelism.expert > 1 ? 1 : 0) +
+           (m_parallelism.expert > 1 && m_expertRanks > 1 ? 1 : 0);
 }
 
 std::vector<std::string> fsdp2Refusals(const PlanInput& input)
@@ -349,6 +380,9 @@ std::vector<std::string> fsdp2Refusals(const PlanInput& input)
     else if (options.reshardGroup > 0 && shardRanksOf(input) % options.reshardGroup != 0)
         reasons.push_back(fmt::format("reshard_after_forward={} does not divide the shard group of {}",
                                       options.reshardGroup, shardRanksOf(input)));
+    else if (shardRanksOf(input) % input.strategy.parallelism.expert != 0)
+        reasons.push_back(fmt::format("{} expert-parallel ranks do not divide the shard group of {}",
+                                      input.strategy.parallelism.expert, shardRanksOf(input)));
     return reasons;
 }
 

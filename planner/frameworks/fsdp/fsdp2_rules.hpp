@@ -10,6 +10,9 @@ enum class Reshard : std::uint8_t { Never, ToAll, ToFewer };
 /// Sizes of one type of unit under fully_shard.
 struct Fsdp2Unit {
     std::int64_t trainable = 0; // elements a rank keeps, padded
+    std::int64_t ranks = 1;     // that share the unit
+    GroupId group = -1;
+    bool sharded() const { return ranks > 1; }
     BufferClassId persistent = -1, moments = -1, hostGradient = -1, init = -1;
     BufferClassId upload = -1, cast = -1, gathered = -1, unsharded = -1;
     BufferClassId postForward = -1, postForwardCast = -1;
@@ -29,6 +32,8 @@ public:
     double textbookPsi() const override;
     std::string psiDifference() const override;
     std::vector<Note> assumptions() const override;
+    std::vector<Note> excluded() const override;
+    int communicators() const override;
     Schedule emit() const override; // fsdp2_emission.cpp
 
 private:
@@ -44,7 +49,8 @@ private:
         Bytes reducedWhole; // gradients in the reduce dtype, padded
     };
     void defineUnitCopies(Fsdp2Unit& unit, const UnitBytes& bytes);
-    std::int64_t shardOf(const ParameterSpec& parameter) const;
+    std::int64_t ranksOf(const UnitType& type) const;
+    std::int64_t shardOf(const UnitType& type, const ParameterSpec& parameter) const;
     DType storedIn(const UnitType& type, const ParameterSpec& parameter) const;
     DType gatheredIn(const UnitType& type, const ParameterSpec& parameter) const;
     Reshard reshard() const;
@@ -54,6 +60,8 @@ private:
 
     Fsdp2Options m_options;
     Parallelism m_parallelism;
+    std::int64_t m_expertRanks = 1; // that share one part of the experts
+    GroupId m_experts = -1;
     GroupId m_fewer = -1;                                  // ranks of reshard_after_forward=int
     std::vector<Fsdp2Unit> m_units;                        // by unit type
     std::vector<std::vector<BufferClassId>> m_accumulated; // [layer type][module]: gradients kept by no_sync

@@ -156,6 +156,14 @@ void FsdpEmission::freeGradients(int unit)
 
 void FsdpEmission::enterForward(int unit)
 {
+    if (isExperts(unit)) {
+        if (m_openExperts == unit)
+            return;
+        m_openExperts = unit;
+        preForward(unit);
+        return;
+    }
+    closeExperts();
     if (m_open != unit)
         closeOpenUnit();
     if (!isRoot(unit))
@@ -166,8 +174,16 @@ void FsdpEmission::enterForward(int unit)
     preForward(unit);
 }
 
+void FsdpEmission::closeExperts()
+{
+    if (m_openExperts >= 0)
+        postForward(m_openExperts);
+    m_openExperts = -1;
+}
+
 void FsdpEmission::closeOpenUnit()
 {
+    closeExperts();
     if (m_open < 0)
         return;
     const int unit = m_open;

@@ -82,6 +82,7 @@ protected:
 
     bool empty(int unit) const { return m_shape.typeOf(unit).numel == 0; }
     bool isRoot(int unit) const { return unit == kRootUnit; }
+    bool isExperts(int unit) const { return m_shape.typeOf(unit).experts; }
     bool inBackward(int unit) const { return m_inBackward[static_cast<std::size_t>(unit)]; }
     std::size_t unitType(int unit) const
     {
@@ -106,6 +107,7 @@ private:
     bool fedByTokens(int unit) const;
     void enterForward(int unit);
     void closeOpenUnit();
+    void closeExperts();
     void enterBackward(int unit);
     void finishBackward(int unit, const MicroStep& step);
     void microStep(const MicroStep& step);
@@ -129,7 +131,8 @@ private:
     std::vector<int> m_forwardOrder;                // units with parameters; the root begins first and ends last
     std::map<std::int64_t, ActivationWalk> m_walks; // of a pipeline's micro-batches in flight
     int m_open = -1;
-    int m_postponed = -1; // unit whose post-backward hook is still to come
+    int m_openExperts = -1; // within it
+    int m_postponed = -1;   // unit whose post-backward hook is still to come
     int m_layer = -1;
     int m_microStep = 0; // of those that are written out
 };

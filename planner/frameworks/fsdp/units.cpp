@@ -51,6 +51,13 @@ std::vector<int> wrapBySize(const std::vector<LeafModule>& modules, std::int64_t
     return group;
 }
 
+bool holdsExperts(const LayerType& layer, const LeafModule& module)
+{
+    return std::any_of(module.parameters.begin(), module.parameters.end(), [&](int index) {
+        return layer.parameters[static_cast<std::size_t>(index)].role == ParameterRole::Expert;
+    });
+}
+
 } // namespace
 
 UnitMap unitsOf(const Model& model, const UnitPolicy& policy)
@@ -82,7 +89,8 @@ UnitMap unitsOf(const Model& model, const UnitPolicy& policy)
         const std::vector<LeafModule> modules = leafModules(layer);
         std::vector<int> group(modules.size(), kRoot);
         if (policy.wrap == WrapPolicy::Transformer && layer.kind == LayerKind::Block)
-            std::fill(group.begin(), group.end(), 0);
+            for (std::size_t i = 0; i < modules.size(); ++i)
+                group[i] = policy.separateExperts && holdsExperts(layer, modules[i]) ? 1 : 0;
         else if (policy.wrap == WrapPolicy::Size)
             group = wrapBySize(modules, policy.minNumParams);
         else if (separateHead && policy.wrap == WrapPolicy::Transformer)
@@ -113,6 +121,9 @@ UnitMap unitsOf(const Model& model, const UnitPolicy& policy)
                 type.name = layer.kind == LayerKind::Block       ? "block"
                             : layer.kind == LayerKind::Embedding ? "embedding"
                                                                  : "final norm and head";
+                type.experts = layer.kind == LayerKind::Block && policy.separateExperts && group[i] == 1;
+                if (type.experts)
+                    type.name = "experts";
                 type.layerType = typeIndex;
                 typeOfGroup[key] = static_cast<int>(map.types.size());
                 map.types.push_back(type);

@@ -19,6 +19,7 @@ struct UnitType {
     std::int64_t trainable = 0;
     int layerType = -1; // of the layer it lies in, -1 when it spans several
     bool root = false;
+    bool experts = false; // a unit within a block's, used while the block's is
 };
 
 struct Unit {
@@ -41,7 +42,8 @@ struct UnitMap {
 struct UnitPolicy {
     WrapPolicy wrap = WrapPolicy::Transformer;
     std::int64_t minNumParams = 100000000;
-    bool separateHead = false; // embedding is a unit, final norm and head are one
+    bool separateHead = false;    // embedding is a unit, final norm and head are one
+    bool separateExperts = false; // a block's experts are a unit of their own within the block's
 };
 
 /// Units under a wrap policy. TRANSFORMER_BASED_WRAP: every block, the rest in the root. SIZE_BASED_WRAP: bottom-up, a
