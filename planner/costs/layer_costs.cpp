@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cassert>
+#include <utility>
 
+#include "planner/costs/host_costs.hpp"
 #include "planner/costs/step_costs.hpp"
 
 namespace shardwright {
@@ -12,26 +14,73 @@ namespace {
 /// Sums over the stages before each position of a pass: the cost of [first, end) is one difference.
 using StageSums = std::vector<Cost>;
 
-StageSums sumsOf(const StepCosts& costs, const ProgramPass& pass, const LayerProgram& program, int layerType,
-                 bool backward)
+enum class PassKind { Forward, Recompute, Backward };
+
+/// Whose kernels Megatron wraps into a torch.autograd.Function of its own: linear layers
+/// (core/tensor_parallel/layers.py LinearWithGradAccumulationAndAsyncCommunication), norms
+/// (fusions/fused_layer_norm.py) and the softmax (fusions/fused_softmax.py) or the fused attention.
+bool isFunction(const StepWork& work)
 {
-    StageSums sums(1);
-    sums.reserve(pass.size() + 1);
-    for (const ProgramStage& stage : pass) {
-        Cost sum = sums.back();
-        for (const StepWork& work : stage.work)
-            sum += costs.of(work, program, layerType, backward);
-        sums.push_back(sum);
+    switch (work.kind) {
+    case WorkKind::Attention:
+    case WorkKind::AttentionScores: return true;
+    case WorkKind::ByModule: return work.module >= 0;
+    default: return false;
     }
-    return sums;
 }
+
+class PassSums {
+public:
+    PassSums(const PlanInput& input, const ActivationModel& activations)
+        : m_training(input.training), m_model(activations.model()), m_costs(input, activations), m_host(input)
+    {
+    }
+
+    /// `layerType`: -1 for the loss.
+    StageSums of(PassKind kind, const ProgramPass& pass, const LayerProgram& program, int layerType) const
+    {
+        const bool block =
+            layerType >= 0 && m_model.layerTypes[static_cast<std::size_t>(layerType)].kind == LayerKind::Block;
+        // torch.compile of each block. Recomputation is part of the graph of its backward.
+        const bool compiled =
+            block ? m_training.compile : layerType < 0 && m_training.loss == LossKind::Compiled && m_training.compile;
+        const bool wraps = block && m_training.implementation == Implementation::Megatron;
+        const double perKernel = compiled ? m_host.compiledKernel() : m_host.kernel();
+        double entering = 0;
+        if (compiled)
+            entering = kind == PassKind::Recompute ? 0 : m_host.compiledGraph();
+        else if (kind == PassKind::Recompute)
+            entering = m_host.checkpoint();
+        StageSums sums(1);
+        sums.reserve(pass.size() + 1);
+        for (const ProgramStage& stage : pass) {
+            Cost sum = sums.back();
+            for (const StepWork& work : stage.work) {
+                Cost cost = m_costs.of(work, program, layerType, kind == PassKind::Backward);
+                cost.hostSeconds = perKernel * cost.kernels + std::exchange(entering, 0.0);
+                if (wraps && isFunction(work))
+                    cost.hostSeconds += m_host.function();
+                sum += cost;
+            }
+            sums.push_back(sum);
+        }
+        return sums;
+    }
+
+private:
+    const Training& m_training;
+    const Model& m_model;
+    const StepCosts m_costs;
+    const HostCosts m_host;
+};
 
 Cost between(const StageSums& sums, int first, int end)
 {
     const auto last = static_cast<int>(sums.size()) - 1;
     const Cost& before = sums[static_cast<std::size_t>(std::clamp(first < 0 ? 0 : first, 0, last))];
     const Cost& after = sums[static_cast<std::size_t>(std::clamp(end < 0 ? last : end, 0, last))];
-    return {after.seconds - before.seconds, after.flops - before.flops, after.kernels - before.kernels};
+    return {after.seconds - before.seconds, after.flops - before.flops, after.kernels - before.kernels,
+            after.hostSeconds - before.hostSeconds};
 }
 
 struct ProgramSums {
@@ -69,7 +118,7 @@ struct LayerCosts::Tables {
 LayerCosts::LayerCosts(const PlanInput& input, const ActivationModel& activations)
     : m_tables(std::make_unique<Tables>())
 {
-    const StepCosts costs(input, activations);
+    const PassSums sumsOf(input, activations);
     const std::vector<int>& layers = activations.model().layers;
     for (std::size_t layer = 0; layer < layers.size(); ++layer) {
         const LayerProgram* program = &activations.program(static_cast<int>(layer));
@@ -80,15 +129,15 @@ LayerCosts::LayerCosts(const PlanInput& input, const ActivationModel& activation
         if (found != known.end())
             continue;
         const int type = layers[layer];
-        known.push_back({program, sumsOf(costs, program->forwardPass(), *program, type, false),
-                         sumsOf(costs, program->recomputePass(), *program, type, false),
-                         sumsOf(costs, program->backwardPass(), *program, type, true)});
+        known.push_back({program, sumsOf.of(PassKind::Forward, program->forwardPass(), *program, type),
+                         sumsOf.of(PassKind::Recompute, program->recomputePass(), *program, type),
+                         sumsOf.of(PassKind::Backward, program->backwardPass(), *program, type)});
     }
     const LayerProgram& loss = activations.loss();
-    m_tables->loss = {&loss, sumsOf(costs, loss.forwardPass(), loss, -1, false), StageSums(1),
-                      sumsOf(costs, loss.backwardPass(), loss, -1, true)};
+    m_tables->loss = {&loss, sumsOf.of(PassKind::Forward, loss.forwardPass(), loss, -1), StageSums(1),
+                      sumsOf.of(PassKind::Backward, loss.backwardPass(), loss, -1)};
     const LayerProgram& metrics = activations.metrics();
-    m_tables->metrics = sumsOf(costs, metrics.forwardPass(), metrics, -1, false);
+    m_tables->metrics = sumsOf.of(PassKind::Forward, metrics.forwardPass(), metrics, -1);
 }
 
 LayerCosts::~LayerCosts() = default;
@@ -101,6 +150,11 @@ double LayerCosts::seconds(const Op& op) const
 int LayerCosts::kernels(const Op& op) const
 {
     return m_tables->of(op).kernels;
+}
+
+double LayerCosts::hostSeconds(const Op& op) const
+{
+    return m_tables->of(op).hostSeconds;
 }
 
 double LayerCosts::flops(const Op& op) const

@@ -22,8 +22,9 @@ public:
     /// [firstPart, endPart).
     double seconds(const Op& op) const;
 
-    /// Kernels that it launches: what the host spends on issuing it.
+    /// Kernels that it launches, and how long the host is busy issuing them.
     int kernels(const Op& op) const;
+    double hostSeconds(const Op& op) const;
 
     /// FLOPs that the GPU really carries out in it, those of matrix products and attention.
     double flops(const Op& op) const;

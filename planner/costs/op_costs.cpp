@@ -42,7 +42,7 @@ PinnedMemory pinnedMemory(const Strategy& strategy)
 
 OpCosts::OpCosts(const PlanInput& input, const ActivationModel& activations, const SizeTable& sizes)
     : m_sizes(sizes), m_layers(input, activations), m_collectives(input.cluster), m_transfers(input.cluster),
-      m_vectorizedHostOptimizer(hasVectorizedHostOptimizer(input)),
+      m_host(input), m_vectorizedHostOptimizer(hasVectorizedHostOptimizer(input)),
       m_checkpointsToHost(input.training.checkpointing == Checkpointing::Cpu)
 {
     const PinnedMemory pinned = pinnedMemory(input.strategy);
@@ -104,8 +104,8 @@ double OpCosts::hostSeconds(const Op& op) const
     case OpKind::Recompute:
     case OpKind::Backward:
     case OpKind::LossForward:
-    case OpKind::LossBackward: return m_layers.kernels(op) * m_transfers.launch();
-    default: return op.payloadCount * m_transfers.launch();
+    case OpKind::LossBackward: return m_layers.hostSeconds(op);
+    default: return op.payloadCount * (isCollective(op.kind) ? m_host.collective(op.kind) : m_host.kernel());
     }
 }
 

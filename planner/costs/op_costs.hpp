@@ -4,6 +4,7 @@
 
 #include "core/schedule.hpp"
 #include "planner/costs/collective_costs.hpp"
+#include "planner/costs/host_costs.hpp"
 #include "planner/costs/layer_costs.hpp"
 #include "planner/costs/transfer_costs.hpp"
 
@@ -31,6 +32,7 @@ private:
     LayerCosts m_layers;
     CollectiveCosts m_collectives;
     TransferCosts m_transfers;
+    HostCosts m_host;
     bool m_vectorizedHostOptimizer;
     bool m_checkpointsToHost;
     bool m_statesPinned = true;

@@ -13,12 +13,14 @@ struct Cost {
     double seconds = 0;
     double flops = 0; // of matrix products and attention
     int kernels = 0;
+    double hostSeconds = 0; // to issue it
 
     Cost& operator+=(const Cost& other)
     {
         seconds += other.seconds;
         flops += other.flops;
         kernels += other.kernels;
+        hostSeconds += other.hostSeconds;
         return *this;
     }
 };

@@ -32,13 +32,6 @@ constexpr double kCpuAdamPerCore = 10e9;
 
 constexpr double kCopyLatency = 10e-6;  // assumed: setting up one asynchronous copy
 constexpr double kNvmeLatency = 100e-6; // vendor: a read of flash, some 80 to 100 us on data-centre drives
-// What the host needs for one kernel of an eager program: Python, dispatcher, autograd and cudaLaunchKernel together.
-// measured, in microseconds: 11 for the simplest operation with its launch (github.com/pytorch/pytorch issues 41383 and
-// 82793), 24 to 30 in a network of modules that is bound by its host (17.8 ms for 583 operations on an A100, issue
-// 82793), 32 in a decoding LLaMA-7B that is (25.5 tokens/s with 38 kernels a layer on an A100,
-// pytorch.org/blog/accelerating-generative-ai-2), 7 in serving code on an H100. Hosts and programs differ that much;
-// the geometric mean.
-constexpr double kLaunch = 15e-6;
 
 double secondsAt(Bytes bytes, double bytesPerSecond, double latency)
 {
@@ -64,15 +57,13 @@ TransferCosts::TransferCosts(const Cluster& cluster)
     m_vectorizedOptimizer = std::min(cluster.hostMemoryBandwidth.value * kCpuAdamMemoryShare, cores) / ranks;
     m_plainOptimizer = std::min(cluster.hostMemoryBandwidth.value * kPlainAdamMemoryShare, cores) / ranks;
     m_gpuOptimizer = m_gpuMemory;
-    m_launch = kLaunch;
     if (!cluster.gpu.isHostProcessor())
         return;
-    // The "GPU" is a rank's share of the host: one memory, figures measured by the kernels themselves, no driver.
+    // The "GPU" is a rank's share of the host: one memory, figures measured by the kernels themselves.
     const auto rate = [&](MeasuredRate wanted) { return cluster.gpu.measuredRates.at(wanted).value; };
     m_pinned = m_pageable = cluster.pcieBandwidth.value;
     m_gpuMemory = rate(MeasuredRate::Copy);
     m_gpuOptimizer = m_vectorizedOptimizer = m_plainOptimizer = rate(MeasuredRate::Optimizer);
-    m_launch = 0;
 }
 
 double TransferCosts::copy(Bytes bytes, bool pinned) const
@@ -113,11 +104,6 @@ double TransferCosts::gpuOptimizer(Bytes readPlusWritten) const
 double TransferCosts::hostOptimizer(Bytes readPlusWritten, bool vectorized) const
 {
     return secondsAt(readPlusWritten, vectorized ? m_vectorizedOptimizer : m_plainOptimizer, 0);
-}
-
-double TransferCosts::launch() const
-{
-    return m_launch;
 }
 
 } // namespace shardwright

@@ -22,12 +22,10 @@ public:
     /// One rank's share of the node's cores and memory. Vectorized: one pass, as DeepSpeedCPUAdam; otherwise bytes of
     /// all passes of an optimizer made of single operations.
     double hostOptimizer(Bytes readPlusWritten, bool vectorized) const;
-    double launch() const; // host time to issue one kernel
 
 private:
     double copy(Bytes bytes, bool pinned) const;
 
-    double m_launch = 0;
     // bytes/s of one rank
     double m_pinned = 0;
     double m_pageable = 0;

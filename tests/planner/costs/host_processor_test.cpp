@@ -5,8 +5,10 @@
 #include "core/cluster_file.hpp"
 #include "core/diagnostics.hpp"
 #include "core/json_cursor.hpp"
+#include "core/model_file.hpp"
 #include "planner/costs/collective_costs.hpp"
 #include "planner/costs/gpu_facts.hpp"
+#include "planner/costs/host_costs.hpp"
 #include "planner/costs/matrix_product.hpp"
 #include "planner/costs/transfer_costs.hpp"
 #include "planner/overheads.hpp"
@@ -54,8 +56,15 @@ TEST(HostProcessor, TakesTheRatesThatWereMeasured)
     EXPECT_DOUBLE_EQ(transfers.gpuMemory(Bytes(5'000'000'000)), 1);
     EXPECT_DOUBLE_EQ(transfers.gpuOptimizer(Bytes(4'000'000'000)), 1);
     EXPECT_DOUBLE_EQ(transfers.hostOptimizer(Bytes(4'000'000'000), true), 1);
-    EXPECT_EQ(transfers.launch(), 0);
     EXPECT_TRUE(gpuOverheads(cluster, 2).empty());
+
+    const Training training;
+    const Model model = readModel("gpt2");
+    Strategy strategy;
+    strategy.options = NativeOptions{};
+    const HostCosts host({model, cluster, training, strategy});
+    EXPECT_EQ(host.kernel(), 0); // kernels are function calls
+    EXPECT_EQ(host.collective(OpKind::AllReduce), 0);
 
     const CollectiveCosts collectives(cluster);
     const Group world{"world", 4, 1};
