@@ -15,6 +15,7 @@ struct MatrixProduct {
     std::int64_t k = 0;
     DType dtype = DType::Bf16;
     std::int64_t outBytes = 2; // of one element of the result
+    bool aligned = true;       // rows of operands and result start at multiples of 16 bytes
 
     double flops() const
     {

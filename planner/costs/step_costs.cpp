@@ -21,6 +21,14 @@ bool embeddingTrains(const Model& model)
     });
 }
 
+/// Rows of `widths` elements follow each other at multiples of 16 bytes. Products in fp32 do without tensor cores.
+bool aligned(std::initializer_list<std::int64_t> widths, std::int64_t elementBytes)
+{
+    constexpr std::int64_t kAlignment = 16;
+    return elementBytes >= 4 || std::all_of(widths.begin(), widths.end(),
+                                            [&](std::int64_t width) { return width * elementBytes % kAlignment == 0; });
+}
+
 /// Elements of the bias, which a linear layer adds within its product but sums up by a kernel of its own.
 bool trainsBias(const LeafModule& module, const LayerType& type)
 {
@@ -143,6 +151,10 @@ Cost StepCosts::moduleProduct(const StepWork& work, const LayerProgram& program,
             out *= lossChunks(arch);
     }
     MatrixProduct forward{1, tokens, out, in, m_activations.compute(), m_elementBytes};
+    // TorchInductor pads what is not aligned (config.shape_padding). A chunk of the logits has rows as long as all.
+    const bool chunked = head && training.loss == LossKind::Fused;
+    const std::int64_t row = !chunked ? out : module == nullptr ? arch.vocab : module->outFeatures;
+    forward.aligned = (training.compile && type.kind == LayerKind::Block) || aligned({in, row}, m_elementBytes);
     if (experts) { // one product an expert; every token goes to `routed` of them
         const std::int64_t routed = std::max<std::int64_t>(1, arch.expertsPerToken);
         forward.batch = std::max<std::int64_t>(1, module->numel / (module->outFeatures * module->inFeatures));
@@ -175,10 +187,12 @@ Cost StepCosts::moduleProduct(const StepWork& work, const LayerProgram& program,
         cost += product(forward);
     } else {
         if (!work.writes.empty() && work.half != Half::Second)
-            cost += product({forward.batch, forward.m, forward.k, forward.n, forward.dtype, m_elementBytes});
+            cost += product(
+                {forward.batch, forward.m, forward.k, forward.n, forward.dtype, m_elementBytes, forward.aligned});
         const bool trains = module == nullptr ? m_tiedHeadTrains : module->trainable > 0 && module->loraRank == 0;
         if (trains && work.half != Half::First)
-            cost += product({forward.batch, forward.k, forward.n, forward.m, forward.dtype, m_elementBytes});
+            cost += product(
+                {forward.batch, forward.k, forward.n, forward.m, forward.dtype, m_elementBytes, forward.aligned});
         if (module != nullptr && trainsBias(*module, type) && work.half != Half::First)
             cost += stream(outBytes, 1);
     }
@@ -258,8 +272,10 @@ Cost StepCosts::eagerProducts(const StepWork& work, bool backward) const
     const std::int64_t batch = training.microBatch * arch.heads;
     const std::int64_t rows = s / m_activations.local().context; // queries of this rank
     const DType dtype = fp32 ? DType::Fp32 : m_activations.compute();
-    const MatrixProduct square{batch, rows, s, headDim, dtype, each}; // scores, or gradient of the probabilities
-    const MatrixProduct tall{batch, rows, headDim, s, dtype, each};   // result, or gradient of queries, keys or values
+    const bool fits = training.compile || aligned({headDim, s}, each);
+    const MatrixProduct square{batch, rows, s, headDim, dtype, each, fits}; // scores, or gradient of the probabilities
+    const MatrixProduct tall{batch, rows, headDim, s,
+                             dtype, each, fits}; // result, or gradient of queries, keys or values
     if (!backward)
         return product(scores ? square : tall);
     Cost cost = product(scores ? tall : square); // of queries; of the probabilities
