@@ -23,7 +23,9 @@ struct ThreadTransportOptions : TransportOptions {
     CollectiveAlgorithm algorithm = CollectiveAlgorithm::BySize;
     Bytes ringFrom = kRingFrom; // payloads of so many bytes go around the ring
 
-    static constexpr Bytes kRingFrom{1 << 20};
+    /// Up to about 1 MiB direct collectives are faster, having fewer meetings; from some MiB on both go at the memory's
+    /// speed, and neighbours share caches (benchmarks/executor/comm_benchmark.cpp, 2 and 4 ranks).
+    static constexpr Bytes kRingFrom{4 << 20};
 };
 
 /// The ends of `ranks` ranks that are threads of this process. They share what they need: any order of destruction.

@@ -14,6 +14,17 @@ namespace {
 /// Looks before a thread sleeps: neighbours mostly come within microseconds, while a sleep costs tens of them.
 constexpr int kLooks = 50;
 
+class Waiting {
+public:
+    explicit Waiting(std::atomic<bool>& flag) : m_flag(flag) { m_flag.store(true); }
+    ~Waiting() { m_flag.store(false); }
+    Waiting(const Waiting&) = delete;
+    Waiting& operator=(const Waiting&) = delete;
+
+private:
+    std::atomic<bool>& m_flag;
+};
+
 } // namespace
 
 void Bell::ring()
@@ -76,7 +87,7 @@ void Hub::throwCause()
     throw TransportError(m_cause.empty() ? "the run was aborted" : m_cause);
 }
 
-void Hub::wait(Bell& bell, const std::function<bool()>& ready, const std::function<std::string()>& late)
+void Hub::wait(int rank, Bell& bell, const std::function<bool()>& ready, const std::function<std::string()>& late)
 {
     for (int look = 0; look < kLooks; ++look) {
         if (ready())
@@ -85,6 +96,7 @@ void Hub::wait(Bell& bell, const std::function<bool()>& ready, const std::functi
             throwCause();
         std::this_thread::yield();
     }
+    const Waiting waiting(m_waiting[static_cast<std::size_t>(rank)]);
     const auto deadline = std::chrono::steady_clock::now() + m_timeLimit;
     std::unique_lock lock(bell.m_mutex);
     while (!ready()) {

@@ -66,7 +66,10 @@ struct SharedGroup {
 
 class Hub {
 public:
-    Hub(int ranks, std::chrono::milliseconds timeLimit) : m_ranks(ranks), m_timeLimit(timeLimit) {}
+    Hub(int ranks, std::chrono::milliseconds timeLimit)
+        : m_ranks(ranks), m_timeLimit(timeLimit), m_waiting(static_cast<std::size_t>(ranks))
+    {
+    }
 
     int ranks() const { return m_ranks; }
 
@@ -78,15 +81,19 @@ public:
     bool aborted() const { return m_aborted.load(); }
     [[noreturn]] void throwCause();
 
+    /// Whether a rank sleeps in wait() at this moment: it is not the one that stands still.
+    bool waits(int rank) const { return m_waiting[static_cast<std::size_t>(rank)].load(); }
+
     /// Returns once `ready`; TransportError when the run was aborted, or after the time limit, which aborts it:
     /// `late` then tells who has not come.
-    void wait(Bell& bell, const std::function<bool()>& ready, const std::function<std::string()>& late);
+    void wait(int rank, Bell& bell, const std::function<bool()>& ready, const std::function<std::string()>& late);
 
 private:
     std::string timeLimitText() const;
 
     int m_ranks;
     std::chrono::milliseconds m_timeLimit;
+    std::vector<std::atomic<bool>> m_waiting; // by rank
     std::atomic<bool> m_aborted{false};
     std::mutex m_mutex; // of what follows
     std::string m_cause;

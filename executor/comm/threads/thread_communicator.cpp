@@ -68,8 +68,8 @@ void ThreadCommunicator::arrive()
         return;
     }
     m_hub->wait(
-        member(rank()).bell, [&] { return m_group->arrivals.load() >= all; },
-        [&] { return whoIsLate(*m_group, rank()); });
+        m_group->ranks[static_cast<std::size_t>(rank())], member(rank()).bell,
+        [&] { return m_group->arrivals.load() >= all; }, [&] { return whoIsLate(*m_hub, *m_group, rank()); });
 }
 
 void ThreadCommunicator::checkCalls()

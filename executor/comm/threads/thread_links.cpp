@@ -40,7 +40,7 @@ void ThreadLinks::take(const Incoming& in)
 {
     Member& sender = member(in.from);
     m_hub.wait(
-        member(m_rank).bell, [&] { return sender.post.load() == m_rank; }, [&] { return late(in.from); });
+        globalRank(), member(m_rank).bell, [&] { return sender.post.load() == m_rank; }, [&] { return late(in.from); });
     int posted = m_rank;
     if (!sender.post.compare_exchange_strong(posted, Member::kTaking)) // the sender withdrew it: it was aborted
         m_hub.throwCause();
@@ -64,7 +64,7 @@ void ThreadLinks::awaitTaken(const Outgoing& out)
 {
     Member& own = member(m_rank);
     m_hub.wait(
-        own.bell, [&] { return own.post.load() == Member::kNothing; }, [&] { return late(out.to); });
+        globalRank(), own.bell, [&] { return own.post.load() == Member::kNothing; }, [&] { return late(out.to); });
 }
 
 /// Nobody may read the sender's memory once its call has ended.
@@ -82,7 +82,7 @@ void ThreadLinks::withdraw()
 
 std::string ThreadLinks::late(int rank) const
 {
-    return whoIsLate(m_group, m_rank, rank);
+    return whoIsLate(m_hub, m_group, m_rank, rank);
 }
 
 } // namespace shardwright

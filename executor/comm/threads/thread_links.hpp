@@ -19,6 +19,7 @@ protected:
 
 private:
     Member& member(int rank) { return m_group.members[static_cast<std::size_t>(rank)]; }
+    int globalRank() const { return m_group.ranks[static_cast<std::size_t>(m_rank)]; }
     void post(const Outgoing& out);
     void take(const Incoming& in);
     void awaitTaken(const Outgoing& out);

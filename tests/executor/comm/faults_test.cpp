@@ -93,6 +93,32 @@ TEST_P(Faults, SeveralRanksThatStallAreAllNamed)
               std::vector<std::string>(5, "ranks 3 and 4 did not come to all-gather of group world within 0.2 s"));
 }
 
+/// 0 waits for 2, which waits for 3, which stalls: 0 gives up first, but does not take 2 for the cause.
+TEST_P(Faults, ARankThatWaitsForAStalledOneIsNotTheCause)
+{
+    std::atomic<int> ended{0};
+    const auto ends = runRanks(4, options(300ms), [&](Transport& transport) {
+        const auto shard = transport.communicator({"shard", 2, 1, 1});
+        const auto replicate = transport.communicator({"replicate", 2, 1, 2});
+        std::vector<float> data(kElements);
+        try {
+            if (transport.rank() == 2) {
+                std::this_thread::sleep_for(100ms);
+                shard->allReduce(data.data(), kElements, DType::Fp32);
+            }
+            if (transport.rank() == 3)
+                while (ended < 3)
+                    std::this_thread::sleep_for(1ms);
+            replicate->allReduce(data.data(), kElements, DType::Fp32);
+        } catch (const TransportError&) {
+            ++ended;
+            throw;
+        }
+    });
+    for (const std::string& end : ends)
+        EXPECT_NE(end.find("rank 3 did not come to"), std::string::npos) << end;
+}
+
 /// As a program does on Ctrl-C: a thread that waits for signals calls abort().
 TEST_P(Faults, AbortFromAnotherThreadWakesEveryone)
 {
