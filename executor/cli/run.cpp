@@ -1,13 +1,9 @@
 // shardrun run: a plan, carried out.
 
 #include <algorithm>
-#include <cmath>
 #include <fstream>
-#include <limits>
-#include <thread>
-
-#include <malloc.h>
-#include <unistd.h>
+#include <memory>
+#include <utility>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -98,16 +94,8 @@ Bytes parseMemoryLimit(const std::string& text)
                      "such as 2GiB, 500MB or 1000000");
 }
 
-void keepMemory()
-{
-    // Buffers come and go every step: memory given back to the system each time would be paid for in page faults.
-    ::mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
-    ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
-}
-
 ExitCode run(RunOptions options)
 {
-    keepMemory();
     const ExecutablePlan plan = readPlanFile(options.plan);
     if (!options.output.empty() && !options.force && std::ifstream(options.output).good())
         throw InputError("command line", "-o", fmt::format("{} exists", options.output), "another name, or --force");
@@ -138,10 +126,10 @@ ExitCode run(RunOptions options)
     const bool timeCounts = options.calibrated && measurement.secondsPerStep > kShortestStep;
     const ValidationReport report = validate(plan, measurement, timeCounts);
     if (speaks) {
-        fmt::print("{} under {}: {} steps on {} {}, loss {:.4f} -> {:.4f}, {:.3g} s a step, {:.0f} tokens/s\n\n{}",
-                   plan.model.id, plan.strategy.name, measurement.steps, plan.ranks, plan.ranks == 1 ? "rank" : "ranks",
-                   measurement.losses.front(), measurement.losses.back(), measurement.secondsPerStep,
-                   measurement.tokensPerSecond, tableOf(report));
+        fmt::print("{}{} under {}: {} steps on {} {}, loss {:.4f} -> {:.4f}, {:.3g} s a step, {:.0f} tokens/s\n\n{}",
+                   measurement.complete ? "" : "stopped early: ", plan.model.id, plan.strategy.name, measurement.steps,
+                   plan.ranks, plan.ranks == 1 ? "rank" : "ranks", measurement.losses.front(),
+                   measurement.losses.back(), measurement.secondsPerStep, measurement.tokensPerSecond, tableOf(report));
     }
     if (!measurement.complete)
         return ExitCode::Interrupted;
@@ -157,7 +145,7 @@ Command addRun(CLI::App& root)
     RunSettings& settings = options->settings;
     app->add_option("plan", options->plan, "plan.json, as `shardplan compare --emit-plan STRATEGY` writes it")
         ->required();
-    app->add_option("--steps", settings.steps, "optimizer steps")
+    app->add_option("--steps", settings.steps, "optimizer steps to do")
         ->capture_default_str()
         ->check(CLI::Range(std::int64_t{1}, std::int64_t{1000000000}));
     app->add_option("--seed", settings.seed, "of first weights and synthetic tokens")->capture_default_str();
