@@ -2,6 +2,7 @@
 // shards master weights and moments over the ranks but keeps a whole fp32 gradient on each.
 
 #include "planner/frameworks/deepspeed/deepspeed_rules.hpp"
+#include "planner/frameworks/deepspeed/recording.hpp"
 #include "planner/frameworks/deepspeed/tensor_order.hpp"
 #include "planner/frameworks/optimizer_rules.hpp"
 
@@ -135,20 +136,19 @@ private:
     class Emission final : public StageObserver {
     public:
         explicit Emission(const Bf16OptimizerRules& rules)
-            : m_rules(rules), m_builder(rules.m_sizes), m_walk(rules.m_activations)
+            : m_rules(rules), m_builder(rules.m_sizes, rules.recording()), m_record(m_builder),
+              m_walk(rules.m_activations)
         {
+            if (!m_record.records())
+                return;
+            m_part = {tensorsOf(rules.m_order), Cut::Flat, rules.m_ranks, kAlignment};
+            m_whole = m_part;
+            m_whole.allParts = true;
         }
 
         Schedule run()
         {
-            m_builder.beginSegment("initialisation");
-            m_builder.op(OpKind::Allocate, Stream::Compute, Phase::Init);
-            const BufferId module = m_builder.allocate(m_rules.m_module);
-            m_builder.allocate(m_rules.m_flat);
-            m_builder.free(module);
-            for (const BufferClassId persistent :
-                 {m_rules.m_master, m_rules.m_wide, m_rules.m_moments, m_rules.m_narrow})
-                m_builder.allocate(persistent);
+            initialise();
             m_walk.carryOver(m_builder);
             if (m_rules.pipelined())
                 emitPipeline(m_builder, m_rules.m_activations, *m_rules.m_slice, m_rules.pipeline(), *this,
@@ -159,28 +159,78 @@ private:
                     microStep(step);
                 }
             m_builder.beginSegment("optimizer step");
-            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Optimizer);
-            m_builder.move(m_rules.m_clip);
-            m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
-            m_builder.move(m_rules.m_step);
-            const BufferId foreach = m_builder.allocate(m_rules.m_foreach);
-            m_builder.free(foreach);
-            m_builder.op(OpKind::AllGather, Stream::Compute, Phase::Optimizer);
-            m_builder.send(m_rules.m_gather, m_rules.m_world);
+            optimizerStep();
             return m_builder.finish();
+        }
+
+        BufferId gradientBuffer(int layer, int module) override
+        {
+            m_fresh = makeGradient(layer, module);
+            return m_fresh;
         }
 
         void afterStage(Pass pass, int layer, int module) override
         {
             if (pass != Pass::Backward)
                 return;
-            const auto type = static_cast<std::size_t>(m_rules.m_model.layers[static_cast<std::size_t>(layer)]);
-            const BufferClassId gradient = m_rules.m_gradients[type][static_cast<std::size_t>(module)];
-            if (gradient >= 0)
-                m_builder.free(m_builder.allocate(gradient));
+            if (m_fresh < 0)
+                m_fresh = makeGradient(layer, module);
+            if (m_fresh < 0)
+                return;
+            m_record.add({m_fresh}, {m_narrow});
+            m_builder.free(std::exchange(m_fresh, -1));
         }
 
     private:
+        BufferId makeGradient(int layer, int module)
+        {
+            const auto type = static_cast<std::size_t>(m_rules.m_model.layers[static_cast<std::size_t>(layer)]);
+            const BufferClassId gradient = m_rules.m_gradients[type][static_cast<std::size_t>(module)];
+            if (gradient < 0 || !m_record.records())
+                return gradient < 0 ? -1 : m_builder.allocate(gradient);
+            return m_record.allocate(gradient, Quantity::Gradients, m_rules.m_dtypes.model,
+                                     wholeLayout(tensorsOf(m_rules.m_order, layer, module)));
+        }
+
+        void initialise()
+        {
+            const DType model = m_rules.m_dtypes.model;
+            m_builder.beginSegment("initialisation");
+            m_builder.op(OpKind::Allocate, Stream::Compute, Phase::Init);
+            Layout unpadded;
+            unpadded.tensors = m_whole.tensors;
+            const BufferId module = m_record.allocate(m_rules.m_module, Quantity::Parameters, model, unpadded);
+            m_flat = m_record.allocate(m_rules.m_flat, Quantity::Parameters, model, m_whole, m_rules.m_world);
+            m_record.initialize({module});
+            m_record.move({module}, {m_flat});
+            m_builder.free(module);
+            m_master = m_record.allocate(m_rules.m_master, Quantity::Parameters, DType::Fp32, m_part, m_rules.m_world);
+            m_wide = m_record.allocate(m_rules.m_wide, Quantity::Gradients, DType::Fp32, m_whole, m_rules.m_world);
+            m_moments = m_record.allocate(m_rules.m_moments, Quantity::Moments, m_rules.m_dtypes.states, m_part,
+                                          m_rules.m_world);
+            m_narrow = m_record.allocate(m_rules.m_narrow, Quantity::Gradients, model, unpadded);
+            m_record.move({m_flat}, {m_master});
+            m_record.initialize({m_wide, m_moments, m_narrow});
+        }
+
+        void optimizerStep()
+        {
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_clip);
+            if (m_rules.m_training.gradientClipping)
+                m_record.clip(-1, {m_wide}); // every rank has all of them
+            m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_step);
+            const BufferId foreach = m_record.allocateScratch(m_rules.m_foreach);
+            m_builder.free(foreach);
+            m_record.update({m_wide}, {m_master, m_moments});
+            m_record.move({m_master}, {m_flat});
+            m_record.initialize({m_wide});
+            m_builder.op(OpKind::AllGather, Stream::Compute, Phase::Optimizer);
+            m_builder.send(m_rules.m_gather, m_rules.m_world);
+            m_record.collective(Verb::AllGather, m_rules.m_world, {m_flat}, {m_flat});
+        }
+
         void microStep(const MicroStep& step)
         {
             const int layers = static_cast<int>(m_rules.m_model.layers.size());
@@ -200,19 +250,30 @@ private:
             m_builder.move(m_rules.m_accumulate);
             m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward);
             m_builder.move(m_rules.m_update);
+            m_record.add({m_narrow}, {m_wide});
+            m_record.initialize({m_narrow});
             if (step.last) {
                 m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward);
                 m_builder.move(m_rules.m_prepare);
                 m_builder.op(OpKind::AllReduce, Stream::Compute, Phase::Backward);
-                const BufferId cast = m_builder.allocate(m_rules.m_cast);
+                const BufferId cast = m_record.allocate(m_rules.m_cast, Quantity::Gradients, m_rules.m_dtypes.wire,
+                                                        m_whole, m_rules.m_world);
                 m_builder.send(m_rules.m_reduce, m_rules.m_world);
+                m_record.move({m_wide}, {cast});
+                m_record.collective(Verb::AllReduce, m_rules.m_world, {},
+                                    {m_record.exists(m_rules.m_cast) ? cast : m_wide});
+                m_record.move({cast}, {m_wide});
                 m_builder.free(cast);
             }
         }
 
         const Bf16OptimizerRules& m_rules;
         ScheduleBuilder m_builder;
+        ContentRecorder m_record;
         ActivationWalk m_walk;
+        Layout m_part, m_whole;
+        BufferId m_flat = -1, m_master = -1, m_wide = -1, m_moments = -1, m_narrow = -1;
+        BufferId m_fresh = -1; // gradient of the module whose backward runs
     };
 
     FlatOrder m_order;

@@ -1,10 +1,14 @@
 // DeepSpeed's room: what it refuses, and which rules apply.
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "planner/frameworks/deepspeed/deepspeed_rules.hpp"
 
 #include "core/deepspeed_options.hpp"
+#include "planner/activations/modules.hpp"
+#include "planner/frameworks/optimizer_rules.hpp"
 
 namespace shardwright {
 
@@ -49,6 +53,72 @@ void refusePrecision(const PlanInput& input, const DeepSpeedOptions& options, st
                                       nameOf(input.training.optimizer)));
 }
 
+/// A module whose gradients autograd makes in two buffers: the bucket takes some of its tensors and not others.
+void refuseSplitGradients(const PlanInput& input, const DeepSpeedOptions& options, std::vector<std::string>& reasons)
+{
+    for (const LayerType& type : input.model.layerTypes)
+        for (const LeafModule& module : leafModules(type)) {
+            const auto larger = std::count_if(module.parameters.begin(), module.parameters.end(), [&](int index) {
+                return type.parameters[static_cast<std::size_t>(index)].numel > options.reduceBucketSize;
+            });
+            if (larger > 0 && module.parameters.size() > 1) {
+                reasons.push_back(fmt::format("shardrun keeps the gradients of {} in one buffer: reduce_bucket_size {} "
+                                              "takes some of its tensors but not all",
+                                              module.name, options.reduceBucketSize));
+                return;
+            }
+        }
+}
+
+/// What schedules for shardrun do not say.
+void refuseExecution(const PlanInput& input, const DeepSpeedOptions& options, std::vector<std::string>& reasons)
+{
+    const Training& training = input.training;
+    const OptimizerWrapper wrapper = optimizerWrapper(training, options);
+    const DeepSpeedDtypes dtypes = deepspeedDtypes(training, options);
+    const bool bucketed = wrapper == OptimizerWrapper::Zero12 || wrapper == OptimizerWrapper::Zero3;
+    switch (training.optimizer) {
+    case Optimizer::AdamW:
+    case Optimizer::Adam:
+    case Optimizer::Lion:
+    case Optimizer::SgdMomentum:
+    case Optimizer::Sgd: break;
+    default: reasons.push_back(fmt::format("shardrun does not step {} under DeepSpeed", nameOf(training.optimizer)));
+    }
+    if (wrapper == OptimizerWrapper::Fp16)
+        reasons.push_back("shardrun does not train in fp16");
+    if (bucketed && (wrapper == OptimizerWrapper::Zero12 || options.contiguousGradients))
+        refuseSplitGradients(input, options, reasons);
+    if (wrapper == OptimizerWrapper::Zero3 && !options.contiguousGradients && options.reduceScatter)
+        for (const LayerType& type : input.model.layerTypes)
+            for (const LeafModule& module : leafModules(type))
+                if (module.parameters.size() > 1) {
+                    reasons.push_back(fmt::format("shardrun scatters gradients of {} from a bucket only: "
+                                                  "contiguous_gradients",
+                                                  module.name));
+                    return;
+                }
+    if (options.quantizedGradients)
+        reasons.push_back("shardrun does not carry out zero_quantized_gradients");
+    if (options.quantizedWeights && (options.hpzPartitionSize > 1 || options.offloadParam != OffloadDevice::None))
+        reasons.push_back("shardrun carries out zero_quantized_weights without zero_hpz_partition_size and "
+                          "offload_param only");
+    if (options.micsShardSize > 0 && (options.offloadOptimizer != OffloadDevice::None ||
+                                      options.offloadParam != OffloadDevice::None || dtypes.wire != dtypes.accumulate))
+        reasons.push_back("shardrun carries out MiCS without offload and with gradients sent as they are kept only");
+    if (options.offloadParam == OffloadDevice::Nvme && options.maxInCpu > 0 &&
+        options.maxInCpu < input.model.parameters())
+        reasons.push_back("shardrun keeps parameters on NVMe all or none: offload_param.max_in_cpu 0, or at least the "
+                          "model's parameters");
+    if (options.offloadOptimizer != OffloadDevice::None && options.offloadRatio < 1 && options.stage == 3)
+        reasons.push_back("shardrun offloads the whole optimizer or nothing of it: offload_optimizer.ratio 1");
+    const std::int64_t buffers = (2 + optimizerMoments(training.optimizer)) * (options.pipelineRead ? 2 : 1);
+    if (options.offloadOptimizer == OffloadDevice::Nvme && options.optimizerBufferCount < buffers)
+        reasons.push_back(fmt::format("shardrun needs offload_optimizer.buffer_count {} here: master weights, "
+                                      "gradient and optimizer states of {}",
+                                      buffers, options.pipelineRead ? "two sub-groups" : "a sub-group"));
+}
+
 } // namespace
 
 std::vector<std::string> deepspeedRefusals(const PlanInput& input)
@@ -59,6 +129,8 @@ std::vector<std::string> deepspeedRefusals(const PlanInput& input)
         reasons.push_back(fmt::format("{} {}; it needs {}", problem.place, problem.what, problem.expected));
     refuseGroups(input, options, reasons);
     refusePrecision(input, options, reasons);
+    if (input.training.implementation == Implementation::Shardrun)
+        refuseExecution(input, options, reasons);
     if (input.model.trainableParameters() == 0)
         reasons.push_back("the model has no trainable parameters");
     return reasons;

@@ -56,7 +56,13 @@ protected:
     Bytes stateBytes(std::int64_t elements) const;
     std::int64_t frozenParameters() const { return m_model.parameters() - m_model.trainableParameters(); }
     bool offloadsOptimizer() const { return m_options.offloadOptimizer != OffloadDevice::None; }
-    bool checksOverflow() const { return is16Bit(m_dtypes.model); } // bf16 too since 0.19.3 (check_grad_overflow)
+    /// bf16 too since 0.19.3 (check_grad_overflow). The executor neither checks nor takes norms in double precision.
+    bool checksOverflow() const { return is16Bit(m_dtypes.model) && !executes(); }
+    bool normsInDouble() const { return !executes(); }
+    bool executes() const { return m_training.implementation == Implementation::Shardrun; }
+    /// PyTorch's allocator of page-locked memory rounds; the executor's does not.
+    bool roundsPinned(bool pinned) const { return pinned && !executes(); }
+    Recording recording() const { return m_parallelism.none() ? recordingOf(m_training) : Recording::SizesOnly; }
 
     bool pipelined() const { return m_parallelism.pipeline > 1; }
     PipelineShape pipeline() const { return pipelineShape(m_parallelism, m_training.gradientAccumulation); }

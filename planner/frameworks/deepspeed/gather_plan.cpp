@@ -84,9 +84,10 @@ private:
 
 class Planner {
 public:
-    Planner(const ActivationModel& activations, const std::vector<Visit>& visits, const DeepSpeedOptions& options)
-        : m_activations(activations), m_visits(visits), m_options(options), m_callKinds(m_plan.callKinds),
-          m_pieceKinds(m_plan.pieceKinds)
+    Planner(const ActivationModel& activations, const std::vector<Visit>& visits, const DeepSpeedOptions& options,
+            bool namesTensors)
+        : m_activations(activations), m_visits(visits), m_options(options), m_namesTensors(namesTensors),
+          m_callKinds(m_plan.callKinds), m_pieceKinds(m_plan.pieceKinds)
     {
     }
 
@@ -106,6 +107,7 @@ private:
         const Model& model = m_activations.model();
         std::map<std::tuple<int, int, std::vector<bool>>, int> known;
         std::int64_t persistent = 0;
+        m_layerBase = 0;
         for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
             const int layerType = model.layers[layer];
             const std::vector<LeafModule>& modules = m_activations.modules(layerType);
@@ -136,6 +138,7 @@ private:
                 if (leaf)
                     experts = unitOf[module];
             }
+            m_layerBase += static_cast<std::int32_t>(model.layer(layer).parameters.size());
         }
         for (const GatherUnit& unit : m_plan.units) {
             m_tensorBase.push_back(m_tensors);
@@ -161,8 +164,12 @@ private:
             if (stays) {
                 persistent = checkedAdd(persistent, all);
                 append(m_plan.persistent, run);
+                if (m_namesTensors)
+                    m_plan.persistentTensors.push_back(m_layerBase + index);
             } else {
                 append(type.tensors, run);
+                if (m_namesTensors)
+                    m_names.push_back(m_layerBase + index); // no parameter repeats
                 type.elements = checkedAdd(type.elements, all);
             }
         }
@@ -281,6 +288,7 @@ private:
     struct Wanted {
         int unit = -1;
         TensorRuns tensors;
+        std::vector<std::int32_t> names;
     };
 
     /// coordinator fetch_sub_module
@@ -305,10 +313,12 @@ private:
             return false;
         m_gathered[id] = true;
         if (wanted.empty() || wanted.back().unit != unit)
-            wanted.push_back({unit, {}});
+            wanted.push_back({unit, {}, {}});
         TensorRun one = tensorRun(unit, tensor);
         one.count = 1;
         append(wanted.back().tensors, one);
+        if (m_namesTensors)
+            wanted.back().names.push_back(m_names[id]);
         return true;
     }
 
@@ -324,7 +334,7 @@ private:
                 for (const TensorRun& run : one.tensors)
                     append(all, run);
                 const std::size_t piece = m_trace.pieces.size();
-                m_trace.pieces.push_back({m_pieceKinds.of(one.tensors), one.unit});
+                m_trace.pieces.push_back({m_pieceKinds.of(one.tensors), one.unit, one.names});
                 m_piecesOf[static_cast<std::size_t>(one.unit)].push_back(piece);
                 m_waitingFor[static_cast<std::size_t>(one.unit)].push_back(m_trace.calls.size());
             }
@@ -465,6 +475,9 @@ private:
     const ActivationModel& m_activations;
     const std::vector<Visit>& m_visits;
     const DeepSpeedOptions& m_options;
+    bool m_namesTensors;
+    std::int32_t m_layerBase = 0;      // of the layer in listParameters
+    std::vector<std::int32_t> m_names; // by tensor that is gathered
     GatherPlan m_plan;
     Kinds m_callKinds;
     Kinds m_pieceKinds;
@@ -493,9 +506,9 @@ private:
 } // namespace
 
 GatherPlan planGathers(const ActivationModel& activations, const std::vector<Visit>& visits,
-                       const DeepSpeedOptions& options)
+                       const DeepSpeedOptions& options, bool namesTensors)
 {
-    return Planner(activations, visits, options).run();
+    return Planner(activations, visits, options, namesTensors).run();
 }
 
 } // namespace shardwright

@@ -51,6 +51,7 @@ struct GatherCall {
 struct GatherPiece {
     int kind = 0;
     int unit = 0;
+    std::vector<std::int32_t> tensors; // indices into listParameters, where they are asked for
 };
 
 struct GatherCommand {
@@ -73,15 +74,17 @@ struct GatherTrace {
 struct GatherPlan {
     std::vector<GatherUnitType> types;
     std::vector<GatherUnit> units;
-    std::vector<TensorRuns> callKinds;  // tensors of a gather call, by kind
-    std::vector<TensorRuns> pieceKinds; // tensors of a piece, by kind
-    TensorRuns persistent;              // tensors that stay gathered
-    std::vector<bool> endsUnit;         // by visit: the unit's last module in this pass
-    GatherTrace first;                  // the first micro-step of a step
-    GatherTrace later;                  // the others; differs from the first under hpZ only
+    std::vector<TensorRuns> callKinds;           // tensors of a gather call, by kind
+    std::vector<TensorRuns> pieceKinds;          // tensors of a piece, by kind
+    TensorRuns persistent;                       // tensors that stay gathered
+    std::vector<std::int32_t> persistentTensors; // they, by their indices into listParameters
+    std::vector<bool> endsUnit;                  // by visit: the unit's last module in this pass
+    GatherTrace first;                           // the first micro-step of a step
+    GatherTrace later;                           // the others; differs from the first under hpZ only
 };
 
+/// `namesTensors`: says which tensors the pieces are, for schedules that are carried out.
 GatherPlan planGathers(const ActivationModel& activations, const std::vector<Visit>& visits,
-                       const DeepSpeedOptions& options);
+                       const DeepSpeedOptions& options, bool namesTensors = false);
 
 } // namespace shardwright

@@ -79,6 +79,7 @@ std::vector<GradientArrival> arrivalsInForwardOrder(const ActivationModel& activ
 FlatOrder::FlatOrder(const ActivationModel& activations)
 {
     const Model& model = activations.model();
+    std::int32_t base = 0; // of the layer in listParameters
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
         const LayerType& type = model.layer(layer);
         m_ranges.emplace_back();
@@ -91,13 +92,14 @@ FlatOrder::FlatOrder(const ActivationModel& activations)
                 const std::int64_t side =
                     parameter.shape.size() < 2 ? 0 : *std::max_element(parameter.shape.begin(), parameter.shape.end());
                 for (std::int64_t i = 0; i < parameter.repeat; ++i) {
-                    m_tensors.push_back({m_elements, parameter.numel, side});
+                    m_tensors.push_back({m_elements, parameter.numel, side, base + index});
                     m_elements = checkedAdd(m_elements, parameter.numel);
                 }
                 m_largest = std::max(m_largest, parameter.numel);
             }
             m_ranges.back().emplace_back(first, m_tensors.size());
         }
+        base += static_cast<std::int32_t>(type.parameters.size());
     }
 }
 

@@ -42,6 +42,7 @@ struct FlatTensor {
     std::int64_t offset = 0; // elements
     std::int64_t numel = 0;
     std::int64_t longestSide = 0; // of a matrix; 0 for vectors
+    std::int32_t tensor = 0;      // index into listParameters, where no parameter repeats
 };
 
 /// Trainable tensors of every module in flat order.

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "planner/frameworks/deepspeed/deepspeed_rules.hpp"
+#include "planner/frameworks/deepspeed/recording.hpp"
 #include "planner/frameworks/deepspeed/tensor_order.hpp"
 #include "planner/frameworks/optimizer_rules.hpp"
 
@@ -62,13 +63,17 @@ public:
     {
         // engine allreduce_no_retain: a bucket goes out once it holds more than reduce_bucket_size elements
         std::int64_t elements = 0;
-        for (const FlatTensor& tensor : m_order.tensors()) {
-            elements = checkedAdd(elements, tensor.numel);
+        const auto close = [&](std::size_t end) {
+            m_buckets.push_back(std::exchange(elements, 0));
+            m_bucketEnds.push_back(end);
+        };
+        for (std::size_t i = 0; i < m_order.tensors().size(); ++i) {
+            elements = checkedAdd(elements, m_order.tensors()[i].numel);
             if (elements > m_options.reduceBucketSize)
-                m_buckets.push_back(std::exchange(elements, 0));
+                close(i + 1);
         }
         if (elements > 0)
-            m_buckets.push_back(elements);
+            close(m_order.tensors().size());
         resize(input);
     }
 
@@ -196,8 +201,11 @@ private:
     class Emission final : public StageObserver {
     public:
         explicit Emission(const UnshardedRules& rules)
-            : m_rules(rules), m_builder(rules.m_sizes), m_walk(rules.m_activations)
+            : m_rules(rules), m_builder(rules.m_sizes, rules.recording()), m_record(m_builder),
+              m_walk(rules.m_activations)
         {
+            if (m_record.records())
+                m_all = wholeLayout(tensorsOf(rules.m_order));
             for (const int type : rules.m_model.layers)
                 m_held.emplace_back(rules.m_gradients[static_cast<std::size_t>(type)].size(), -1);
         }
@@ -206,10 +214,15 @@ private:
         {
             m_builder.beginSegment("initialisation");
             m_builder.op(OpKind::Allocate, Stream::Compute, Phase::Init);
-            const BufferId module = m_builder.allocate(m_rules.m_module);
-            for (const BufferClassId persistent :
-                 {m_rules.m_parameters, m_rules.m_master, m_rules.m_moments, m_rules.m_errors, m_rules.m_localSteps})
-                m_builder.allocate(persistent);
+            const DType model = m_rules.m_dtypes.model;
+            const BufferId module = m_record.allocate(m_rules.m_module, Quantity::Parameters, model, m_all);
+            m_parameters = m_record.allocate(m_rules.m_parameters, Quantity::Parameters, model, m_all);
+            m_master = m_record.allocate(m_rules.m_master, Quantity::Parameters, DType::Fp32, m_all);
+            m_moments = m_record.allocate(m_rules.m_moments, Quantity::Moments, m_rules.m_dtypes.states, m_all);
+            for (const BufferClassId persistent : {m_rules.m_errors, m_rules.m_localSteps})
+                m_record.allocateScratch(persistent);
+            m_record.initialize({module, m_parameters, m_moments});
+            m_record.move({m_parameters}, {m_master});
             m_builder.free(module);
             m_walk.carryOver(m_builder);
             if (m_rules.pipelined())
@@ -225,26 +238,80 @@ private:
             return m_builder.finish();
         }
 
+        BufferId gradientBuffer(int layer, int module) override
+        {
+            m_fresh = makeGradient(layer, module);
+            return m_fresh;
+        }
+
         void afterStage(Pass pass, int layer, int module) override
         {
             if (pass != Pass::Backward)
                 return;
             const auto type = static_cast<std::size_t>(m_rules.m_model.layers[static_cast<std::size_t>(layer)]);
-            const BufferClassId gradient = m_rules.m_gradients[type][static_cast<std::size_t>(module)];
-            if (gradient < 0)
+            if (m_fresh < 0)
+                m_fresh = makeGradient(layer, module);
+            if (m_fresh < 0)
                 return;
             BufferId& held = m_held[static_cast<std::size_t>(layer)][static_cast<std::size_t>(module)];
-            const BufferId fresh = m_builder.allocate(gradient);
+            const BufferId fresh = std::exchange(m_fresh, -1);
             if (held < 0) {
                 held = fresh;
                 return;
             }
             m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward, layer);
             m_builder.move(m_rules.m_accumulations[type][static_cast<std::size_t>(module)]);
+            m_record.add({fresh}, {held});
             m_builder.free(fresh); // added in place
         }
 
     private:
+        BufferId makeGradient(int layer, int module)
+        {
+            const auto type = static_cast<std::size_t>(m_rules.m_model.layers[static_cast<std::size_t>(layer)]);
+            const BufferClassId gradient = m_rules.m_gradients[type][static_cast<std::size_t>(module)];
+            if (gradient < 0 || !m_record.records())
+                return gradient < 0 ? -1 : m_builder.allocate(gradient);
+            return m_record.allocate(gradient, Quantity::Gradients, m_rules.m_dtypes.model,
+                                     wholeLayout(tensorsOf(m_rules.m_order, layer, module)));
+        }
+
+        std::vector<BufferId> heldGradients() const
+        {
+            std::vector<BufferId> gradients;
+            for (const std::vector<BufferId>& layer : m_held)
+                for (const BufferId held : layer)
+                    if (held >= 0)
+                        gradients.push_back(held);
+            return gradients;
+        }
+
+        void reduce(std::size_t bucket)
+        {
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward);
+            m_builder.move(m_rules.m_bucketCopies[bucket]);
+            m_builder.op(OpKind::AllReduce, Stream::Compute, Phase::Backward);
+            const std::size_t first = bucket == 0 ? 0 : m_rules.m_bucketEnds[bucket - 1];
+            const Layout layout =
+                m_record.records()
+                    ? wholeLayout(tensorsOf(m_rules.m_order.tensors(), first, m_rules.m_bucketEnds[bucket]))
+                    : Layout{};
+            const BufferId flat =
+                m_record.allocate(m_rules.m_flatten[bucket], Quantity::Gradients, m_rules.m_dtypes.model, layout);
+            const BufferId cast =
+                m_record.allocate(m_rules.m_casts[bucket], Quantity::Gradients, m_rules.m_dtypes.wire, layout);
+            m_builder.send(m_rules.m_reduce[bucket], m_rules.m_world);
+            const std::vector<BufferId> gradients = heldGradients();
+            const BufferId sent = m_record.exists(m_rules.m_casts[bucket]) ? cast : flat;
+            m_record.move(gradients, {flat});
+            m_record.move({flat}, {cast});
+            m_record.collective(Verb::AllReduce, m_rules.m_world, {}, {sent});
+            m_record.move({cast}, {flat});
+            m_record.move({flat}, gradients);
+            m_builder.free(cast);
+            m_builder.free(flat);
+        }
+
         void microStep(const MicroStep& step)
         {
             const int layers = static_cast<int>(m_rules.m_model.layers.size());
@@ -261,24 +328,19 @@ private:
         void endBackward(const MicroStep& step)
         {
             if (step.last && !m_rules.compressed())
-                for (std::size_t bucket = 0; bucket < m_rules.m_buckets.size(); ++bucket) {
-                    m_builder.op(OpKind::Copy, Stream::Compute, Phase::Backward);
-                    m_builder.move(m_rules.m_bucketCopies[bucket]);
-                    m_builder.op(OpKind::AllReduce, Stream::Compute, Phase::Backward);
-                    const BufferId flat = m_builder.allocate(m_rules.m_flatten[bucket]);
-                    const BufferId cast = m_builder.allocate(m_rules.m_casts[bucket]);
-                    m_builder.send(m_rules.m_reduce[bucket], m_rules.m_world);
-                    m_builder.free(cast);
-                    m_builder.free(flat);
-                }
+                for (std::size_t bucket = 0; bucket < m_rules.m_buckets.size(); ++bucket)
+                    reduce(bucket);
         }
 
         void optimizerStep()
         {
             m_builder.op(OpKind::Copy, Stream::Compute, Phase::Optimizer);
             m_builder.move(m_rules.m_prepare);
-            const BufferId casts = m_builder.allocate(m_rules.m_gradientCasts);
-            const BufferId flat = m_builder.allocate(m_rules.m_gradientFlat);
+            const BufferId casts = m_record.allocateScratch(m_rules.m_gradientCasts);
+            const BufferId flat = m_record.allocateScratch(m_rules.m_gradientFlat);
+            const std::vector<BufferId> gradients = heldGradients();
+            if (m_rules.m_training.gradientClipping)
+                m_record.clip(-1, gradients); // every rank has all of them
             m_builder.free(casts);
             if (m_rules.fp16())
                 dropGradients();
@@ -287,7 +349,8 @@ private:
             m_builder.move(m_rules.m_step);
             if (m_rules.fp16())
                 m_builder.blockHost(prepared); // the overflow is read on the host: item()
-            const BufferId foreach = m_builder.allocate(m_rules.m_foreach);
+            m_record.update(gradients, {m_parameters, m_moments});
+            const BufferId foreach = m_record.allocateScratch(m_rules.m_foreach);
             m_builder.free(foreach);
             if (m_rules.compressed())
                 exchangeSigns();
@@ -330,12 +393,17 @@ private:
 
         const UnshardedRules& m_rules;
         ScheduleBuilder m_builder;
+        ContentRecorder m_record;
         ActivationWalk m_walk;
         std::vector<std::vector<BufferId>> m_held;
+        Layout m_all;
+        BufferId m_parameters = -1, m_master = -1, m_moments = -1;
+        BufferId m_fresh = -1; // gradient of the module whose backward runs
     };
 
     FlatOrder m_order;
     std::vector<std::int64_t> m_buckets;
+    std::vector<std::size_t> m_bucketEnds; // one behind each one's last tensor
     BufferClassId m_parameters = -1, m_master = -1, m_moments = -1, m_errors = -1, m_localSteps = -1, m_module = -1;
     BufferClassId m_gradientCasts = -1, m_gradientFlat = -1, m_foreach = -1, m_compressed = -1;
     std::vector<std::vector<BufferClassId>> m_gradients; // by layer type and module

@@ -37,6 +37,16 @@ private:
         PayloadId accumulateDown = -1, accumulateUp = -1; // 16-bit ones, between micro-steps
     };
 
+    /// Elements of a flush in a rank's partition, and of the tensors that touch it.
+    struct Kept {
+        std::int64_t partition = 0;
+        std::int64_t touched = 0;
+    };
+    Kept keptByFirstRank(const BucketPlan& plan, const BucketFlush& flush) const;
+
+    // stage_1_and_2.py nccl_start_alignment_factor: partitions start at multiples of two elements.
+    static constexpr std::int64_t kAlignment = 2;
+
     void defineStates();
     bool flattensOnGpu(Bytes both) const;
     void defineGradients();
@@ -50,6 +60,8 @@ private:
     bool overlaps() const { return overlapsCommunication(m_options); }
     bool contiguous() const { return m_options.contiguousGradients || offload(); }
     bool separateAccumulation() const { return m_options.stage == 1 && m_dtypes.accumulate != m_dtypes.model; }
+    /// The flushes that gradients go out in.
+    const BucketPlan& flushPlan() const { return m_options.stage == 1 && !overlaps() ? m_inOrder : m_inBackward; }
     std::int64_t fragment() const { return std::min(m_order.largest(), m_partition); }
 
     std::vector<Visit> m_visits;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "planner/frameworks/deepspeed/recording.hpp"
 #include "planner/frameworks/deepspeed/zero12.hpp"
 
 namespace shardwright {
@@ -9,11 +10,18 @@ namespace shardwright {
 class Zero12Emission final : public StageObserver {
 public:
     explicit Zero12Emission(const Zero12Rules& rules)
-        : m_rules(rules), m_builder(rules.m_sizes), m_walk(rules.m_activations),
+        : m_rules(rules), m_builder(rules.m_sizes, rules.recording()), m_record(m_builder), m_walk(rules.m_activations),
           m_reduceStream(rules.overlaps() ? Stream::Reduce : Stream::Compute)
     {
         for (const int type : rules.m_model.layers)
             m_held.emplace_back(rules.m_gradients[static_cast<std::size_t>(type)].size());
+        if (!m_record.records())
+            return;
+        m_part = {tensorsOf(rules.m_order), Cut::Flat, rules.m_ranks, Zero12Rules::kAlignment};
+        m_whole = m_part;
+        m_whole.allParts = true;
+        m_touching = m_part;
+        m_touching.cut = Cut::Touching;
     }
 
     Schedule run()
@@ -33,6 +41,12 @@ public:
         return m_builder.finish();
     }
 
+    BufferId gradientBuffer(int layer, int module) override
+    {
+        m_fresh = makeGradient(layer, module);
+        return m_fresh.any();
+    }
+
     void afterStage(Pass pass, int layer, int module) override
     {
         if (pass != Pass::Backward)
@@ -40,14 +54,11 @@ public:
         const Zero12Rules::GradientClasses& classes = classesOf(layer, module);
         if (classes.bucketed < 0 && classes.large < 0)
             return;
-        setUpBuckets();
-        Held fresh;
-        if (classes.bucketed >= 0)
-            fresh.bucketed = m_builder.allocate(classes.bucketed);
-        if (classes.large >= 0)
-            fresh.large = m_builder.allocate(classes.large);
+        if (m_fresh.any() < 0)
+            m_fresh = makeGradient(layer, module);
+        const Held fresh = std::exchange(m_fresh, {});
         m_layer = layer;
-        addTo(heldOf(layer, module), fresh, classes);
+        addTo(layer, module, fresh);
         if (isTiedModule(m_rules.m_model, layer, module) && !m_tiedSeen) {
             m_tiedSeen = true;
             return;
@@ -61,10 +72,16 @@ private:
         BufferId bucketed = -1;
         BufferId large = -1;
         BufferId accumulated = -1;
+        BufferId any() const { return bucketed >= 0 ? bucketed : large; }
     };
+    using Buffers = std::vector<BufferId>;
     struct Pending {
         std::int32_t flush;
         BufferId buffer;
+    };
+    struct Bucket {
+        BufferId buffer;
+        std::int32_t flush; // whose tensors it holds
     };
 
     const Zero12Rules::GradientClasses& classesOf(int layer, int module) const
@@ -75,6 +92,33 @@ private:
     Held& heldOf(int layer, int module)
     {
         return m_held[static_cast<std::size_t>(layer)][static_cast<std::size_t>(module)];
+    }
+
+    /// A module whose gradients lie in two buffers is refused where the schedule is recorded.
+    Held makeGradient(int layer, int module)
+    {
+        const Zero12Rules::GradientClasses& classes = classesOf(layer, module);
+        Held made;
+        if (classes.bucketed < 0 && classes.large < 0)
+            return made;
+        setUpBuckets();
+        if (classes.bucketed >= 0)
+            made.bucketed = allocateGradient(classes.bucketed, m_rules.m_dtypes.model, layer, module);
+        if (classes.large >= 0)
+            made.large = allocateGradient(classes.large, m_rules.m_dtypes.model, layer, module);
+        return made;
+    }
+    BufferId allocateGradient(BufferClassId bufferClass, DType dtype, int layer, int module)
+    {
+        if (!m_record.records())
+            return m_builder.allocate(bufferClass);
+        return m_record.allocate(bufferClass, Quantity::Gradients, dtype,
+                                 wholeLayout(tensorsOf(m_rules.m_order, layer, module)));
+    }
+    /// Of the whole model, or of this rank's part of it.
+    BufferId allocateState(BufferClassId bufferClass, Quantity quantity, DType dtype, const Layout& layout)
+    {
+        return m_record.allocate(bufferClass, quantity, dtype, layout, m_rules.m_world);
     }
 
     void drop(BufferId& buffer)
@@ -96,20 +140,30 @@ private:
         m_builder.op(OpKind::Release, Stream::Compute, phase, m_layer);
         m_builder.blockHost(op);
     }
-    void transfer(OpKind kind, PayloadId payload)
+    void transfer(OpKind kind, PayloadId payload, Verb verb, const Buffers& from, const Buffers& to)
     {
         const OpId id = copy(kind, m_reduceStream, Phase::Backward, payload);
+        if (verb == Verb::Add)
+            m_record.add(from, to);
+        else
+            m_record.move(from, to);
         if (!m_rules.m_options.pinMemory)
             block(id, Phase::Backward);
     }
 
     /// A later part of the same gradient (another micro-step, a tied weight's other use) is added in place.
-    void addTo(Held& held, Held fresh, const Zero12Rules::GradientClasses& classes)
+    void addTo(int layer, int module, Held fresh)
     {
+        Held& held = heldOf(layer, module);
+        const Zero12Rules::GradientClasses& classes = classesOf(layer, module);
         if (m_rules.separateAccumulation()) {
             copy(OpKind::Copy, Stream::Compute, Phase::Backward, classes.addUp);
-            if (held.accumulated < 0)
-                held.accumulated = m_builder.allocate(classes.accumulated);
+            if (held.accumulated < 0) {
+                held.accumulated = allocateGradient(classes.accumulated, m_rules.m_dtypes.accumulate, layer, module);
+                m_record.move({fresh.any()}, {held.accumulated});
+            } else {
+                m_record.add({fresh.any()}, {held.accumulated});
+            }
             drop(fresh.bucketed);
             drop(fresh.large);
             return;
@@ -119,30 +173,47 @@ private:
             return;
         }
         copy(OpKind::Copy, Stream::Compute, Phase::Backward, classes.addUp);
+        m_record.add({fresh.any()}, {held.any()});
         drop(fresh.bucketed);
         drop(fresh.large);
     }
 
     void initialise()
     {
+        const DeepSpeedDtypes& dtypes = m_rules.m_dtypes;
         m_builder.beginSegment("initialisation");
         m_builder.op(OpKind::Allocate, Stream::Compute, Phase::Init);
-        const BufferId module = m_builder.allocate(m_rules.m_module);
-        m_builder.allocate(m_rules.m_frozen);
-        m_builder.allocate(m_rules.m_flat);
+        Layout unpadded;
+        unpadded.tensors = m_whole.tensors;
+        const BufferId module = m_record.allocate(m_rules.m_module, Quantity::Parameters, dtypes.model, unpadded);
+        m_record.allocateScratch(m_rules.m_frozen); // the executor trains all parameters
+        m_flat = allocateState(m_rules.m_flat, Quantity::Parameters, dtypes.model, m_whole);
+        if (m_record.exists(m_rules.m_module)) {
+            m_record.initialize({module});
+            m_record.move({module}, {m_flat});
+        } else {
+            m_record.initialize({m_flat});
+        }
         m_builder.free(module);
         m_builder.op(OpKind::Allocate, Stream::Compute, Phase::Init);
         if (m_rules.offload()) {
-            m_builder.allocate(m_rules.m_offloadBuffer);
-            for (const BufferClassId host : {m_rules.m_hostMaster, m_rules.m_hostGradient, m_rules.m_hostStaging,
-                                             m_rules.m_hostLargest, m_rules.m_hostAccumulators, m_rules.m_hostMoments})
-                m_builder.allocate(host);
+            m_record.allocateScratch(m_rules.m_offloadBuffer);
+            m_master = allocateState(m_rules.m_hostMaster, Quantity::Parameters, dtypes.master, m_part);
+            m_hostGradient = allocateState(m_rules.m_hostGradient, Quantity::Gradients, dtypes.master, m_part);
+            m_staging = allocateState(m_rules.m_hostStaging, Quantity::Parameters, dtypes.model, m_part);
+            m_record.allocateScratch(m_rules.m_hostLargest);
+            m_accumulators = allocateState(m_rules.m_hostAccumulators, Quantity::Gradients, dtypes.model, m_touching);
+            m_moments = allocateState(m_rules.m_hostMoments, Quantity::Moments, dtypes.states, m_part);
+            m_record.initialize({m_hostGradient, m_staging, m_accumulators, m_moments});
         } else {
-            m_builder.allocate(m_rules.m_master);
-            const BufferId zeros = m_builder.allocate(m_rules.m_firstGradient);
+            m_master = allocateState(m_rules.m_master, Quantity::Parameters, dtypes.master, m_part);
+            const BufferId zeros = allocateState(m_rules.m_firstGradient, Quantity::Gradients, dtypes.master, m_part);
+            m_record.initialize({zeros});
             m_builder.free(zeros);
-            m_builder.allocate(m_rules.m_moments);
+            m_moments = allocateState(m_rules.m_moments, Quantity::Moments, dtypes.states, m_part);
+            m_record.initialize({m_moments});
         }
+        m_record.move({m_flat}, {m_master});
         m_walk.carryOver(m_builder);
     }
 
@@ -150,9 +221,47 @@ private:
     {
         if (!m_buckets.empty() || !m_rules.contiguous())
             return;
-        m_buckets.push_back(m_builder.allocate(m_rules.m_bucket));
-        if (m_rules.overlaps())
-            m_buckets.push_back(m_builder.allocate(m_rules.m_bucket));
+        for (int i = 0; i < (m_rules.overlaps() ? 2 : 1); ++i)
+            m_buckets.push_back({m_record.allocateScratch(m_rules.m_bucket), -1});
+    }
+
+    /// What goes out together stands in the order of arrival.
+    Layout layoutOf(std::int32_t flush) const
+    {
+        const BucketPlan& plan = m_rules.flushPlan();
+        const BucketFlush& flushed = plan.flushes[static_cast<std::size_t>(flush)];
+        return wholeLayout(tensorsOf(plan.tensors, flushed.firstTensor, flushed.endTensor));
+    }
+
+    /// The bucket that the flush empties, as it holds that one's tensors; with two they take turns.
+    BufferId bucketOf(std::int32_t flush)
+    {
+        Bucket& bucket = m_buckets[static_cast<std::size_t>(flush) % m_buckets.size()];
+        if (bucket.flush != flush) {
+            bucket.flush = flush;
+            Layout layout = layoutOf(flush);
+            layout.room = m_rules.m_options.reduceBucketSize;
+            m_record.hold(bucket.buffer, Quantity::Gradients, m_rules.m_dtypes.model, layout);
+        }
+        return bucket.buffer;
+    }
+
+    /// Where the gradients of a flush lie before it. `arriving`: the buffer of a module that completes meanwhile, some
+    /// of whose tensors still go out with it.
+    Buffers gradientsOf(std::int32_t flush, BufferId arriving)
+    {
+        Buffers gradients;
+        for (const Pending& pending : m_pending)
+            if (pending.flush == flush)
+                gradients.push_back(pending.buffer);
+        if (!m_rules.contiguous()) {
+            if (arriving >= 0)
+                gradients.push_back(arriving);
+        } else if (gradients.empty()) {
+            gradients.push_back(bucketOf(flush));
+            m_record.move({arriving}, gradients);
+        }
+        return gradients;
     }
 
     void arrive(const BucketArrival& arrival)
@@ -165,15 +274,16 @@ private:
             const Zero12Rules::GradientClasses& classes = classesOf(layer, module);
             m_layer = layer;
             copy(OpKind::Copy, Stream::Compute, Phase::Backward, classes.castBack);
-            going.bucketed = classes.bucketed >= 0 ? m_builder.allocate(classes.bucketed) : -1;
-            going.large = classes.large >= 0 ? m_builder.allocate(classes.large) : -1;
+            const BufferId accumulated = held.accumulated;
+            going = makeGradient(layer, module);
+            m_record.move({accumulated}, {going.any()});
         } else {
             held = {};
         }
         if (going.large >= 0)
             m_pending.push_back({arrival.largeFlush, going.large});
         for (std::int32_t flush = arrival.firstFlush; flush < arrival.endFlush; ++flush)
-            reduce(flush);
+            reduce(flush, splits(arrival, flush) ? going.any() : -1);
         if (going.bucketed < 0)
             return;
         if (!m_rules.contiguous()) {
@@ -182,10 +292,26 @@ private:
         }
         m_layer = layer;
         copy(OpKind::Copy, Stream::Compute, Phase::Backward, classesOf(layer, module).toBucket);
+        if (m_record.records())
+            m_record.move({going.bucketed}, {bucketOf(arrival.endFlush)});
         m_builder.free(going.bucketed);
     }
 
-    void reduce(std::int32_t flush)
+    /// Whether some of the arriving module's own tensors go out with a flush that its others cause.
+    bool splits(const BucketArrival& arrival, std::int32_t flush) const
+    {
+        if (!m_record.records())
+            return false;
+        const auto [first, end] = m_rules.m_order.range(arrival.module.layer, arrival.module.module);
+        const Layout out = layoutOf(flush);
+        for (std::size_t i = first; i < end; ++i)
+            if (std::find(out.tensors.begin(), out.tensors.end(), m_rules.m_order.tensors()[i].tensor) !=
+                out.tensors.end())
+                return true;
+        return false;
+    }
+
+    void reduce(std::int32_t flush, BufferId arriving = -1)
     {
         const auto index = static_cast<std::size_t>(flush);
         const DeepSpeedOptions& options = m_rules.m_options;
@@ -201,22 +327,50 @@ private:
         }
         copy(OpKind::Copy, m_reduceStream, Phase::Backward, copies.prepare);
         m_builder.wait(ready);
-        BufferId flat = m_builder.allocate(m_rules.m_flatten[index]);
-        BufferId cast = m_builder.allocate(m_rules.m_cast[index]);
+        const Buffers gradients = m_record.records() ? gradientsOf(flush, arriving) : Buffers{};
+        BufferId flat = allocateCopy(m_rules.m_flatten[index], m_rules.m_dtypes.model, flush);
+        BufferId cast = allocateCopy(m_rules.m_cast[index], m_rules.m_dtypes.wire, flush);
+        const BufferId copied = m_rules.m_dtypes.wire != m_rules.m_dtypes.model ? cast : copiesWhole(flush) ? flat : -1;
+        m_record.move(gradients, {copied});
         m_builder.op(toOwner ? OpKind::Reduce : OpKind::AllReduce, m_reduceStream, Phase::Backward);
         m_builder.send(m_rules.m_reduce[index], m_rules.m_world);
+        if (m_record.records())
+            m_record.collective(
+                toOwner ? Verb::ReduceTo : Verb::AllReduce, m_rules.m_world, {},
+                copied >= 0 ? Buffers{copied} : gradients,
+                toOwner ? m_builder.content({Quantity::Gradients, m_rules.m_dtypes.model, m_part, m_rules.m_world})
+                        : m_builder.content({Quantity::Gradients, m_rules.m_dtypes.model, layoutOf(flush)}));
         m_lastReduced = copy(OpKind::Copy, m_reduceStream, Phase::Backward, copies.copyBack);
+        m_record.move({copied}, gradients);
         drop(cast);
         drop(flat);
         if (m_rules.offload())
-            m_lastReduced = offloadGradients(copies);
+            m_lastReduced = offloadGradients(copies, gradients);
         if (!m_rules.offload() && m_touched < 0)
-            m_touched = m_builder.allocate(m_rules.m_touchedGradients);
+            m_touched =
+                allocateState(m_rules.m_touchedGradients, Quantity::Gradients, m_rules.m_dtypes.model, m_touching);
+        if (!m_rules.offload())
+            m_record.move(gradients, {m_touched});
         const auto gone = std::stable_partition(m_pending.begin(), m_pending.end(),
                                                 [flush](const Pending& pending) { return pending.flush != flush; });
         for (auto it = gone; it != m_pending.end(); ++it)
             m_builder.free(it->buffer);
         m_pending.erase(gone, m_pending.end());
+    }
+
+    /// DeepSpeed sends a tensor larger than the bucket and a partition piece by piece, through a copy of a piece; the
+    /// executor reduces it where it lies.
+    bool copiesWhole(std::int32_t flush) const
+    {
+        const auto index = static_cast<std::size_t>(flush);
+        const Bytes copy = m_rules.m_sizes.buffers[static_cast<std::size_t>(m_rules.m_flatten[index])].bytes;
+        return copy == bytesOf(m_rules.flushPlan().flushes[index].elements, m_rules.m_dtypes.model);
+    }
+    BufferId allocateCopy(BufferClassId bufferClass, DType dtype, std::int32_t flush)
+    {
+        if (!m_record.records() || (dtype == m_rules.m_dtypes.model && !copiesWhole(flush)))
+            return m_record.allocateScratch(bufferClass);
+        return m_record.allocate(bufferClass, Quantity::Gradients, dtype, layoutOf(flush));
     }
 
     void microStep(const MicroStep& step)
@@ -264,76 +418,109 @@ private:
         m_layer = -1;
         if (m_rules.offload() && step.last) {
             copy(OpKind::Copy, m_reduceStream, Phase::Backward, m_rules.m_check);
-            BufferId norm = m_builder.allocate(m_rules.m_norm);
+            BufferId norm = m_record.allocateScratch(m_rules.m_norm);
             drop(norm);
-            BufferId cast = m_builder.allocate(m_rules.m_offloadCast);
+            BufferId cast = m_record.allocateScratch(m_rules.m_offloadCast);
             drop(cast);
         }
         if (!m_rules.offload() && !step.first && m_rules.m_options.stage == 2)
-            copy(OpKind::Copy, m_reduceStream, Phase::Backward, m_rules.m_accumulate);
+            accumulate();
         const OpId reduced = m_builder.lastOp();
         m_builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
         if (m_rules.overlaps())
             m_builder.blockHost(reduced); // synchronize()
-        for (BufferId& bucket : m_buckets)
-            drop(bucket);
+        for (Bucket& bucket : m_buckets)
+            drop(bucket.buffer);
         m_buckets.clear();
         if (m_averaged < 0)
             std::swap(m_averaged, m_touched);
         drop(m_touched);
     }
 
+    void accumulate()
+    {
+        copy(OpKind::Copy, m_reduceStream, Phase::Backward, m_rules.m_accumulate);
+        m_record.add({m_touched}, {m_averaged});
+    }
+
     /// The gradients that this rank keeps of a bucket go down as soon as it is reduced: asynchronously, in its stream.
-    OpId offloadGradients(const Zero12Rules::FlushCopies& copies)
+    OpId offloadGradients(const Zero12Rules::FlushCopies& copies, const Buffers& gradients)
     {
         if (m_rules.m_options.stage == 2 && m_rules.m_training.gradientAccumulation > 1) {
             if (!m_first)
-                transfer(OpKind::CopyToDevice, copies.accumulateUp);
+                transfer(OpKind::CopyToDevice, copies.accumulateUp, Verb::Add, {m_accumulators}, gradients);
             if (!m_last)
-                transfer(OpKind::CopyToHost, copies.accumulateDown);
+                transfer(OpKind::CopyToHost, copies.accumulateDown, Verb::Move, gradients, {m_accumulators});
         }
         if (m_last)
-            transfer(OpKind::CopyToHost, copies.down);
+            transfer(OpKind::CopyToHost, copies.down, Verb::Move, gradients, {m_hostGradient});
         return m_builder.lastOp();
     }
 
     void optimizerStep()
     {
         m_layer = -1;
-        if (m_rules.offload()) {
-            // step waits for the copies (synchronize()), then the host steps itself
-            const OpId ready = m_builder.op(OpKind::Release, Stream::Compute, Phase::Optimizer);
-            const OpId stepped = copy(OpKind::HostOptimizerStep, Stream::Host, Phase::Optimizer, m_rules.m_step);
-            m_builder.blockHost(ready);
-            m_builder.op(OpKind::CopyToDevice, Stream::Compute, Phase::Optimizer);
-            m_builder.move(m_rules.m_parametersUp);
-            m_builder.blockHost(stepped);
-        } else {
-            const OpId checked = copy(OpKind::Copy, Stream::Compute, Phase::Optimizer, m_rules.m_check);
-            BufferId overflow = m_builder.allocate(m_rules.m_overflow);
-            drop(overflow);
-            BufferId norm = m_builder.allocate(m_rules.m_norm);
-            drop(norm);
-            copy(OpKind::Copy, Stream::Compute, Phase::Optimizer, m_rules.m_prepare);
-            m_builder.blockHost(checked); // overflow and norm are read on the host: item()
-            dropAccumulated();
-            BufferId flat = m_builder.allocate(m_rules.m_flatGradient);
-            BufferId cast = -1;
-            if (m_rules.m_dtypes.accumulate != m_rules.m_dtypes.master) {
-                cast = m_builder.allocate(m_rules.m_castGradient);
-                drop(flat);
-            }
-            drop(m_averaged);
-            copy(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer, m_rules.m_step);
-            BufferId foreach = m_builder.allocate(m_rules.m_foreach);
-            drop(foreach);
-            drop(cast);
-            drop(flat);
-        }
+        if (m_rules.offload())
+            stepOnHost();
+        else
+            stepOnGpu();
         m_builder.op(OpKind::AllGather, Stream::Compute, Phase::Optimizer);
         m_builder.send(m_rules.m_gather, m_rules.m_world);
+        m_record.collective(Verb::AllGather, m_rules.m_world, {m_flat}, {m_flat});
         m_builder.op(OpKind::Release, Stream::Compute, Phase::AfterStep);
         dropAccumulated();
+    }
+
+    void clip(BufferId gradient)
+    {
+        if (m_rules.m_training.gradientClipping)
+            m_record.clip(m_rules.m_world, {gradient});
+    }
+
+    void stepOnHost()
+    {
+        // step waits for the copies (synchronize()), then the host steps itself
+        const OpId ready = m_builder.op(OpKind::Release, Stream::Compute, Phase::Optimizer);
+        const OpId stepped = copy(OpKind::HostOptimizerStep, Stream::Host, Phase::Optimizer, m_rules.m_step);
+        m_builder.blockHost(ready);
+        clip(m_hostGradient);
+        m_record.update({m_hostGradient}, {m_master, m_moments});
+        m_record.move({m_master}, {m_staging});
+        m_builder.op(OpKind::CopyToDevice, Stream::Compute, Phase::Optimizer);
+        m_builder.move(m_rules.m_parametersUp);
+        m_builder.blockHost(stepped);
+        m_record.move({m_staging}, {m_flat});
+    }
+
+    void stepOnGpu()
+    {
+        const DeepSpeedDtypes& dtypes = m_rules.m_dtypes;
+        const OpId checked = copy(OpKind::Copy, Stream::Compute, Phase::Optimizer, m_rules.m_check);
+        BufferId overflow = m_record.allocateScratch(m_rules.m_overflow);
+        drop(overflow);
+        BufferId norm = m_record.allocateScratch(m_rules.m_norm);
+        drop(norm);
+        copy(OpKind::Copy, Stream::Compute, Phase::Optimizer, m_rules.m_prepare);
+        m_builder.blockHost(checked); // overflow and norm are read on the host: item()
+        dropAccumulated();
+        BufferId flat = allocateState(m_rules.m_flatGradient, Quantity::Gradients, dtypes.accumulate, m_part);
+        m_record.move({m_averaged}, {flat});
+        BufferId gradient = flat;
+        BufferId cast = -1;
+        if (dtypes.accumulate != dtypes.master) {
+            gradient = cast = allocateState(m_rules.m_castGradient, Quantity::Gradients, dtypes.master, m_part);
+            m_record.move({flat}, {cast});
+            drop(flat);
+        }
+        clip(gradient);
+        drop(m_averaged);
+        copy(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer, m_rules.m_step);
+        BufferId foreach = m_record.allocateScratch(m_rules.m_foreach);
+        drop(foreach);
+        m_record.update({gradient}, {m_master, m_moments});
+        m_record.move({m_master}, {m_flat});
+        drop(cast);
+        drop(flat);
     }
 
     void dropAccumulated()
@@ -345,11 +532,16 @@ private:
 
     const Zero12Rules& m_rules;
     ScheduleBuilder m_builder;
+    ContentRecorder m_record;
     ActivationWalk m_walk;
     Stream m_reduceStream;
     std::vector<std::vector<Held>> m_held; // by layer and module
     std::vector<Pending> m_pending;
-    std::vector<BufferId> m_buckets;
+    std::vector<Bucket> m_buckets;
+    Held m_fresh; // of the module whose backward runs
+    Layout m_part, m_whole, m_touching;
+    BufferId m_flat = -1, m_master = -1, m_moments = -1;
+    BufferId m_hostGradient = -1, m_staging = -1, m_accumulators = -1;
     BufferId m_touched = -1;  // this micro-step's gradients of the partition
     BufferId m_averaged = -1; // those of the micro-steps before
     std::size_t m_arrival = 0;

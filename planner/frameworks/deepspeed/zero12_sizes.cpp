@@ -16,8 +16,6 @@ using C = Category;
 using S = Stream;
 using L = Lifetime;
 
-// stage_1_and_2.py nccl_start_alignment_factor: partitions start at multiples of two elements.
-constexpr std::int64_t kAlignment = 2;
 // has_inf_or_nan makes a fp32 copy, its comparison and two masks of the largest gradient fragment: 4 + 4 + 1 + 1 + 1.
 constexpr std::int64_t kOverflowBytes = 11;
 
@@ -82,6 +80,12 @@ constexpr BufferSpec kOffloadBuffer{"buffer of the largest gradient on its way t
 constexpr BufferSpec kOffloadCast{"fp32 gradient fragment on its way to the host", "4 B x largest fragment",
                                   "stage_1_and_2.py async_inplace_copy_grad_to_fp32_buffer_from_gpu", C::Temporaries};
 
+/// Of `whole` elements, those that fall to the stretch from `before` to `after` of `all`.
+std::int64_t shareOf(std::int64_t whole, std::int64_t before, std::int64_t after, std::int64_t all)
+{
+    return (share(Bytes(whole), after, all) - share(Bytes(whole), before, all)).count();
+}
+
 constexpr BufferSpec hostSpec(std::string_view name, std::string_view formula, std::string_view source, C category,
                               bool pinned, L lifetime)
 {
@@ -145,7 +149,7 @@ void Zero12Rules::resize(const PlanInput& input)
     defineStates();
     defineGradients();
     defineFlushes();
-    defineFlushCopies(m_options.stage == 1 && !overlaps() ? m_inOrder : m_inBackward);
+    defineFlushCopies(flushPlan());
     defineHost();
     defineStep();
 }
@@ -177,7 +181,7 @@ void Zero12Rules::defineStates()
     m_flatGradient = m_sizes.addBuffer(kFlatGradient, bytesOf(m_partition, m_dtypes.accumulate));
     m_castGradient = m_sizes.addBuffer(kCastGradient, m_dtypes.accumulate == m_dtypes.master ? Bytes(0) : master);
     m_overflow = m_sizes.addBuffer(kOverflow, Bytes(checksOverflow() ? fragment() * kOverflowBytes : 0));
-    m_norm = m_sizes.addBuffer(kNorm, Bytes(checkedMultiply(8, fragment())));
+    m_norm = m_sizes.addBuffer(kNorm, Bytes(normsInDouble() ? checkedMultiply(8, fragment()) : 0));
     m_foreach = m_sizes.addBuffer(
         kForeach, foreachTemporaries(m_training) && !offload() ? bytesOf(m_partition, m_dtypes.states) : Bytes(0));
     m_gather = m_sizes.addPayload({"updated parameters", "d x P", "stage_1_and_2.py step: all_gather_dp_groups",
@@ -231,8 +235,7 @@ std::int64_t Zero12Rules::flattened(const BucketFlush& flush) const
         return flush.endTensor - flush.firstTensor > 1 ? flush.elements : 0;
     if (!m_options.reduceScatter)
         return 0;
-    const std::vector<FlatTensor>& tensors =
-        m_options.stage == 1 && !overlaps() ? m_inOrder.tensors : m_inBackward.tensors;
+    const std::vector<FlatTensor>& tensors = flushPlan().tensors;
     const std::int64_t owner = tensors[flush.firstTensor].offset / m_partition;
     for (std::size_t i = flush.firstTensor; i < flush.endTensor; ++i) {
         const FlatTensor& tensor = tensors[i];
@@ -247,7 +250,7 @@ void Zero12Rules::defineFlushes()
     m_flatten.clear();
     m_cast.clear();
     m_reduce.clear();
-    const BucketPlan& plan = m_options.stage == 1 && !overlaps() ? m_inOrder : m_inBackward;
+    const BucketPlan& plan = flushPlan();
     const bool casts = m_dtypes.wire != m_dtypes.model;
     for (const BucketFlush& flush : plan.flushes) {
         const std::int64_t copied = flattened(flush);
@@ -260,6 +263,19 @@ void Zero12Rules::defineFlushes()
     }
 }
 
+Zero12Rules::Kept Zero12Rules::keptByFirstRank(const BucketPlan& plan, const BucketFlush& flush) const
+{
+    Kept kept;
+    for (std::size_t i = flush.firstTensor; i < flush.endTensor; ++i) {
+        const FlatTensor& tensor = plan.tensors[i];
+        if (tensor.offset >= m_partition)
+            continue;
+        kept.partition += std::min(tensor.numel, m_partition - tensor.offset);
+        kept.touched += tensor.numel;
+    }
+    return kept;
+}
+
 void Zero12Rules::defineFlushCopies(const BucketPlan& plan)
 {
     m_flushCopies.clear();
@@ -267,12 +283,15 @@ void Zero12Rules::defineFlushCopies(const BucketPlan& plan)
         return m_sizes.addPayload({name, formula, source, moved, m_dtypes.model});
     };
     const std::int64_t all = m_order.elements();
-    // Which of a bucket's gradients a rank keeps differs from rank to rank: each bucket counts for its share of them.
     std::int64_t before = 0;
     for (std::size_t i = 0; i < plan.flushes.size(); ++i) {
         const BucketFlush& flush = plan.flushes[i];
         const std::int64_t after = checkedAdd(before, flush.elements);
-        const auto part = [&](Bytes whole) { return share(whole, after, all) - share(whole, before, all); };
+        // Which of a bucket's gradients a rank keeps differs from rank to rank: each bucket counts for its share of
+        // them. What is carried out is the first rank's.
+        const Kept own = executes()
+                             ? keptByFirstRank(plan, flush)
+                             : Kept{shareOf(m_partition, before, after, all), shareOf(m_touched, before, after, all)};
         before = after;
         const Bytes copied = m_sizes.buffers[static_cast<std::size_t>(m_flatten[i])].bytes;
         const Bytes cast = m_sizes.buffers[static_cast<std::size_t>(m_cast[i])].bytes;
@@ -282,13 +301,13 @@ void Zero12Rules::defineFlushCopies(const BucketPlan& plan)
         copies.prepare =
             add("bucket flattened, cast and divided", "4 d x elements", "stage_1_and_2.py allreduce_bucket",
                 copied * 2 + casting + bytesOf(flush.elements, m_dtypes.wire) * 2);
-        const Bytes kept = part(bytesOf(m_touched, m_dtypes.model));
+        const Bytes kept = bytesOf(own.touched, m_dtypes.model);
         copies.copyBack = add("bucket copied back and the partition's gradients kept", "2 d x elements + 2 d x share",
                               "stage_1_and_2.py allreduce_and_copy, copy_grads_in_partition",
                               copied * 2 + casting + (offload() ? Bytes(0) : kept * 2));
         copies.down = add("fp32 gradient to the host", "4 B x P/N",
                           "stage_1_and_2.py async_inplace_copy_grad_to_fp32_buffer_from_gpu",
-                          part(bytesOf(m_partition, m_dtypes.master)));
+                          bytesOf(own.partition, m_dtypes.master));
         copies.accumulateDown = add("accumulated gradients to the host", "d x tensors of the partition",
                                     "stage_1_and_2.py async_accumulate_grad_in_cpu_via_gpu", kept);
         copies.accumulateUp = add("accumulated gradients back to the GPU", "d x tensors of the partition",
@@ -328,9 +347,9 @@ void Zero12Rules::defineStep()
 
 void Zero12Rules::defineHost()
 {
-    const bool pinned = m_options.pinMemory;
+    const bool rounded = roundsPinned(m_options.pinMemory);
     const auto host = [&](const HostSpec& spec, Bytes exact) {
-        return m_sizes.addBuffer(spec.of(pinned), offload() ? hostBytes(exact, pinned) : Bytes(0));
+        return m_sizes.addBuffer(spec.of(m_options.pinMemory), offload() ? hostBytes(exact, rounded) : Bytes(0));
     };
     const Bytes largest = bytesOf(m_order.largest(), m_dtypes.model);
     m_offloadBuffer = m_sizes.addBuffer(kOffloadBuffer, offload() ? largest : Bytes(0));
@@ -350,9 +369,10 @@ void Zero12Rules::defineHost()
             : std::max<std::int64_t>(
                   1, m_touched / std::max<std::int64_t>(1, m_order.elements() /
                                                                static_cast<std::int64_t>(m_order.tensors().size())));
-    const Bytes each = bytesOf(ceilDivide(m_touched, tensors), m_dtypes.model);
-    m_hostAccumulators = m_sizes.addBuffer(kHostAccumulators.of(pinned),
-                                           offload() && accumulates ? hostBytes(each, pinned) * tensors : Bytes(0));
+    const Bytes all = rounded ? hostBytes(bytesOf(ceilDivide(m_touched, tensors), m_dtypes.model), true) * tensors
+                              : bytesOf(m_touched, m_dtypes.model);
+    m_hostAccumulators =
+        m_sizes.addBuffer(kHostAccumulators.of(m_options.pinMemory), offload() && accumulates ? all : Bytes(0));
     m_hostMoments = m_sizes.addBuffer(kHostMoments, offload() ? stateBytes(m_partition) : Bytes(0));
     m_parametersUp = m_sizes.addPayload({"updated parameters to the GPU", "d x P/N", "stage_1_and_2.py step",
                                          bytesOf(m_partition, m_dtypes.model), m_dtypes.model});

@@ -3,6 +3,8 @@
 // ZeRO stage 3: runtime/zero/stage3.py ("stage3.py"), runtime/zero/partition_parameters.py ("partition_parameters.py"),
 // with offload, ZeRO++ and MiCS.
 
+#include <algorithm>
+
 #include "core/deepspeed_options.hpp"
 #include "planner/frameworks/deepspeed/bucket_plan.hpp"
 #include "planner/frameworks/deepspeed/deepspeed_rules.hpp"
@@ -28,6 +30,9 @@ protected:
 
 private:
     friend class Zero3Emission;
+
+    // partition_parameters.py CUDAQuantizer.target_group_size: elements per fp32 scale
+    static constexpr std::int64_t kQuantizedGroup = 8000;
 
     /// A gather call of one kind.
     struct CallClasses {
@@ -57,6 +62,7 @@ private:
         // Within the GPU: before the reduction, and the shard kept or added up after it.
         PayloadId prepare = -1, keep = -1, addUp = -1, quantise = -1, requantise = -1, dequantise = -1;
         bool compressesAll = false;
+        bool asItIs = false; // reduced where it lies
     };
     struct GradientClasses {
         BufferClassId bucketed = -1;
@@ -67,7 +73,10 @@ private:
     /// The part of the shard that is stepped at once.
     struct SubGroup {
         std::int64_t elements = 0;
+        std::size_t firstTensor = 0; // of FlatOrder
+        std::size_t endTensor = 0;
         bool onGpu = true;
+        bool onNvme = false; // its states
         BufferClassId flat = -1;
         BufferClassId wide = -1;
         BufferClassId foreach = -1;
@@ -90,16 +99,29 @@ private:
     void defineFlushCopies(FlushClasses& classes, std::int64_t padded, std::int64_t compressed, std::int64_t shard,
                            bool asItIs, Bytes inside, Bytes between);
     void defineStep();
+    void uploadAtOnce();
 
     std::int64_t shardOf(const FlatTensor& tensor) const { return ceilDivide(tensor.numel, m_shardRanks); }
     std::int64_t paddedElements(const TensorRuns& runs, std::int64_t ranks, bool frozen) const;
     Bytes paddedBytes(const TensorRuns& runs, std::int64_t ranks) const;
     Bytes exactBytes(const TensorRuns& runs) const;
     Bytes quantizedBytes(const TensorRuns& runs) const;
+    /// Elements of the largest sub-group that has its states on NVMe.
+    std::int64_t largestSwap() const
+    {
+        std::int64_t largest = 0;
+        for (const SubGroup& group : m_subGroups)
+            largest = group.onNvme ? std::max(largest, group.elements) : largest;
+        return largest;
+    }
+    /// Sub-groups whose states are in swap buffers at once: pipeline_read brings the next one's while one is stepped.
+    std::int64_t swapSets() const { return m_options.pipelineRead ? 2 : 1; }
     bool gathersNothing() const { return m_shardRanks == 1 && m_options.offloadParam == OffloadDevice::None; }
     bool optimizerOn(OffloadDevice device) const { return m_options.offloadOptimizer == device; }
     bool paramOn(OffloadDevice device) const { return m_options.offloadParam == device; }
     std::int64_t offloadedElements() const;
+    /// Elements of the sub-groups that are stepped on the host and have their states there.
+    std::int64_t onHostElements() const;
     std::int64_t onGpuElements() const { return m_shard - offloadedElements(); }
     Bytes nvmeParameterBytes() const;
 
@@ -121,7 +143,8 @@ private:
                   m_bucket = -1, m_persistent = -1;
     BufferClassId m_hostShards = -1, m_hostMaster = -1, m_hostNarrowGradients = -1, m_hostWideGradients = -1,
                   m_hostMoments = -1, m_swapBuffers = -1, m_paramBuffers = -1;
-    BufferClassId m_nvmeStates = -1, m_nvmeParameters = -1;
+    BufferClassId m_swapMaster = -1, m_swapGradient = -1, m_swapMoments = -1;
+    BufferClassId m_nvmeMaster = -1, m_nvmeGradients = -1, m_nvmeMoments = -1, m_nvmeParameters = -1;
     BufferClassId m_overflow = -1, m_norm = -1;
     std::vector<CallClasses> m_calls;          // by call kind
     std::vector<BufferClassId> m_pieces;       // by piece kind
@@ -130,7 +153,8 @@ private:
     std::vector<std::vector<GradientClasses>> m_gradients;
     std::vector<FlushClasses> m_flushes;      // by flush kind
     std::vector<PayloadId> m_secondaryCopies; // by unit type
-    PayloadId m_persistentGather = -1, m_parametersDown = -1, m_nvmeParameterWrite = -1, m_check = -1;
+    PayloadId m_persistentGather = -1, m_parametersDown = -1, m_persistentUp = -1, m_nvmeParameterWrite = -1,
+              m_check = -1;
 };
 
 } // namespace shardwright

@@ -11,8 +11,6 @@ namespace {
 using C = Category;
 using S = Stream;
 
-constexpr std::int64_t kQuantizedGroup =
-    8000; // partition_parameters.py CUDAQuantizer.target_group_size: elements per fp32 scale
 constexpr std::int64_t kGradientsPerByte = 2; // int4
 
 constexpr BufferSpec kGathered{"gathered parameters of a module",
@@ -49,7 +47,7 @@ constexpr BufferSpec kDequantized{
     "dequantised weights in fp16", "2 B x numel", "partition_parameters.py CUDAQuantizer.dequantize",
     C::GatheredParameters,         Place::Gpu,    S::AllGather};
 constexpr BufferSpec kSecondary{"secondary shard of a module",
-                                "d x numel/h",
+                                "d x numel/h, padded to N",
                                 "partition_parameters.py _partition_param_sec",
                                 C::Parameters,
                                 Place::Gpu,
@@ -109,6 +107,10 @@ Bytes Zero3Rules::exactBytes(const TensorRuns& runs) const
 
 Bytes Zero3Rules::quantizedBytes(const TensorRuns& runs) const
 {
+    if (executes()) { // encodes a part as one run of elements
+        const std::int64_t part = paddedElements(runs, m_shardRanks, false) / m_shardRanks;
+        return (bytesOf(part, DType::Int8) + bytesOf(ceilDivide(part, kQuantizedGroup), DType::Fp32)) * m_shardRanks;
+    }
     Bytes total;
     for (const TensorRun& run : runs) {
         const std::int64_t shard = ceilDivide(run.numel, m_shardRanks);
@@ -170,16 +172,15 @@ void Zero3Rules::definePieces()
     for (const TensorRuns& runs : m_gathers.pieceKinds) {
         const Bytes bytes = gathersNothing() ? Bytes(0) : exactBytes(runs);
         m_pieces.push_back(m_sizes.addBuffer(kCopied, bytes));
-        const bool converts = m_options.quantizedWeights && m_dtypes.model == DType::Bf16;
+        const bool converts = m_options.quantizedWeights && m_dtypes.model == DType::Bf16 && !executes();
         m_narrowPieces.push_back(m_sizes.addBuffer(kDequantized, converts ? bytes : Bytes(0)));
     }
     m_secondaries.clear();
     m_secondaryCopies.clear();
     for (const GatherUnitType& type : m_gathers.types) {
-        const Bytes secondary =
-            m_options.hpzPartitionSize > 1
-                ? share(paddedBytes(type.tensors, m_options.hpzPartitionSize), 1, m_options.hpzPartitionSize)
-                : Bytes(0);
+        const Bytes secondary = m_options.hpzPartitionSize > 1
+                                    ? share(paddedBytes(type.tensors, m_shardRanks), 1, m_options.hpzPartitionSize)
+                                    : Bytes(0);
         m_secondaries.push_back(m_sizes.addBuffer(kSecondary, secondary, type.layerType));
         m_secondaryCopies.push_back(
             m_sizes.addPayload({"secondary shard copied", "2 d x numel/h",
@@ -243,8 +244,11 @@ void Zero3Rules::defineFlushes()
         FlushClasses classes;
         classes.compressesAll = padded == 0;
         const bool scatters = m_options.reduceScatter;
+        if (!scatters && compressed == 0)
+            padded = flush.elements; // only what is scattered is padded
         const bool asItIs =
             !scatters || (flush.endTensor - flush.firstTensor == 1 && padded == flush.elements) || m_shardRanks == 1;
+        classes.asItIs = asItIs;
         classes.input = m_sizes.addBuffer(kScatterInput, asItIs ? Bytes(0) : bytesOf(padded, m_dtypes.wire));
         classes.cast = m_sizes.addBuffer(kScatterCast,
                                          m_dtypes.wire == m_dtypes.model ? Bytes(0) : bytesOf(padded, m_dtypes.wire));

@@ -12,8 +12,6 @@ using C = Category;
 using S = Stream;
 using L = Lifetime;
 
-constexpr std::int64_t kSmallestSwap = 1 << 20; // swap_tensor/optimizer_utils.py MIN_AIO_BYTES
-
 constexpr BufferSpec host(std::string_view name, std::string_view formula, std::string_view source, C category,
                           Place place, L lifetime = L::Persistent)
 {
@@ -39,14 +37,29 @@ constexpr BufferSpec kShardsPinned =
 constexpr BufferSpec kShardsPageable =
     host("parameter shards in host memory", "d x shard", "stage3.py _create_param_groups_fp16_flat_cpu_memory",
          C::Parameters, Place::HostPageable);
+// The executor's swap buffers stand by what they hold; together with what is left they are the same bytes.
+constexpr BufferSpec kSwapMaster =
+    host("swap buffer of master shards, pinned", "4 B x largest sub-group",
+         "swap_tensor/optimizer_utils.py OptimizerSwapper", C::Temporaries, Place::HostPinned);
+constexpr BufferSpec kSwapGradient =
+    host("swap buffer of gradients, pinned", "4 B x largest sub-group",
+         "swap_tensor/optimizer_utils.py OptimizerSwapper", C::Temporaries, Place::HostPinned);
+constexpr BufferSpec kSwapMoments =
+    host("swap buffers of optimizer states, pinned", "moments x 4 B x largest sub-group",
+         "swap_tensor/optimizer_utils.py OptimizerSwapper", C::Temporaries, Place::HostPinned);
 constexpr BufferSpec kSwapBuffers =
     host("swap buffers of the optimizer, pinned", "buffer_count x 4 B x largest sub-group, each a power of two",
          "swap_tensor/optimizer_utils.py OptimizerSwapper", C::Temporaries, Place::HostPinned);
 constexpr BufferSpec kParamBuffers =
     host("swap buffers of the parameters, pinned", "buffer_count x buffer_size x d, a power of two",
          "swap_tensor/partitioned_param_swapper.py", C::Temporaries, Place::HostPinned);
-constexpr BufferSpec kNvmeStates =
-    host("optimizer states on NVMe", "(4 + 8 + 4) B x shard", "swap_tensor/partitioned_optimizer_swapper.py",
+constexpr BufferSpec kNvmeMaster =
+    host("master shards on NVMe", "4 B x shard", "swap_tensor/partitioned_optimizer_swapper.py", C::MasterParameters,
+         Place::Nvme);
+constexpr BufferSpec kNvmeGradients = host("fp32 gradients on NVMe", "4 B x shard",
+                                           "swap_tensor/partitioned_optimizer_swapper.py", C::Gradients, Place::Nvme);
+constexpr BufferSpec kNvmeMoments =
+    host("optimizer states on NVMe", "moments x 4 B x shard", "swap_tensor/partitioned_optimizer_swapper.py",
          C::OptimizerStates, Place::Nvme);
 constexpr BufferSpec kNvmeParameters = host("parameter shards on NVMe", "d x shard beyond max_in_cpu",
                                             "swap_tensor/partitioned_param_swapper.py", C::Parameters, Place::Nvme);
@@ -65,47 +78,51 @@ Bytes Zero3Rules::nvmeParameterBytes() const
 void Zero3Rules::defineHost()
 {
     const bool pinned = m_options.pinMemory;
-    const std::int64_t offloaded = offloadedElements();
-    const bool cpu = optimizerOn(OffloadDevice::Cpu);
-    m_hostMaster = m_sizes.addBuffer(kMaster, cpu ? bytesOf(offloaded, m_dtypes.master) : Bytes(0));
-    m_hostMoments = m_sizes.addBuffer(kMoments, cpu ? stateBytes(offloaded) : Bytes(0));
+    const bool rounded = roundsPinned(pinned);
+    m_hostMaster = m_sizes.addBuffer(kMaster, bytesOf(onHostElements(), m_dtypes.master));
+    m_hostMoments = m_sizes.addBuffer(kMoments, stateBytes(onHostElements()));
     // The 16-bit gradient shards of all parameters live where the optimizer does, in the host for NVMe too.
     const Bytes narrow = offloadsOptimizer() ? bytesOf(m_shard, m_dtypes.accumulate) : Bytes(0);
-    m_hostNarrowGradients = m_sizes.addBuffer(pinned ? kNarrowPinned : kNarrowPageable, hostBytes(narrow, pinned));
+    m_hostNarrowGradients = m_sizes.addBuffer(pinned ? kNarrowPinned : kNarrowPageable, hostBytes(narrow, rounded));
     Bytes wide;
     for (const SubGroup& group : m_subGroups)
-        if (cpu && !group.onGpu)
-            wide += hostBytes(bytesOf(group.elements, m_dtypes.master), pinned);
+        if (!group.onGpu && !group.onNvme)
+            wide += hostBytes(bytesOf(group.elements, m_dtypes.master), rounded);
     m_hostWideGradients = m_sizes.addBuffer(pinned ? kWidePinned : kWidePageable, wide);
 
     const bool paramPinned = m_options.paramPinMemory;
+    const bool paramRounded = roundsPinned(paramPinned);
     Bytes shards;
     if (paramOn(OffloadDevice::Cpu))
-        shards = hostBytes(bytesOf(m_shard - std::min(m_shard, m_persistentShard), m_dtypes.model), paramPinned) +
-                 hostBytes(bytesOf(m_frozenShard, m_dtypes.frozen), paramPinned);
+        shards = hostBytes(bytesOf(m_shard - std::min(m_shard, m_persistentShard), m_dtypes.model), paramRounded) +
+                 hostBytes(bytesOf(m_frozenShard, m_dtypes.frozen), paramRounded);
     else if (paramOn(OffloadDevice::Nvme))
-        shards = hostBytes(bytesOf(std::min(m_options.maxInCpu, m_shard), m_dtypes.model), paramPinned);
+        shards = hostBytes(bytesOf(std::min(m_options.maxInCpu, m_shard), m_dtypes.model), paramRounded);
     m_hostShards = m_sizes.addBuffer(paramPinned ? kShardsPinned : kShardsPageable, shards);
 }
 
 void Zero3Rules::defineNvme()
 {
-    Bytes states;
-    std::int64_t largest = 0;
-    if (optimizerOn(OffloadDevice::Nvme))
-        for (const SubGroup& group : m_subGroups) {
-            const Bytes master = bytesOf(group.elements, m_dtypes.master);
-            if (group.onGpu || master < Bytes(std::max(kSmallestSwap, m_options.aio.blockSize)))
-                continue;
-            states += master * 2 + stateBytes(group.elements);
-            largest = std::max(largest, group.elements);
-        }
-    const Bytes buffer = hostBytes(bytesOf(largest, m_dtypes.master), true);
-    m_swapBuffers = m_sizes.addBuffer(kSwapBuffers, buffer * m_options.optimizerBufferCount);
+    std::int64_t stored = 0;
+    const std::int64_t largest = largestSwap();
+    for (const SubGroup& group : m_subGroups)
+        if (group.onNvme)
+            stored = checkedAdd(stored, group.elements);
+    const Bytes buffer = hostBytes(bytesOf(largest, m_dtypes.master), roundsPinned(true));
+    const Bytes swapped = buffer * m_options.optimizerBufferCount;
+    const Bytes ofSet = buffer * 2 + stateBytes(largest); // master, gradient and moments of one sub-group
+    m_swapMaster = m_sizes.addBuffer(kSwapMaster, executes() ? buffer : Bytes(0));
+    m_swapGradient = m_sizes.addBuffer(kSwapGradient, executes() ? buffer : Bytes(0));
+    m_swapMoments = m_sizes.addBuffer(kSwapMoments, executes() ? stateBytes(largest) : Bytes(0));
+    m_swapBuffers = m_sizes.addBuffer(
+        kSwapBuffers, executes() ? std::max(swapped, ofSet * swapSets()) - ofSet * swapSets() : swapped);
     const std::int64_t paramBuffer = checkedMultiply(m_options.paramBufferSize, m_options.paramBufferCount);
     m_paramBuffers = m_sizes.addBuffer(
-        kParamBuffers, paramOn(OffloadDevice::Nvme) ? hostBytes(bytesOf(paramBuffer, m_dtypes.model), true) : Bytes(0));
-    m_nvmeStates = m_sizes.addBuffer(kNvmeStates, states);
+        kParamBuffers,
+        paramOn(OffloadDevice::Nvme) ? hostBytes(bytesOf(paramBuffer, m_dtypes.model), roundsPinned(true)) : Bytes(0));
+    m_nvmeMaster = m_sizes.addBuffer(kNvmeMaster, bytesOf(stored, m_dtypes.master));
+    m_nvmeGradients = m_sizes.addBuffer(kNvmeGradients, bytesOf(stored, m_dtypes.master));
+    m_nvmeMoments = m_sizes.addBuffer(kNvmeMoments, stateBytes(stored));
     m_nvmeParameters = m_sizes.addBuffer(kNvmeParameters, nvmeParameterBytes());
     m_nvmeParameterWrite =
         m_sizes.addPayload({"updated parameter shards to NVMe", "d x shard beyond max_in_cpu",

@@ -19,7 +19,8 @@ using L = Lifetime;
 // stage3.py has_overflow_partitioned_grads_serial: isinf, isnan and their disjunction over the whole gradient, a byte
 // each.
 constexpr std::int64_t kOverflowBytes = 3;
-constexpr std::int64_t kNormChunk = 250000000; // stage3.py _constant_buffered_norm2: elements taken to double at once
+constexpr std::int64_t kSmallestSwap = 1 << 20; // swap_tensor/optimizer_utils.py MIN_AIO_BYTES
+constexpr std::int64_t kNormChunk = 250000000;  // stage3.py _constant_buffered_norm2: elements taken to double at once
 
 constexpr BufferSpec kWholeModule{"whole module before it is partitioned", "d P",
                                   "engine _configure_distributed_model: module.to(device)", C::Temporaries};
@@ -85,7 +86,7 @@ Zero3Rules::Zero3Rules(const PlanInput& input) : DeepSpeedRules(input), m_order(
     take(input);
     m_visits = recordVisits(m_activations, m_sizes);
     m_buckets = planBuckets(m_order, arrivalsInBackward(m_activations, m_visits), m_options.reduceBucketSize);
-    m_gathers = planGathers(m_activations, m_visits, m_options);
+    m_gathers = planGathers(m_activations, m_visits, m_options, recording() == Recording::ForExecution);
     resize(input);
 }
 
@@ -148,28 +149,46 @@ void Zero3Rules::defineGroups(const PlanInput& input)
 void Zero3Rules::splitSubGroups()
 {
     m_subGroups.clear();
-    const auto close = [&](std::int64_t elements) {
+    const std::vector<FlatTensor>& tensors = m_order.tensors();
+    const auto close = [&](std::int64_t elements, std::size_t end) {
         SubGroup group;
         group.elements = elements;
+        group.firstTensor = m_subGroups.empty() ? 0 : m_subGroups.back().endTensor;
+        group.endTensor = end;
         m_subGroups.push_back(group);
     };
     if (m_shard <= m_options.subGroupSize) {
-        close(m_shard);
+        close(m_shard, tensors.size());
     } else {
         std::int64_t elements = 0;
-        for (const FlatTensor& tensor : m_order.tensors()) {
-            elements = checkedAdd(elements, shardOf(tensor));
+        for (std::size_t i = 0; i < tensors.size(); ++i) {
+            elements = checkedAdd(elements, shardOf(tensors[i]));
             if (elements >= m_options.subGroupSize)
-                close(std::exchange(elements, 0));
+                close(std::exchange(elements, 0), i + 1);
         }
         if (elements > 0)
-            close(elements);
+            close(elements, tensors.size());
     }
     const auto count = static_cast<double>(m_subGroups.size());
     const auto onGpu =
         offloadsOptimizer() ? static_cast<std::size_t>((1.0 - m_options.offloadRatio) * count) : m_subGroups.size();
-    for (std::size_t i = 0; i < m_subGroups.size(); ++i)
-        m_subGroups[i].onGpu = i < onGpu;
+    // swap_tensor/optimizer_utils.py swappable_tensor: small sub-groups stay in host memory.
+    const std::int64_t smallest = std::max(kSmallestSwap, m_options.aio.blockSize);
+    for (std::size_t i = 0; i < m_subGroups.size(); ++i) {
+        SubGroup& group = m_subGroups[i];
+        group.onGpu = i < onGpu;
+        group.onNvme = optimizerOn(OffloadDevice::Nvme) && !group.onGpu &&
+                       bytesOf(group.elements, m_dtypes.master) >= Bytes(smallest);
+    }
+}
+
+std::int64_t Zero3Rules::onHostElements() const
+{
+    std::int64_t elements = 0;
+    for (const SubGroup& group : m_subGroups)
+        if (!group.onGpu && !group.onNvme)
+            elements = checkedAdd(elements, group.elements);
+    return elements;
 }
 
 std::int64_t Zero3Rules::offloadedElements() const
@@ -209,7 +228,8 @@ void Zero3Rules::defineStep()
 {
     m_overflow = m_sizes.addBuffer(
         kOverflow, Bytes(checksOverflow() && !offloadsOptimizer() ? checkedMultiply(m_shard, kOverflowBytes) : 0));
-    m_norm = m_sizes.addBuffer(kNorm, Bytes(checkedMultiply(8, std::min(m_largestShard, kNormChunk))));
+    m_norm =
+        m_sizes.addBuffer(kNorm, Bytes(normsInDouble() ? checkedMultiply(8, std::min(m_largestShard, kNormChunk)) : 0));
     const bool casts = m_dtypes.accumulate != m_dtypes.master;
     // isinf and isnan read the gradient and write a mask each, their disjunction and its reduction read three and write
     // one; the norm is taken of a copy in double precision.
@@ -254,9 +274,30 @@ void Zero3Rules::defineStep()
             m_sizes.addPayload({"master and moments to NVMe", "(4 + 8) B x sub-group",
                                 "runtime/swap_tensor/partitioned_optimizer_swapper.py", states, m_dtypes.master});
     }
+    if (executes())
+        uploadAtOnce();
+    m_persistentUp =
+        m_sizes.addPayload({"updated shards of persistent parameters to the GPU", "d x persistent/N",
+                            "zero/parameter_offload.py mark_persistent_parameters",
+                            bytesOf(std::min(m_shard, m_persistentShard), m_dtypes.model), m_dtypes.model});
     m_parametersDown = m_sizes.addPayload({"updated shards to the host", "d x shard",
                                            "stage3.py _reassign_or_swap_out_partitioned_parameters",
                                            bytesOf(onGpuElements(), m_dtypes.model), m_dtypes.model});
+}
+
+/// The executor steps all sub-groups in host memory as one: their parameters go up with the last of them.
+void Zero3Rules::uploadAtOnce()
+{
+    SubGroup* last = nullptr;
+    for (SubGroup& group : m_subGroups) {
+        if (group.onGpu || group.onNvme)
+            continue;
+        if (last != nullptr) {
+            Bytes& all = m_sizes.payloads[static_cast<std::size_t>(group.parametersUp)].bytes;
+            all += std::exchange(m_sizes.payloads[static_cast<std::size_t>(last->parametersUp)].bytes, Bytes(0));
+        }
+        last = &group;
+    }
 }
 
 ModelStates Zero3Rules::modelStates() const

@@ -67,7 +67,10 @@ Bytes RecordedBuffers::encodedBytes(const Content& content, std::int64_t element
 Bytes RecordedBuffers::bytesOf(const Content& content) const
 {
     const std::int64_t copies = content.quantity == Quantity::Moments ? moments() : 1;
-    return encodedBytes(content, elementsOf(content.layout) * copies);
+    const std::int64_t elements = elementsOf(content.layout) * copies;
+    if (content.codec == Codec::None || !content.layout.allParts)
+        return encodedBytes(content, elements);
+    return encodedBytes(content, elements / content.layout.parts) * content.layout.parts; // encoded one by one
 }
 
 void RecordedBuffers::make(BufferId buffer)

@@ -161,20 +161,27 @@ void RecordedTransfers::reduceScatter(const Action& action, BufferId read, Buffe
 
 void RecordedTransfers::allReduce(const Action& action, const std::vector<BufferId>& writes)
 {
-    std::vector<bool> wanted(m_buffers.elements(), action.content < 0);
-    if (action.content >= 0)
-        for (const auto& [element, at] : m_buffers.elementsIn(m_buffers.contentAt(action.content).layout, 0))
+    const auto wantedOn = [&](std::int64_t rank) {
+        std::vector<bool> wanted(m_buffers.elements(), action.content < 0);
+        if (action.content < 0)
+            return wanted;
+        const Content& content = m_buffers.contentAt(action.content);
+        for (const auto& [element, at] : m_buffers.elementsIn(content.layout, m_buffers.placeIn(content, rank)))
             wanted[static_cast<std::size_t>(element)] = true;
+        return wanted;
+    };
     std::int64_t onFirst = 0;
     for (const BufferId write : writes) {
         const std::vector<Values> mean = means(write, action.group);
-        for (std::int64_t rank = 0; rank < m_buffers.ranks(); ++rank)
+        for (std::int64_t rank = 0; rank < m_buffers.ranks(); ++rank) {
+            const std::vector<bool> wanted = wantedOn(rank);
             for (const auto& [element, at] : m_buffers.elementsOn(write, rank))
                 if (wanted[static_cast<std::size_t>(element)]) {
                     m_buffers.valuesOf(write, rank)[at] =
                         mean[static_cast<std::size_t>(rank)][static_cast<std::size_t>(element)];
                     onFirst += rank == 0 ? 1 : 0;
                 }
+        }
         if (action.content < 0)
             m_moved += m_buffers.bytesOf(*m_buffers.contentOf(write));
     }

@@ -1,0 +1,218 @@
+// Schedules that DeepSpeed's rules record for shardrun, played in numbers.
+
+#include <gtest/gtest.h>
+
+#include "core/model_file.hpp"
+#include "planner/activations/activation_model.hpp"
+#include "tests/planner/execution/recorded_schedule.hpp"
+#include "tests/planner/frameworks/small_input.hpp"
+
+namespace shardwright {
+
+namespace {
+
+struct Conditions {
+    int nodes = 1;
+    int gpusPerNode = 1;
+    std::int64_t accumulation = 1;
+    std::optional<DType> mixed;
+    bool tied = false;
+    Checkpointing checkpointing = Checkpointing::None;
+    Optimizer optimizer = Optimizer::AdamW;
+};
+
+SmallInput inputOf(const DeepSpeedOptions& options, const Conditions& run)
+{
+    SmallInput input(options, run.gpusPerNode, run.nodes);
+    LlamaShape shape;
+    shape.tied = run.tied;
+    shape.hidden = 6; // no number of ranks divides everything
+    shape.ffn = 11;
+    shape.vocab = 13;
+    shape.headDim = 2;
+    input.model = llamaOf(shape);
+    input.training.implementation = Implementation::Shardrun;
+    input.training.gradientAccumulation = run.accumulation;
+    input.training.precision.mixed = run.mixed;
+    input.training.checkpointing = run.checkpointing;
+    input.training.optimizer = run.optimizer;
+    return input;
+}
+
+/// Groups of two ranks, and on NVMe what the executor keeps there: all of it.
+DeepSpeedOptions fitted(const StrategyOptions& options)
+{
+    DeepSpeedOptions fitted = std::get<DeepSpeedOptions>(options);
+    fitted.hpzPartitionSize = std::min<std::int64_t>(fitted.hpzPartitionSize, 2);
+    fitted.micsShardSize = std::min<std::int64_t>(fitted.micsShardSize, 2);
+    fitted.maxInCpu = 0;
+    fitted.optimizerBufferCount = 8;
+    fitted.paramBufferSize = 200;
+    return fitted;
+}
+
+std::string textOf(const std::vector<std::string>& problems)
+{
+    std::string text;
+    for (const std::string& problem : problems)
+        text += "\n  " + problem;
+    return text;
+}
+
+/// Whether it was played: it is not refused.
+bool expectSound(const std::string& name, const DeepSpeedOptions& options, const Conditions& run)
+{
+    const SmallInput input = inputOf(options, run);
+    if (!refusals(input.input()).empty())
+        return false;
+    EXPECT_EQ(textOf(recordingProblems(input.input())), "")
+        << name << ", " << run.nodes << " x " << run.gpusPerNode << " ranks, accumulation " << run.accumulation
+        << (run.mixed ? ", bf16" : ", fp32") << (run.tied ? ", tied" : "");
+    return true;
+}
+
+std::vector<std::string> reasonsOf(const DeepSpeedOptions& options, const Conditions& run = {2, 2, 1, {}})
+{
+    return refusals(inputOf(options, run).input());
+}
+
+} // namespace
+
+class DeepSpeedRecording : public testing::TestWithParam<std::pair<std::string, StrategyOptions>> {};
+
+TEST_P(DeepSpeedRecording, TrainsEveryElementFromTheMeanOverAllRanks)
+{
+    const auto& [name, options] = GetParam();
+    for (const auto& [nodes, gpus] : std::vector<std::pair<int, int>>{{1, 1}, {1, 2}, {1, 3}, {2, 2}, {2, 4}})
+        for (const std::int64_t accumulation : {1, 2, 4})
+            for (const bool mixed : {false, true})
+                expectSound(
+                    name, fitted(options),
+                    {nodes, gpus, accumulation, mixed ? std::optional(DType::Bf16) : std::nullopt, accumulation == 2});
+}
+
+INSTANTIATE_TEST_SUITE_P(All, DeepSpeedRecording, testing::ValuesIn(everyDeepSpeed()), [](const auto& instance) {
+    std::string name = instance.param.first;
+    for (char& letter : name)
+        if (std::isalnum(static_cast<unsigned char>(letter)) == 0)
+            letter = '_';
+    return name;
+});
+
+TEST(DeepSpeedRecordings, BucketsMayHoldOneTensorOrAllOfThem)
+{
+    for (const auto& [name, options] : everyDeepSpeed())
+        for (const std::int64_t bucket : {40, 10000}) {
+            DeepSpeedOptions sized = fitted(options);
+            sized.reduceBucketSize = bucket;
+            sized.paramPersistenceThreshold = bucket;
+            expectSound(name, sized, {2, 2, 2, DType::Bf16, true});
+        }
+}
+
+TEST(DeepSpeedRecordings, ABucketMayBeEmptiedWithinAModule)
+{
+    for (const auto& [name, options] : everyDeepSpeed()) {
+        SmallInput input = inputOf(fitted(options), {1, 3, 2, {}});
+        input.model = modelFromJson({{"architectures", {"GPT2LMHeadModel"}},
+                                     {"model_type", "gpt2"},
+                                     {"n_embd", 6},
+                                     {"n_layer", 2},
+                                     {"n_head", 2},
+                                     {"n_positions", 16},
+                                     {"vocab_size", 13},
+                                     {"embd_pdrop", 0},
+                                     {"attn_pdrop", 0},
+                                     {"resid_pdrop", 0}},
+                                    "small-gpt2", "test");
+        if (refusals(input.input()).empty()) {
+            EXPECT_EQ(textOf(recordingProblems(input.input())), "") << name;
+        }
+    }
+}
+
+TEST(DeepSpeedRecordings, CheckpointingGathersAgainWhatItRecomputes)
+{
+    for (const Checkpointing checkpointing : {Checkpointing::Selective, Checkpointing::Full, Checkpointing::Cpu})
+        for (const auto& [name, options] : everyDeepSpeed())
+            expectSound(name, fitted(options), {2, 2, 2, DType::Bf16, false, checkpointing});
+}
+
+TEST(DeepSpeedRecordings, OptimizersKeepTheMomentsThatTheyNeed)
+{
+    for (const Optimizer optimizer : {Optimizer::Adam, Optimizer::SgdMomentum, Optimizer::Sgd})
+        for (const auto& [name, options] : everyDeepSpeed())
+            expectSound(name, fitted(options), {1, 3, 2, std::nullopt, true, Checkpointing::None, optimizer});
+}
+
+TEST(DeepSpeedRecordings, StatesGoThroughSwapBuffersWhereSubGroupsAreLarge)
+{
+    DeepSpeedOptions options;
+    options.stage = 3;
+    options.offloadOptimizer = options.offloadParam = OffloadDevice::Nvme;
+    options.maxInCpu = 0;
+    options.reduceBucketSize = 300000;
+    options.paramBufferSize = 300000;
+    for (const bool pipelined : {false, true}) {
+        options.pipelineRead = options.pipelineWrite = pipelined;
+        options.optimizerBufferCount = pipelined ? 8 : 4;
+        SmallInput input = inputOf(options, {1, 2, 2, DType::Bf16});
+        LlamaShape shape;
+        shape.hidden = 32;
+        shape.headDim = 16;
+        shape.ffn = 32;
+        shape.vocab = 16384; // shards of the embedding and the head have 1 MiB in fp32 each
+        input.model = llamaOf(shape);
+        std::get<DeepSpeedOptions>(input.strategy.options).subGroupSize = 262144;
+        ASSERT_EQ(textOf(refusals(input.input())), "");
+        EXPECT_EQ(textOf(recordingProblems(input.input())), "") << (pipelined ? "pipelined" : "one by one");
+    }
+}
+
+TEST(DeepSpeedRecordings, WhatIsNotSaidIsRefusedByName)
+{
+    DeepSpeedOptions ratio;
+    ratio.offloadOptimizer = OffloadDevice::Cpu;
+    ratio.offloadRatio = 0.5;
+    EXPECT_EQ(textOf(reasonsOf(ratio)),
+              "\n  shardrun offloads the whole optimizer or nothing of it: offload_optimizer.ratio 1");
+    DeepSpeedOptions compressed;
+    compressed.stage = 0;
+    Conditions run{1, 2, 1, {}};
+    run.optimizer = Optimizer::OneBitAdam;
+    EXPECT_EQ(textOf(reasonsOf(compressed, run)), "\n  shardrun does not step onebit-adam under DeepSpeed");
+    DeepSpeedOptions nvme;
+    nvme.offloadParam = OffloadDevice::Nvme;
+    nvme.maxInCpu = 100;
+    EXPECT_EQ(textOf(reasonsOf(nvme)), "\n  shardrun keeps parameters on NVMe all or none: offload_param.max_in_cpu 0, "
+                                       "or at least the model's parameters");
+}
+
+/// That the play of a schedule tells a wrong one from a right one.
+TEST(DeepSpeedRecordings, NoActionCanBeLeftOutUnnoticed)
+{
+    for (const std::string wanted : {"deepspeed 1 overlap", "deepspeed 2", "deepspeed 2 offload", "deepspeed 3",
+                                     "deepspeed 3 hpz", "deepspeed 3 mics"})
+        for (const auto& [name, options] : everyDeepSpeed()) {
+            if (name != wanted)
+                continue;
+            const SmallInput input = inputOf(fitted(options), {2, 2, 2, DType::Bf16, true});
+            const auto rules = input.rules();
+            const Schedule schedule = rules->emit();
+            for (std::size_t i = 0; i < schedule.actions.size(); ++i) {
+                const Verb verb = schedule.actions[i].verb;
+                if (verb == Verb::Compute || verb == Verb::LoadBatch || verb == Verb::Initialize)
+                    continue;
+                Schedule broken = schedule;
+                broken.actions[i] = Action{};
+                broken.actions[i].verb = Verb::LoadBatch;
+                broken.actions[i].eventsBefore = schedule.actions[i].eventsBefore;
+                EXPECT_FALSE(
+                    problemsOf({broken, input.model, input.training, 4, rules->activations()->classes().size()})
+                        .empty())
+                    << name << ": without action " << i << ", " << nameOf(verb);
+            }
+        }
+}
+
+} // namespace shardwright
