@@ -285,16 +285,22 @@ void Zero3Rules::defineStep()
                                            bytesOf(onGpuElements(), m_dtypes.model), m_dtypes.model});
 }
 
-/// The executor steps all sub-groups in host memory as one: their parameters go up with the last of them.
+/// The executor steps all sub-groups in host memory as one, at the first of them; their parameters go up with the last.
 void Zero3Rules::uploadAtOnce()
 {
+    const auto bytesAt = [this](PayloadId payload) -> Bytes& {
+        return m_sizes.payloads[static_cast<std::size_t>(payload)].bytes;
+    };
+    SubGroup* first = nullptr;
     SubGroup* last = nullptr;
     for (SubGroup& group : m_subGroups) {
         if (group.onGpu || group.onNvme)
             continue;
         if (last != nullptr) {
-            Bytes& all = m_sizes.payloads[static_cast<std::size_t>(group.parametersUp)].bytes;
-            all += std::exchange(m_sizes.payloads[static_cast<std::size_t>(last->parametersUp)].bytes, Bytes(0));
+            bytesAt(group.parametersUp) += std::exchange(bytesAt(last->parametersUp), Bytes(0));
+            bytesAt(first->step) += std::exchange(bytesAt(group.step), Bytes(0));
+        } else {
+            first = &group;
         }
         last = &group;
     }
@@ -303,6 +309,8 @@ void Zero3Rules::uploadAtOnce()
 ModelStates Zero3Rules::modelStates() const
 {
     ModelStates states;
+    if (executes() && !paramOn(OffloadDevice::None)) // what is measured: persistent shards stay on the device
+        states.parameters = bytesOf(std::min(m_shard, m_persistentShard), m_dtypes.model);
     if (paramOn(OffloadDevice::None))
         states.parameters = bytesOf(m_shard, m_dtypes.model) + bytesOf(m_frozenShard, m_dtypes.frozen);
     if (!offloadsOptimizer())
