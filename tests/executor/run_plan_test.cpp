@@ -143,6 +143,13 @@ TEST(RunPlan, EveryStrategyGivesTheUnshardedLossesWhereRanksDoNotDivideTheModel)
     expectUnshardedLosses({.model = "gpt2", .ranks = 7, .ranksPerNode = 7, .checkpointing = "full"}, kFlat);
 }
 
+TEST(RunPlan, DeepSpeedsStagesGiveTheUnshardedLosses)
+{
+    expectUnshardedLosses({.ranks = 3, .ranksPerNode = 3, .accumulation = 2},
+                          {"deepspeed-zero0", "deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3",
+                           "deepspeed-zero2-offload-optimizer-cpu", "deepspeed-zero3-offload-optimizer-cpu"});
+}
+
 TEST(RunPlan, EveryStrategyGivesTheUnshardedLossesOverNodes)
 {
     expectUnshardedLosses({.ranks = 4, .ranksPerNode = 2, .accumulation = 2}, kHybrid);
