@@ -74,11 +74,7 @@ public:
 
     Plan build()
     {
-        m_plan.strategy = m_input.strategy.name;
-        m_plan.framework = frameworkOf(m_input.strategy);
-        m_plan.gpu.capacity = figureBytes(m_input.cluster.gpu.memory);
-        m_plan.host.capacity = figureBytes(m_input.cluster.hostMemory);
-        m_plan.nvme.capacity = figureBytes(m_input.cluster.nvmeCapacity);
+        begin();
         if (m_input.slice == nullptr) // of a slice it is known
             m_plan.reasons = refusals(m_input);
         if (!m_plan.reasons.empty()) {
@@ -91,20 +87,40 @@ public:
             return std::move(m_plan);
         }
         const auto rules = makeRules(m_input);
-        const Schedule schedule = rules->emit();
-        const MemoryReplay replay = replayMemory(schedule, m_detail.curve);
-        fillFromRules(*rules);
-        fillGpu(schedule, replay, rules->communicators());
-        fillHost(schedule, replay, *rules);
-        fillTraffic(schedule, *rules);
-        if (m_detail.time)
-            fillTime(schedule, *rules);
-        judge(schedule);
+        fillFrom(*rules, rules->emit());
         suggest();
         return std::move(m_plan);
     }
 
+    Plan build(const FrameworkRules& rules, const Schedule& schedule)
+    {
+        begin();
+        fillFrom(rules, schedule);
+        return std::move(m_plan);
+    }
+
 private:
+    void begin()
+    {
+        m_plan.strategy = m_input.strategy.name;
+        m_plan.framework = frameworkOf(m_input.strategy);
+        m_plan.gpu.capacity = figureBytes(m_input.cluster.gpu.memory);
+        m_plan.host.capacity = figureBytes(m_input.cluster.hostMemory);
+        m_plan.nvme.capacity = figureBytes(m_input.cluster.nvmeCapacity);
+    }
+
+    void fillFrom(const FrameworkRules& rules, const Schedule& schedule)
+    {
+        const MemoryReplay replay = replayMemory(schedule, m_detail.curve);
+        fillFromRules(rules);
+        fillGpu(schedule, replay, rules.communicators());
+        fillHost(schedule, replay, rules);
+        fillTraffic(schedule, rules);
+        if (m_detail.time)
+            fillTime(schedule, rules);
+        judge(schedule);
+    }
+
     void suggest()
     {
         if (m_detail.suggest && m_plan.verdict == Verdict::DoesNotFit)
@@ -250,6 +266,11 @@ private:
 Plan buildPlan(const PlanInput& input, const PlanDetail& detail)
 {
     return Builder(input, detail).build();
+}
+
+Plan buildPlan(const PlanInput& part, const PlanDetail& detail, const FrameworkRules& rules, const Schedule& schedule)
+{
+    return Builder(part, detail).build(rules, schedule);
 }
 
 Plan buildPlan(const Scenario& scenario, const Strategy& strategy, const PlanDetail& detail)

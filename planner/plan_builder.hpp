@@ -11,6 +11,9 @@
 
 namespace shardwright {
 
+class FrameworkRules;
+struct Schedule;
+
 struct PlanDetail {
     bool curve = true;     // fill GpuMemory::curve
     bool allocator = true; // replay the caching allocator; otherwise peakReserved = peakAllocated
@@ -22,6 +25,9 @@ struct PlanDetail {
 /// NumberTooLarge when the input's numbers leave 64 bits.
 Plan buildPlan(const PlanInput& input, const PlanDetail& detail = {});
 Plan buildPlan(const Scenario& scenario, const Strategy& strategy, const PlanDetail& detail = {});
+
+/// The plan of a part of a model (PlanInput::slice) by rules that are there already, with the schedule that they emit.
+Plan buildPlan(const PlanInput& part, const PlanDetail& detail, const FrameworkRules& rules, const Schedule& schedule);
 
 /// Plans of all strategies of the scenario, in its order.
 std::vector<Plan> buildPlans(const Scenario& scenario, const PlanDetail& detail = {});

@@ -159,11 +159,10 @@ private:
     std::size_t m_chunk = 0;
 };
 
-std::optional<StageRun> runStage(const PlanInput& input, const PipelineShape& shape)
+std::optional<StageRun> runStage(const PlanInput& input, const PipelineShape& shape, const StageSchedule& stage)
 {
-    const auto rules = makeRules(input);
-    const Schedule schedule = rules->emit();
-    const OpCosts costs(input, *rules->activations(), schedule.sizes);
+    const Schedule& schedule = stage.schedule;
+    const OpCosts costs(input, *stage.rules->activations(), schedule.sizes);
     OpTimes times = opTimes(schedule, costs);
     StageRun run;
     for (std::size_t i = 0; i < schedule.ops.size(); ++i) {
@@ -232,15 +231,29 @@ double pipelineBound(const PipelineShape& shape, const std::vector<StageSeconds>
     return bound;
 }
 
-std::optional<StepTime> pipelineStep(const PlanInput& input, const std::vector<ModelSlice>& slices)
+std::vector<StageSchedule> emitStages(const PlanInput& input, const std::vector<ModelSlice>& slices)
+{
+    std::vector<StageSchedule> stages;
+    stages.reserve(slices.size());
+    for (const ModelSlice& slice : slices) {
+        StageSchedule& stage = stages.emplace_back();
+        stage.rules = makeRules(inputOf(input, slice));
+        stage.schedule = stage.rules->emit();
+    }
+    return stages;
+}
+
+std::optional<StepTime> pipelineStep(const PlanInput& input, const std::vector<ModelSlice>& slices,
+                                     const std::vector<StageSchedule>& schedules)
 {
     const PipelineShape shape = pipelineShape(input.strategy.parallelism, input.training.gradientAccumulation);
     std::vector<StageRun> runs;
-    for (const ModelSlice& slice : slices) {
-        const std::optional<StageRun> run = runStage(inputOf(input, slice), shape);
+    runs.reserve(slices.size());
+    for (std::size_t slice = 0; slice < slices.size(); ++slice) {
+        std::optional<StageRun> run = runStage(inputOf(input, slices[slice]), shape, schedules[slice]);
         if (!run)
             return std::nullopt;
-        runs.push_back(*run);
+        runs.push_back(std::move(*run));
     }
     std::vector<StageSeconds> stages(static_cast<std::size_t>(shape.stages));
     std::vector<std::size_t> sliceOf(stages.size(), 0);

@@ -2,10 +2,12 @@
 
 // When a pipeline's stages work, and what waiting for each other costs.
 
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "core/plan.hpp"
+#include "planner/frameworks/rules.hpp"
 #include "planner/parallelism/model_slice.hpp"
 #include "planner/parallelism/pipeline_schedule.hpp"
 
@@ -36,8 +38,19 @@ double pipelineBound(const PipelineShape& shape, const std::vector<StageSeconds>
 double pipelineBound(const PipelineShape& shape, const std::vector<StageSeconds>& kinds,
                      const std::vector<std::size_t>& kindOf, double transfer);
 
-/// The step of a job cut into the stages of `slices` (sliceModel): each stage's schedule simulated on its own, then all
-/// of them together. Breakdown: of the stage that sets the pace, the bubble what it waits for others.
-std::optional<StepTime> pipelineStep(const PlanInput& input, const std::vector<ModelSlice>& slices);
+/// One stage's rules and the schedule that they emit.
+struct StageSchedule {
+    std::unique_ptr<FrameworkRules> rules;
+    Schedule schedule;
+};
+
+/// Those of the stages of `slices` (sliceModel).
+std::vector<StageSchedule> emitStages(const PlanInput& input, const std::vector<ModelSlice>& slices);
+
+/// The step of a job cut into the stages of `slices`: each stage's schedule simulated on its own, then all
+/// of them together. Breakdown: of the stage that sets the pace, the bubble what it waits for others. Nothing where the
+/// cluster lacks what an operation runs on.
+std::optional<StepTime> pipelineStep(const PlanInput& input, const std::vector<ModelSlice>& slices,
+                                     const std::vector<StageSchedule>& schedules);
 
 } // namespace shardwright

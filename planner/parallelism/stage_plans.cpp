@@ -37,13 +37,20 @@ void addUp(const PlanInput& input, const std::vector<ModelSlice>& slices, const 
 Plan buildStagePlans(const PlanInput& input, const PlanDetail& detail)
 {
     const std::vector<ModelSlice> slices = sliceModel(input);
+    return buildStagePlans(input, slices, emitStages(input, slices), detail);
+}
+
+Plan buildStagePlans(const PlanInput& input, const std::vector<ModelSlice>& slices,
+                     const std::vector<StageSchedule>& schedules, const PlanDetail& detail,
+                     const std::optional<StepTime>* step)
+{
     std::vector<Plan> plans;
     plans.reserve(slices.size());
     PlanDetail ofStage = detail;
     ofStage.suggest = false; // changes are the whole job's
     ofStage.time = detail.time && slices.front().stages == 1;
-    for (const ModelSlice& slice : slices)
-        plans.push_back(buildPlan(inputOf(input, slice), ofStage));
+    for (std::size_t i = 0; i < slices.size(); ++i)
+        plans.push_back(buildPlan(inputOf(input, slices[i]), ofStage, *schedules[i].rules, schedules[i].schedule));
     const auto at =
         std::max_element(plans.begin(), plans.end(), [](const Plan& a, const Plan& b) { return worse(b, a); });
     const ModelSlice& slice = slices[static_cast<std::size_t>(at - plans.begin())];
@@ -52,7 +59,7 @@ Plan buildStagePlans(const PlanInput& input, const PlanDetail& detail)
     if (slice.stages == 1)
         return job;
     if (detail.time) {
-        job.step = pipelineStep(input, slices);
+        job.step = step == nullptr ? pipelineStep(input, slices, schedules) : *step;
         fillStepCost(inputOf(input, slice), job);
     }
     job.gpu.peakMoment = fmt::format("{}: {}", nameOfStage(slice), job.gpu.peakMoment);

@@ -3,13 +3,13 @@
 #include <cmath>
 
 #include "planner/frameworks/rules.hpp"
-#include "planner/plan_builder.hpp"
+#include "planner/parallelism/stage_plans.hpp"
 
 namespace shardwright::search {
 
 namespace {
 
-constexpr PlanDetail kVerdictOnly{.curve = false, .allocator = true, .suggest = false};
+constexpr std::size_t kMostPlans = 256; // kept at a time, some kilobytes each
 
 } // namespace
 
@@ -175,13 +175,30 @@ std::optional<Score> PlanExplorer::evaluate(const Path& path, const Archive& arc
 /// The score by the plan itself, allocator and all, so that what is found is what a comparison shows.
 std::optional<Score> PlanExplorer::planned(const Path& path, double seconds, std::int64_t gpus)
 {
-    const Plan plan = buildPlan(input(), kVerdictOnly);
+    Plan plan = m_candidate.strategy.parallelism.pipeline > 1 ? planOfPipeline() : buildPlan(input(), kOfAnswers);
     if (const auto obstacle = obstacleOf(plan)) {
         const bool over = plan.gpu.peakUsed > plan.gpu.capacity;
         m_tally.add(*obstacle, path, 1, over ? (plan.gpu.peakUsed - plan.gpu.capacity).asDouble() : 0);
         return std::nullopt;
     }
-    return score(seconds, plan.gpu.peakUsed, gpus);
+    if (m_plans.size() == kMostPlans)
+        m_plans.clear();
+    const Bytes used = plan.gpu.peakUsed;
+    m_plans.insert_or_assign(path, std::move(plan));
+    return score(seconds, used, gpus);
+}
+
+Plan PlanExplorer::planOfPipeline()
+{
+    const Pipeline& pipeline = m_structures.pipeline();
+    return buildStagePlans(input(), *pipeline.slices, pipeline.schedules, kOfAnswers,
+                           &m_structures.pipelineStepOf(input()));
+}
+
+std::optional<Plan> PlanExplorer::planOf(const Path& path) const
+{
+    const auto known = m_plans.find(path);
+    return known != m_plans.end() ? std::optional(known->second) : std::nullopt;
 }
 
 } // namespace shardwright::search

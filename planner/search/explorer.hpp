@@ -5,6 +5,7 @@
 #include <map>
 
 #include "core/plan.hpp"
+#include "planner/plan_builder.hpp"
 #include "planner/search/candidates.hpp"
 #include "planner/search/clock.hpp"
 #include "planner/search/engine.hpp"
@@ -18,6 +19,9 @@ namespace shardwright::search {
 /// FittingByFloor: all whose tensors and overheads fit are.
 enum class Measure : std::uint8_t { Time, Gpus, GpuTime, MemoryAndTime, Fitting, FittingByFloor };
 
+/// What plans of answers are built with.
+constexpr PlanDetail kOfAnswers{.curve = false, .allocator = true, .suggest = false};
+
 class PlanExplorer final : public Explorer {
 public:
     /// `candidates` must outlive this.
@@ -27,6 +31,9 @@ public:
     std::size_t choices(const Path& path) override { return m_candidates.choices(path); }
     std::optional<Score> floor(const Path& path) override;
     std::optional<Score> evaluate(const Path& path, const Archive& archive) override;
+
+    /// The plan of a candidate that this explorer found, with kOfAnswers, where it still has it.
+    std::optional<Plan> planOf(const Path& path) const;
 
     /// Why candidates were turned down, so far.
     const Tally& tally() const { return m_tally; }
@@ -42,6 +49,7 @@ private:
     bool statesFit(const Path& path, const Assignment& assignment);
     double leastSeconds(const Assignment& assignment);
     void reject(const Reason& reason, const Path& path, double miss = 0);
+    Plan planOfPipeline();
     std::optional<Score> planned(const Path& path, double seconds, std::int64_t gpus);
 
     const Candidates& m_candidates;
@@ -50,6 +58,7 @@ private:
     Structures m_structures;
     Candidate m_candidate;
     Tally m_tally;
+    std::map<Path, Plan> m_plans;                  // of candidates that fit
     std::map<std::int64_t, double> m_leastSeconds; // by GPUs: what leastSeconds() gave
 };
 

@@ -1,6 +1,7 @@
 #include "planner/search/memory_check.hpp"
 
 #include "planner/overheads.hpp"
+#include "planner/readers/memory_replay.hpp"
 
 namespace shardwright::search {
 
@@ -29,11 +30,26 @@ Bytes overheadOf(const Cluster& cluster, const FrameworkRules& rules)
     return overhead;
 }
 
-MemoryVerdict checkPart(const PlanInput& input, ClosedForm& form)
+ClosedFormResult figuresOf(const Part& part)
 {
-    const ClosedFormResult figures = form.evaluate(input);
-    const Bytes overhead = overheadOf(input.cluster, form.rules());
-    const Cluster& cluster = input.cluster;
+    if (part.structure != nullptr)
+        return part.structure->closed.evaluate(part.input);
+    const MemoryReplay replay = replayMemory(part.stage->schedule, false);
+    ClosedFormResult figures;
+    figures.peakAllocated = replay.gpu.bytes;
+    figures.initPeak = replay.gpuInitPeak;
+    figures.hostPinned = replay.hostPinned.bytes;
+    figures.hostPageable = replay.hostPageable.bytes;
+    figures.nvme = replay.nvme.bytes;
+    return figures;
+}
+
+MemoryVerdict checkPart(const Part& part)
+{
+    const ClosedFormResult figures = figuresOf(part);
+    const FrameworkRules& rules = part.structure != nullptr ? part.structure->closed.rules() : *part.stage->rules;
+    const Cluster& cluster = part.input.cluster;
+    const Bytes overhead = overheadOf(cluster, rules);
     MemoryVerdict result;
     result.used = figures.peakAllocated + overhead;
     const auto refuse = [&](Obstacle obstacle, const char* text, double miss) {
@@ -49,7 +65,7 @@ MemoryVerdict checkPart(const PlanInput& input, ClosedForm& form)
     refuse(Obstacle::HostMemory, "host memory of a node",
            excess((figures.hostPinned + figures.hostPageable) * cluster.gpusPerNode, host));
     refuse(Obstacle::HostMemory, "host memory of a node while the model is loaded",
-           excess(form.rules().hostInitPeakPerNode(), host));
+           excess(rules.hostInitPeakPerNode(), host));
     refuse(Obstacle::Nvme, "NVMe of a node", excess(figures.nvme * cluster.gpusPerNode, bytesOf(cluster.nvmeCapacity)));
     return result;
 }
@@ -78,7 +94,7 @@ MemoryVerdict checkMemory(const std::vector<Part>& parts)
 {
     MemoryVerdict worst;
     for (const Part& part : parts) {
-        MemoryVerdict verdict = checkPart(part.input, part.structure->closed);
+        MemoryVerdict verdict = checkPart(part);
         verdict.used = std::max(verdict.used, worst.used);
         const bool worse = verdict.obstacle && (!worst.obstacle || verdict.miss > worst.miss);
         if (!worse) {

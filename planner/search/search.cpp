@@ -2,7 +2,6 @@
 
 #include <stdexcept>
 
-#include "planner/plan_builder.hpp"
 #include "planner/search/explorer.hpp"
 
 namespace shardwright::search {
@@ -26,6 +25,17 @@ Measure measureOf(const Request& request)
     case Objective::LargestMicroBatch: break;
     }
     throw std::logic_error("an inverse question is not one search");
+}
+
+Plan planOf(const Path& path, const std::vector<std::unique_ptr<Explorer>>& explorers, const Candidate& candidate,
+            const Model& model)
+{
+    for (const auto& explorer : explorers)
+        if (auto plan = static_cast<const PlanExplorer&>(*explorer).planOf(path)) {
+            plan->strategy = candidate.strategy.name;
+            return std::move(*plan);
+        }
+    return buildPlan({model, candidate.cluster, candidate.training, candidate.strategy}, kOfAnswers);
 }
 
 } // namespace
@@ -55,9 +65,7 @@ Result search(const Candidates& candidates, const Request& request, const MakeCl
         Answer answer{candidates.assignment(found.path), candidates.start(), {}};
         candidates.apply(answer.assignment, answer.candidate);
         answer.candidate.strategy.name = candidates.strategyName(answer.assignment);
-        const PlanInput input{candidates.scenario().model, answer.candidate.cluster, answer.candidate.training,
-                              answer.candidate.strategy};
-        answer.plan = buildPlan(input, {.curve = false, .allocator = true, .suggest = false});
+        answer.plan = planOf(found.path, explorers, answer.candidate, candidates.scenario().model);
         result.answers.push_back(std::move(answer));
     }
     return result;

@@ -20,7 +20,7 @@ public:
         if (input.strategy.parallelism.pipeline == 1)
             return parts.front().structure->step().seconds(parts.front().input,
                                                            parts.front().structure->closed.rules());
-        const auto step = pipelineStep(input, structures.slicesOf(input));
+        const auto& step = structures.pipelineStepOf(input);
         return step ? step->seconds : INFINITY;
     }
 

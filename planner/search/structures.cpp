@@ -73,36 +73,43 @@ const std::vector<ModelSlice>& Structures::slicesOf(const PlanInput& input)
 
 const std::vector<Part>& Structures::partsOf(const PlanInput& input, const Assignment& so)
 {
+    m_parts.clear();
+    if (so.pipeline > 1) {
+        m_pipeline.slices = &slicesOf(input);
+        m_pipeline.schedules = emitStages(input, *m_pipeline.slices);
+        m_pipeline.step.reset();
+        for (std::size_t i = 0; i < m_pipeline.schedules.size(); ++i)
+            m_parts.push_back({inputOf(input, (*m_pipeline.slices)[i]), nullptr, &m_pipeline.schedules[i]});
+        return m_parts;
+    }
     if (m_count > kMostStructures) {
         m_structures.clear();
         m_count = 0;
     }
-    Key key{number(so.framework),
-            number(so.sharding),
-            so.shardGroup != kWholeGroup,
-            number(so.offload),
-            number(so.zeroPlusPlus),
-            so.tensor,
-            so.sequenceParallel,
-            so.pipeline,
-            so.virtualStages,
-            so.context,
-            so.expert,
-            number(so.checkpointing),
-            so.checkpointEvery,
-            accumulationShape(input.training.gradientAccumulation),
-            0};
-    m_parts.clear();
-    if (!needsSlices(input)) {
-        m_parts.push_back({input, &structureOf(input, key)});
-        return m_parts;
-    }
-    for (const ModelSlice& slice : slicesOf(input)) {
-        ++key.back();
-        const PlanInput part = inputOf(input, slice);
-        m_parts.push_back({part, &structureOf(part, key)});
-    }
+    const Key key{number(so.framework),
+                  number(so.sharding),
+                  so.shardGroup != kWholeGroup,
+                  number(so.offload),
+                  number(so.zeroPlusPlus),
+                  so.tensor,
+                  so.sequenceParallel,
+                  so.pipeline,
+                  so.virtualStages,
+                  so.context,
+                  so.expert,
+                  number(so.checkpointing),
+                  so.checkpointEvery,
+                  accumulationShape(input.training.gradientAccumulation)};
+    const PlanInput part = needsSlices(input) ? inputOf(input, slicesOf(input).front()) : input;
+    m_parts.push_back({part, &structureOf(part, key), nullptr});
     return m_parts;
+}
+
+const std::optional<StepTime>& Structures::pipelineStepOf(const PlanInput& input)
+{
+    if (!m_pipeline.step)
+        m_pipeline.step = pipelineStep(input, *m_pipeline.slices, m_pipeline.schedules);
+    return *m_pipeline.step;
 }
 
 /// One whose rules, given the candidate's numbers, come to the key that it was compiled for has the candidate's

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "planner/parallelism/model_slice.hpp"
+#include "planner/parallelism/pipeline_time.hpp"
 #include "planner/readers/closed_form.hpp"
 #include "planner/search/candidates.hpp"
 #include "planner/search/stage_floors.hpp"
@@ -34,10 +34,20 @@ private:
     std::optional<StepForm> m_step;
 };
 
-/// A candidate as the ranks of one pipeline stage see it, or as all do where nothing splits the model.
+/// A candidate as the ranks of one pipeline stage see it, or as all do where it has none. Hardly two candidates have
+/// pipelines of the same structure, so their schedules are not compiled: what is asked of them reads them once or
+/// twice.
 struct Part {
     PlanInput input;
-    Structure* structure;
+    Structure* structure;       // nothing for a pipeline stage
+    const StageSchedule* stage; // nothing elsewhere
+};
+
+/// A candidate's pipeline.
+struct Pipeline {
+    const std::vector<ModelSlice>* slices = nullptr;
+    std::vector<StageSchedule> schedules;
+    std::optional<std::optional<StepTime>> step; // once it was asked for
 };
 
 /// What a part holds whatever the micro-batch and the checkpointing.
@@ -52,6 +62,11 @@ public:
     /// The parts of a candidate that is not refused, one for each stage that differs, each structure with the sizes of
     /// this candidate. They hold until the next call.
     const std::vector<Part>& partsOf(const PlanInput& input, const Assignment& assignment);
+
+    /// The pipeline of the candidate last asked for by partsOf, which has one.
+    const Pipeline& pipeline() const { return m_pipeline; }
+    /// Its step, simulated when first asked for; nothing where the cluster lacks what an operation runs on.
+    const std::optional<StepTime>& pipelineStepOf(const PlanInput& input);
 
     /// The parts of the model alone.
     const std::vector<ModelSlice>& slicesOf(const PlanInput& input);
@@ -77,6 +92,7 @@ private:
     std::map<Key, std::vector<ModelSlice>> m_slices;
     std::map<StrategyKey, std::vector<Held>> m_held;
     std::vector<Part> m_parts;
+    Pipeline m_pipeline;
     FloorTable m_floors;
 };
 
