@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace shardwright {
 
@@ -163,6 +164,9 @@ double deviationsOfSlowest(std::int64_t gpus)
 {
     if (gpus <= 1)
         return 0;
+    thread_local std::pair<std::int64_t, double> last{1, 0}; // searches ask for the same cluster over and over
+    if (last.first == gpus)
+        return last.second;
     const double wanted = (static_cast<double>(gpus) - 0.375) / (static_cast<double>(gpus) + 0.25);
     double low = 0;
     double high = 8;
@@ -170,6 +174,7 @@ double deviationsOfSlowest(std::int64_t gpus)
         const double middle = (low + high) / 2;
         (1 - std::erfc(middle / std::sqrt(2.0)) / 2 < wanted ? low : high) = middle;
     }
+    last = {gpus, low};
     return low;
 }
 

@@ -1,6 +1,7 @@
 #include "planner/readers/closed_form.hpp"
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <tuple>
 
@@ -57,18 +58,55 @@ std::vector<Counts> endsOfLines(std::vector<Counts> line)
     return ends;
 }
 
+/// Sums over every eighth quantity: where one moment dominates another, its sums do too.
+struct Sketch {
+    std::array<std::int64_t, 8> sums{};
+    std::int64_t total = 0;
+    std::size_t moment = 0;
+
+    bool mayDominate(const Sketch& other) const
+    {
+        for (std::size_t i = 0; i < sums.size(); ++i)
+            if (sums[i] < other.sums[i])
+                return false;
+        return true;
+    }
+};
+
+Sketch sketchOf(const Counts& counts, std::size_t moment)
+{
+    Sketch sketch;
+    sketch.moment = moment;
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+        std::int64_t& sum = sketch.sums[i % sketch.sums.size()];
+        sum = checkedAdd(sum, counts[i]);
+        sketch.total = checkedAdd(sketch.total, counts[i]);
+    }
+    return sketch;
+}
+
+/// From the largest down, each can only be dominated by one before it.
 std::vector<Counts> withoutDominated(std::vector<Counts> moments)
 {
-    std::vector<Counts> kept;
-    for (Counts& candidate : moments) {
-        if (std::any_of(kept.begin(), kept.end(), [&](const Counts& other) { return dominated(candidate, other); }))
-            continue;
-        kept.erase(
-            std::remove_if(kept.begin(), kept.end(), [&](const Counts& other) { return dominated(other, candidate); }),
-            kept.end());
-        kept.push_back(std::move(candidate));
+    std::vector<Sketch> sketches;
+    sketches.reserve(moments.size());
+    for (std::size_t i = 0; i < moments.size(); ++i)
+        sketches.push_back(sketchOf(moments[i], i));
+    std::stable_sort(sketches.begin(), sketches.end(),
+                     [](const Sketch& left, const Sketch& right) { return left.total > right.total; });
+    std::vector<Sketch> kept;
+    for (const Sketch& sketch : sketches) {
+        const auto dominates = [&](const Sketch& larger) {
+            return larger.mayDominate(sketch) && dominated(moments[sketch.moment], moments[larger.moment]);
+        };
+        if (std::none_of(kept.begin(), kept.end(), dominates))
+            kept.push_back(sketch);
     }
-    return kept;
+    std::vector<Counts> result;
+    result.reserve(kept.size());
+    for (const Sketch& sketch : kept)
+        result.push_back(std::move(moments[sketch.moment]));
+    return result;
 }
 
 /// Collects the moments of one place at which its live bytes stand still before falling.
@@ -266,6 +304,11 @@ Bytes ClosedForm::peakOf(const PlaceForm& form) const
 ClosedFormResult ClosedForm::evaluate(const PlanInput& candidate)
 {
     m_rules->resize(candidate);
+    return figures(candidate);
+}
+
+ClosedFormResult ClosedForm::figures(const PlanInput& candidate)
+{
     const ActivationModel* activations = m_rules->activations();
     m_values[kTokens] =
         activations == nullptr ? candidate.training.tokensPerMicroBatch() : activations->tokens(candidate.training);

@@ -39,6 +39,8 @@ public:
     /// The figures of a candidate of the same model and structure (FrameworkRules::structureKey). Equal to
     /// replayMemory and sumTraffic of its schedule, byte for byte. Not thread-safe: one ClosedForm a thread.
     ClosedFormResult evaluate(const PlanInput& candidate);
+    /// The same of the candidate that the rules were resized to last: by fits(), or when they were made.
+    ClosedFormResult figures(const PlanInput& candidate);
 
     /// The structure it was compiled for.
     const std::string& structureKey() const { return m_key; }

@@ -52,7 +52,7 @@ public:
 
     void visit(const Node& node)
     {
-        if (isSet(m_options.stop))
+        if (isSet(m_options.stop) || (m_options.anyWillDo && !m_archive.found().empty()))
             return;
         if (!m_options.everything && !m_archive.admits(node.floor, node.path)) {
             m_counts.beaten += candidatesBelow(m_explorer, node.path);
@@ -82,23 +82,54 @@ private:
 constexpr std::size_t kFirstRound = 8;
 constexpr std::size_t kLongestRound = 256;
 
-/// The tree cut into subtrees, the most promising first.
-std::vector<Node> cut(Explorer& explorer, std::size_t wanted)
+/// Calls work(worker, index) for every index below `count`, stretches of them on as many threads as there are workers.
+/// What the first worker that fails throws is thrown on.
+template <typename Work> void shareOut(std::size_t workers, std::size_t count, std::size_t stretch, const Work& work)
 {
+    workers = std::min(workers, (count + stretch - 1) / stretch);
+    std::vector<std::exception_ptr> failures(std::max<std::size_t>(1, workers));
+    std::atomic<std::size_t> next = 0;
+    const auto run = [&](std::size_t worker) {
+        try {
+            for (std::size_t begin = next.fetch_add(stretch); begin < count; begin = next.fetch_add(stretch))
+                for (std::size_t i = begin; i < std::min(begin + stretch, count); ++i)
+                    work(worker, i);
+        } catch (...) {
+            failures[worker] = std::current_exception();
+            next = count;
+        }
+    };
+    std::vector<std::thread> others;
+    for (std::size_t worker = 1; worker < workers; ++worker)
+        others.emplace_back(run, worker);
+    run(0);
+    for (std::thread& other : others)
+        other.join();
+    for (const std::exception_ptr& failure : failures)
+        if (failure)
+            std::rethrow_exception(failure);
+}
+
+/// The tree cut into subtrees, the most promising first.
+std::vector<Node> cut(const std::vector<std::unique_ptr<Explorer>>& explorers, std::size_t wanted)
+{
+    constexpr std::size_t kStretch = 64; // neighbours have much in common, which one explorer works out once
     std::vector<Node> nodes{{Score{}, Path{}}};
     for (bool grown = true; grown && nodes.size() < wanted;) {
-        grown = false;
-        std::vector<Node> next;
-        for (const Node& node : nodes) {
-            if (explorer.complete(node.path)) {
-                next.push_back(node);
-                continue;
+        std::vector<std::vector<Node>> children(nodes.size());
+        std::atomic<bool> any = false;
+        shareOut(explorers.size(), nodes.size(), kStretch, [&](std::size_t worker, std::size_t i) {
+            if (explorers[worker]->complete(nodes[i].path)) {
+                children[i] = {nodes[i]};
+                return;
             }
-            grown = true;
-            for (Node& child : childrenOf(explorer, node.path))
-                next.push_back(child);
-        }
-        nodes = std::move(next);
+            any = true;
+            children[i] = childrenOf(*explorers[worker], nodes[i].path);
+        });
+        grown = any;
+        nodes.clear();
+        for (const std::vector<Node>& of : children)
+            nodes.insert(nodes.end(), of.begin(), of.end());
     }
     std::sort(nodes.begin(), nodes.end(), sooner);
     return nodes;
@@ -113,9 +144,9 @@ public:
 
     Outcome run()
     {
-        m_nodes = cut(*m_explorers.front(), m_options.subtrees);
+        m_nodes = cut(m_explorers, m_options.subtrees);
         std::size_t length = kFirstRound;
-        for (std::size_t begin = 0; begin < m_nodes.size() && !stopped(); begin += length) {
+        for (std::size_t begin = 0; begin < m_nodes.size() && !stopped() && !isEnough(); begin += length) {
             if (begin > 0)
                 length = std::min(2 * length, kLongestRound);
             round(begin, std::min(begin + length, m_nodes.size()));
@@ -131,36 +162,18 @@ private:
     };
 
     bool stopped() const { return isSet(m_options.stop); }
+    bool isEnough() const { return m_options.anyWillDo && !m_outcome.archive.found().empty(); }
 
     void round(std::size_t begin, std::size_t end)
     {
         std::vector<Result> results(end - begin);
-        std::vector<std::exception_ptr> failures(m_explorers.size());
-        std::atomic<std::size_t> next = begin;
-        const auto work = [&](std::size_t worker) {
-            try {
-                for (std::size_t i = next++; i < end; i = next++) {
-                    Descent descent(*m_explorers[worker], m_outcome.archive, m_options);
-                    descent.visit(m_nodes[i]);
-                    results[i - begin] = {descent.archive().found(), descent.counts()};
-                    if (worker == 0 && m_options.progress)
-                        m_options.progress(i + 1, m_nodes.size(), descent.archive());
-                }
-            } catch (...) {
-                failures[worker] = std::current_exception();
-                next = end;
-            }
-        };
-        std::vector<std::thread> others;
-        const std::size_t workers = std::min(m_explorers.size(), end - begin);
-        for (std::size_t worker = 1; worker < workers; ++worker)
-            others.emplace_back(work, worker);
-        work(0);
-        for (std::thread& other : others)
-            other.join();
-        for (const std::exception_ptr& failure : failures)
-            if (failure)
-                std::rethrow_exception(failure);
+        shareOut(m_explorers.size(), end - begin, 1, [&](std::size_t worker, std::size_t i) {
+            Descent descent(*m_explorers[worker], m_outcome.archive, m_options);
+            descent.visit(m_nodes[begin + i]);
+            results[i] = {descent.archive().found(), descent.counts()};
+            if (worker == 0 && m_options.progress)
+                m_options.progress(begin + i + 1, m_nodes.size(), descent.archive());
+        });
         for (const Result& result : results) {
             for (const Found& found : result.found)
                 m_outcome.archive.insert(found);

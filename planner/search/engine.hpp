@@ -44,7 +44,9 @@ struct Options {
     // The tree is cut into at least so many subtrees, where it has them: enough to keep many threads busy and to let
     // promising ones come first, few enough to lie in memory.
     std::size_t subtrees = 4096;
-    bool everything = false;                 // nothing is left out: every candidate is evaluated
+    bool everything = false; // nothing is left out: every candidate is evaluated
+    bool anyWillDo = false;  // ends with the first that are found, the most promising places first: not the best, and
+                             // what is left is not counted
     const std::atomic<bool>* stop = nullptr; // set to true: ends soon, with what was found so far
     // Called now and then on the calling thread: subtrees done, subtrees in all, the best so far.
     std::function<void(std::size_t, std::size_t, const Archive&)> progress;

@@ -41,7 +41,7 @@ Score PlanExplorer::score(double seconds, Bytes memory, std::int64_t gpus) const
     case Measure::GpuTime: return {seconds * count, seconds};
     case Measure::MemoryAndTime: return {memory.asDouble(), seconds};
     case Measure::Fitting:
-    case Measure::FittingByFloor: return {0, 0};
+    case Measure::FittingByFloor: return {memory.asDouble(), 0};
     }
     return {};
 }
@@ -71,17 +71,22 @@ bool PlanExplorer::divides(const Path& path, const Assignment& so)
     return uneven == nullptr;
 }
 
-/// Whether the model states alone fit, which depend neither on checkpointing nor on the micro-batch. Where the
-/// framework refuses the first candidate below the path nothing is known of the others.
-bool PlanExplorer::statesFit(const Path& path, const Assignment& so)
+/// What all candidates below the path use at least: the model states, which depend neither on checkpointing nor on the
+/// micro-batch. Nothing where that is too much. Where the framework refuses the first candidate below the path nothing
+/// is known of the others.
+std::optional<Bytes> PlanExplorer::leastBelow(const Path& path, const Assignment& so)
 {
     m_candidates.apply(so, m_candidate);
     if (!refusals(input()).empty())
-        return true;
-    const double miss = statesExcess(input(), so, m_structures);
-    if (miss > 0)
+        return Bytes(0);
+    if (const double miss = statesExcess(input(), so, m_structures); miss > 0) {
         reject({Obstacle::GpuMemory, "GPU memory for the model states alone"}, path, miss);
-    return miss <= 0;
+        return std::nullopt;
+    }
+    Bytes least;
+    for (const Held& part : m_structures.heldBy(input(), so))
+        least = std::max(least, part.duringForward);
+    return least;
 }
 
 /// Of all candidates that differ from the assignment in checkpointing and micro-batch, the shortest computing.
@@ -117,13 +122,16 @@ std::optional<Score> PlanExplorer::floor(const Path& path)
     if (!divides(path, so))
         return std::nullopt;
     try {
-        if (path.size() == kStrategyKnown && !statesFit(path, so))
+        std::optional<Bytes> memory = Bytes(0);
+        if (path.size() == kStrategyKnown)
+            memory = leastBelow(path, so);
+        if (!memory)
             return std::nullopt;
         if (!complete(path)) {
             const bool computingKnown = path.size() >= kStrategyKnown ||
                                         (path.size() >= kFrameworkKnown && !m_candidates.space().splitsModels());
             const double least = timed() && computingKnown ? leastSeconds(so) : 0;
-            return score(least, Bytes(0), path.size() > 0 ? so.gpus : 0);
+            return score(least, *memory, path.size() > 0 ? so.gpus : 0);
         }
         m_candidates.apply(so, m_candidate);
         if (const auto reasons = refusals(input()); !reasons.empty()) {
@@ -136,7 +144,7 @@ std::optional<Score> PlanExplorer::floor(const Path& path)
                    (least - capacity).asDouble());
             return std::nullopt;
         }
-        return score(timed() ? m_clock->floor(input(), m_structures) : 0, Bytes(0), so.gpus);
+        return score(timed() ? m_clock->floor(input(), m_structures) : 0, least, so.gpus);
     } catch (const NumberTooLarge&) {
         if (!complete(path)) // others below may do
             return score(0, Bytes(0), so.gpus);

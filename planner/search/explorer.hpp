@@ -15,8 +15,8 @@
 namespace shardwright::search {
 
 /// What candidates are scored by. Time: seconds per step, then memory. Gpus: how many, then seconds. GpuTime: seconds
-/// times GPUs. MemoryAndTime: the two figures of a front. Fitting: all whose plans fit are equally good.
-/// FittingByFloor: all whose tensors and overheads fit are.
+/// times GPUs. MemoryAndTime: the two figures of a front. Fitting, of those whose plans fit, and FittingByFloor, of
+/// those whose tensors and overheads fit: memory.
 enum class Measure : std::uint8_t { Time, Gpus, GpuTime, MemoryAndTime, Fitting, FittingByFloor };
 
 /// What plans of answers are built with.
@@ -46,7 +46,7 @@ private:
     bool timed() const { return m_measure != Measure::Fitting && m_measure != Measure::FittingByFloor; }
     Score score(double seconds, Bytes memory, std::int64_t gpus) const;
     bool divides(const Path& path, const Assignment& assignment);
-    bool statesFit(const Path& path, const Assignment& assignment);
+    std::optional<Bytes> leastBelow(const Path& path, const Assignment& assignment);
     double leastSeconds(const Assignment& assignment);
     void reject(const Reason& reason, const Path& path, double miss = 0);
     Plan planOfPipeline();

@@ -46,9 +46,8 @@ public:
 
     Inverse solve()
     {
-        const std::int64_t last = largestByFloor();
-        std::int64_t index = last;
-        while (index >= 0 && !fits(index, Request::Judge::Plan))
+        std::int64_t index = largestByFloor();
+        while (index >= 0 && m_proven && passing(index, m_space, Request::Judge::Plan) == std::nullopt)
             --index;
         Inverse inverse;
         inverse.proven = m_proven;
@@ -56,6 +55,7 @@ public:
             return inverse;
         inverse.value = m_range.at(index);
         inverse.atEnd = index + 1 == m_range.count();
+        inverse.space = m_space;
         take(*inverse.value, inverse.scenario, inverse.space);
         Request request = m_request;
         request.objective = Objective::StepTime;
@@ -75,11 +75,10 @@ private:
         }
     }
 
-    /// The scenario and the space at a value.
+    /// The scenario at a value, and `space` there.
     void take(std::int64_t value, Scenario& scenario, Space& space) const
     {
         scenario = m_scenario;
-        space = m_space;
         if (m_request.objective == Objective::LargestModel) {
             scenario.model = withBlocks(m_scenario.model, value);
             scenario.modelConfig.clear();
@@ -93,10 +92,10 @@ private:
         }
     }
 
-    bool fits(std::int64_t index, Request::Judge judge)
+    /// A candidate of `space` that passes at a value of the range, if there is one.
+    std::optional<Assignment> passing(std::int64_t index, Space space, Request::Judge judge)
     {
         Scenario scenario;
-        Space space;
         take(m_range.at(index), scenario, space);
         Request request = m_request;
         request.judge = judge;
@@ -105,26 +104,115 @@ private:
         request.judgeAll = false;
         const Result result = search({scenario, space}, request, m_makeClock);
         m_proven &= result.proven;
-        return result.found > 0;
+        return result.passed.empty() ? std::nullopt : std::optional(result.passed.front());
     }
 
-    /// The last index at which tensors and overheads fit; -1: none. Doubling first: ranges reach far beyond what fits.
+    /// A part of the space, and the values at which its candidates are not refused.
+    struct Part {
+        Space space;
+        std::int64_t least = 0;
+        std::int64_t multipleOf = 1;
+    };
+
+    /// The last index at which tensors and overheads of any candidate fit; -1: none.
     std::int64_t largestByFloor()
     {
-        std::int64_t good = -1;
+        std::int64_t best = -1;
+        for (const Part& part : parts()) {
+            std::int64_t next = nextOf(best + 1, part);
+            while (next < m_range.count() && m_proven) {
+                const auto candidate = passing(next, part.space, Request::Judge::Floor);
+                if (!candidate)
+                    break;
+                best = largestOf({only(*candidate, part.space), part.least, part.multipleOf}, next);
+                next = nextOf(best + 1, part);
+            }
+        }
+        return best;
+    }
+
+    /// The last index from `good` on at which the one candidate of `one` fits: it does at `good`. Doubling first, for
+    /// ranges reach far beyond what fits; then halving.
+    std::int64_t largestOf(const Part& one, std::int64_t good)
+    {
+        const auto fits = [&](std::int64_t index) {
+            return passing(index, one.space, Request::Judge::Floor).has_value();
+        };
         std::int64_t bad = m_range.count();
-        for (std::int64_t probe = 0; probe < bad && m_proven; probe = 2 * probe + 1) {
-            if (!fits(probe, Request::Judge::Floor)) {
+        for (std::int64_t stride = 1; m_proven; stride *= 2) {
+            const std::int64_t probe = nextOf(good + stride, one);
+            if (probe >= bad)
+                break;
+            if (!fits(probe)) {
                 bad = probe;
                 break;
             }
             good = probe;
         }
-        while (good + 1 < bad && m_proven) {
-            const std::int64_t middle = good + (bad - good) / 2;
-            (fits(middle, Request::Judge::Floor) ? good : bad) = middle;
+        while (m_proven) {
+            std::int64_t middle = nextOf(good + 1 + (bad - good - 1) / 2, one);
+            if (middle >= bad)
+                middle = nextOf(good + 1, one);
+            if (middle >= bad)
+                break;
+            (fits(middle) ? good : bad) = middle;
         }
         return good;
+    }
+
+    /// What a candidate takes never falls when the value grows, but depths that do not suit a pipeline are refused:
+    /// each way to cut the model is looked through on its own, over the depths that suit it. Megatron-LM wants equally
+    /// many blocks in every chunk, others one at least (sliceRefusals).
+    std::vector<Part> parts() const
+    {
+        if (m_request.objective != Objective::LargestModel)
+            return {{m_space}};
+        std::vector<Part> parts;
+        for (const std::int64_t pipeline : m_space.pipeline) {
+            if (pipeline == 1) {
+                parts.push_back({m_space});
+                parts.back().space.pipeline = {1};
+                continue;
+            }
+            for (const std::int64_t chunks : m_space.virtualStages)
+                for (const Framework framework : m_space.frameworks) {
+                    const std::int64_t all = checkedMultiply(pipeline, chunks);
+                    parts.push_back({m_space, all, framework == Framework::Megatron ? all : 1});
+                    parts.back().space.pipeline = {pipeline};
+                    parts.back().space.virtualStages = {chunks};
+                    parts.back().space.frameworks = {framework};
+                }
+        }
+        return parts;
+    }
+
+    /// The first index from `index` on that is not refused in the part; the end of the range where none is.
+    std::int64_t nextOf(std::int64_t index, const Part& part) const
+    {
+        if (index < m_range.count() && m_range.at(index) < part.least)
+            index += ceilDivide(part.least - m_range.at(index), m_range.step);
+        for (std::int64_t tried = 0; tried < part.multipleOf && index < m_range.count(); ++tried, ++index)
+            if (m_range.at(index) % part.multipleOf == 0)
+                return index;
+        return m_range.count();
+    }
+
+    static Space only(const Assignment& so, Space space)
+    {
+        space.gpus = {so.gpus};
+        space.frameworks = {so.framework};
+        space.sharding = {so.sharding};
+        space.offload = {so.offload};
+        space.zeroPlusPlus = {so.zeroPlusPlus};
+        space.shardGroup = {so.shardGroup};
+        space.tensor = {so.tensor};
+        space.sequenceParallel = {so.sequenceParallel};
+        space.context = {so.context};
+        space.expert = {so.expert};
+        space.checkpointing = {so.checkpointing};
+        space.checkpointEvery = {so.checkpointEvery};
+        space.microBatch = {so.microBatch};
+        return space;
     }
 
     const Scenario& m_scenario;

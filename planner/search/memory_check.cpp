@@ -33,7 +33,7 @@ Bytes overheadOf(const Cluster& cluster, const FrameworkRules& rules)
 ClosedFormResult figuresOf(const Part& part)
 {
     if (part.structure != nullptr)
-        return part.structure->closed.evaluate(part.input);
+        return part.structure->closed.figures(part.input); // structureOf resized it
     const MemoryReplay replay = replayMemory(part.stage->schedule, false);
     ClosedFormResult figures;
     figures.peakAllocated = replay.gpu.bytes;

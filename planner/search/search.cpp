@@ -48,6 +48,7 @@ Result search(const Candidates& candidates, const Request& request, const MakeCl
     Options options;
     options.stop = request.stop;
     options.everything = request.judgeAll;
+    options.anyWillDo = request.judge != Request::Judge::Time;
     if (request.progress)
         options.progress = [&](std::size_t done, std::size_t all, const Archive&) { request.progress(done, all); };
     const Wanted wanted{request.front ? Wanted::Kind::Front : Wanted::Kind::Ranking, request.top};
@@ -58,9 +59,11 @@ Result search(const Candidates& candidates, const Request& request, const MakeCl
     result.proven = outcome.proven;
     for (const auto& explorer : explorers)
         result.rejected.add(static_cast<const PlanExplorer&>(*explorer).tally());
-    result.found = outcome.archive.found().size();
-    if (request.judge != Request::Judge::Time)
+    if (request.judge != Request::Judge::Time) {
+        for (const Found& found : outcome.archive.found())
+            result.passed.push_back(candidates.assignment(found.path));
         return result;
+    }
     for (const Found& found : outcome.archive.found()) {
         Answer answer{candidates.assignment(found.path), candidates.start(), {}};
         candidates.apply(answer.assignment, answer.candidate);

@@ -37,8 +37,8 @@ struct Result {
     Counts counts;
     Tally rejected; // of those that were judged
     bool proven = true;
-    std::size_t found = 0;       // candidates wanted and found
-    std::vector<Answer> answers; // those, where they were timed
+    std::vector<Answer> answers;    // the best, where they were timed
+    std::vector<Assignment> passed; // some that pass, where any would do
 };
 
 /// The objective must be none of the inverse ones, or `judge` another than Time.

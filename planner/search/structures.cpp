@@ -1,5 +1,7 @@
 #include "planner/search/structures.hpp"
 
+#include <algorithm>
+
 #include "planner/frameworks/rules.hpp"
 #include "planner/frameworks/sharding.hpp"
 #include "planner/overheads.hpp"
@@ -8,8 +10,8 @@ namespace shardwright::search {
 
 namespace {
 
-// Structures kept at a time: some hundred KiB each for the deepest models.
-constexpr std::size_t kMostStructures = 1000;
+// Structures kept at a time, by each thread: half a MiB each for deep models.
+constexpr std::size_t kMostStructures = 250;
 
 template <typename E> std::int64_t number(E value)
 {
@@ -82,10 +84,8 @@ const std::vector<Part>& Structures::partsOf(const PlanInput& input, const Assig
             m_parts.push_back({inputOf(input, (*m_pipeline.slices)[i]), nullptr, &m_pipeline.schedules[i]});
         return m_parts;
     }
-    if (m_count > kMostStructures) {
-        m_structures.clear();
-        m_count = 0;
-    }
+    if (m_count > kMostStructures)
+        dropOldest();
     const Key key{number(so.framework),
                   number(so.sharding),
                   so.shardGroup != kWholeGroup,
@@ -117,12 +117,35 @@ const std::optional<StepTime>& Structures::pipelineStepOf(const PlanInput& input
 Structure& Structures::structureOf(const PlanInput& part, const Key& key)
 {
     std::vector<std::unique_ptr<Structure>>& alike = m_structures[key];
+    ++m_turn;
     for (const auto& structure : alike)
-        if (structure->closed.fits(part))
+        if (structure->closed.fits(part)) {
+            structure->used = m_turn;
             return *structure;
+        }
     ++m_count;
     alike.push_back(std::make_unique<Structure>(makeRules(part), part.model));
+    alike.back()->used = m_turn;
     return *alike.back();
+}
+
+/// The half that was not asked for the longest.
+void Structures::dropOldest()
+{
+    std::vector<std::int64_t> turns;
+    for (const auto& [key, alike] : m_structures)
+        for (const auto& structure : alike)
+            turns.push_back(structure->used);
+    const auto middle = turns.begin() + static_cast<std::ptrdiff_t>(turns.size() / 2);
+    std::nth_element(turns.begin(), middle, turns.end());
+    for (auto each = m_structures.begin(); each != m_structures.end();) {
+        auto& alike = each->second;
+        alike.erase(std::remove_if(alike.begin(), alike.end(),
+                                   [&](const auto& structure) { return structure->used < *middle; }),
+                    alike.end());
+        each = alike.empty() ? m_structures.erase(each) : std::next(each);
+    }
+    m_count = turns.size() - turns.size() / 2;
 }
 
 } // namespace shardwright::search

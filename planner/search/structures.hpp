@@ -29,6 +29,7 @@ struct Structure {
     }
 
     ClosedForm closed;
+    std::int64_t used = 0; // when it was last asked for
 
 private:
     std::optional<StepForm> m_step;
@@ -84,11 +85,13 @@ private:
     using Key = std::vector<std::int64_t>;
     using StrategyKey = std::array<std::int64_t, 12>;
     Structure& structureOf(const PlanInput& part, const Key& key);
+    void dropOldest();
 
     // Structures that candidates of a key have: of equal options but for numbers of ranks and batches, which seldom
     // change what happens in a step.
     std::map<Key, std::vector<std::unique_ptr<Structure>>> m_structures;
     std::size_t m_count = 0;
+    std::int64_t m_turn = 0;
     std::map<Key, std::vector<ModelSlice>> m_slices;
     std::map<StrategyKey, std::vector<Held>> m_held;
     std::vector<Part> m_parts;

@@ -90,6 +90,43 @@ TEST(SearchInverseTest, TheDeepestModelFitsAndTheNextDoesNot)
     EXPECT_FALSE(planFits(asked));
 }
 
+/// Under a pipeline of three stages depths between multiples of three are refused: the search must not stop there.
+TEST(SearchInverseTest, DepthsThatAPipelineRefusesAreSteppedOver)
+{
+    Scenario asked = scenario(20e9);
+    asked.training.implementation = Implementation::Megatron;
+    asked.cluster.gpusPerNode = 3;
+    asked.training.gradientAccumulation = 6;
+    Space space = defaultSpace(asked, Objective::LargestModel, 6);
+    space.tensor = {1};
+    space.pipeline = {3};
+    space.virtualStages = {1};
+    space.checkpointing = {Checkpointing::Full};
+    space.microBatch = {1};
+    const Inverse inverse = solve(asked, space, Objective::LargestModel);
+    ASSERT_TRUE(inverse.value);
+    EXPECT_EQ(*inverse.value % 3, 0);
+    EXPECT_GT(*inverse.value, 3);
+    const auto fitsAt = [&](std::int64_t blocks) {
+        const Model model = withBlocks(asked.model, blocks);
+        const Candidates candidates(asked, space);
+        Candidate candidate = candidates.start();
+        for (const Sharding sharding : {Sharding::None, Sharding::Optimizer}) {
+            Assignment so = inverse.best.answers.front().assignment;
+            so.sharding = sharding;
+            candidates.apply(so, candidate);
+            const Plan plan = buildPlan({model, candidate.cluster, candidate.training, candidate.strategy},
+                                        {.curve = false, .allocator = true, .suggest = false});
+            if (plan.verdict == Verdict::Fits)
+                return true;
+        }
+        return false;
+    };
+    EXPECT_TRUE(fitsAt(*inverse.value));
+    for (int further = 1; further <= 9; ++further)
+        EXPECT_FALSE(fitsAt(*inverse.value + further)) << further;
+}
+
 TEST(SearchInverseTest, TheLargestMicroBatchFitsAndTheNextDoesNot)
 {
     Scenario asked = scenario(20e9);
