@@ -21,14 +21,14 @@ constexpr const char* kSchema = "shardwright-cluster/1";
 constexpr double kPositive = std::numeric_limits<double>::min();
 
 /// The figure `key` of `cursor` where it is given.
-Figure optionalFigure(const JsonCursor& cursor, const std::string& key, Quantity quantity)
+Figure optionalFigure(const JsonCursor& cursor, const std::string& key, Dimension quantity)
 {
     const auto member = cursor.find(key);
     return member ? figureFromJson(*member, quantity, kPositive) : Figure{};
 }
 
 /// The figure `key` of `cursor`; absent is reported.
-Figure requireFigure(const JsonCursor& cursor, const std::string& key, Quantity quantity, const std::string& meaning)
+Figure requireFigure(const JsonCursor& cursor, const std::string& key, Dimension quantity, const std::string& meaning)
 {
     if (const auto member = cursor.require(key, meaning))
         return figureFromJson(*member, quantity, kPositive);
@@ -43,10 +43,11 @@ void readCapability(const JsonCursor& cursor, Gpu& gpu)
         cursor.read("compute_capability", gpu.computeCapability, 30, 999);
 }
 
-constexpr Quantity quantityOf(MeasuredRate rate)
+constexpr Dimension dimensionOf(MeasuredRate rate)
 {
-    return rate == MeasuredRate::AttentionForward || rate == MeasuredRate::AttentionBackward ? Quantity::FlopsPerSecond
-                                                                                             : Quantity::BytesPerSecond;
+    return rate == MeasuredRate::AttentionForward || rate == MeasuredRate::AttentionBackward
+               ? Dimension::FlopsPerSecond
+               : Dimension::BytesPerSecond;
 }
 
 /// A host's processor carries the rates of its kernels; a GPU's are known here.
@@ -66,7 +67,7 @@ void readRates(const JsonCursor& cursor, Gpu& gpu)
     for (const auto& [rate, name] : EnumNames<MeasuredRate>::table) {
         known.emplace_back(name);
         gpu.measuredRates[rate] =
-            requireFigure(*rates, std::string(name), quantityOf(rate), "measured on this machine");
+            requireFigure(*rates, std::string(name), dimensionOf(rate), "measured on this machine");
     }
     rates->rejectUnknownKeys(known);
 }
@@ -84,9 +85,9 @@ Gpu gpuFromJson(const JsonCursor& cursor)
         readCapability(cursor, gpu);
     readRates(cursor, gpu);
     cursor.read("multiprocessors", gpu.multiprocessors, 1, 100000);
-    gpu.power = optionalFigure(cursor, "power", Quantity::Watts);
-    gpu.memory = requireFigure(cursor, "memory", Quantity::Bytes, "what the driver gives to programs, \"79.25 GiB\"");
-    gpu.memoryBandwidth = requireFigure(cursor, "memory_bandwidth", Quantity::BytesPerSecond, "as \"2039 GB/s\"");
+    gpu.power = optionalFigure(cursor, "power", Dimension::Watts);
+    gpu.memory = requireFigure(cursor, "memory", Dimension::Bytes, "what the driver gives to programs, \"79.25 GiB\"");
+    gpu.memoryBandwidth = requireFigure(cursor, "memory_bandwidth", Dimension::BytesPerSecond, "as \"2039 GB/s\"");
     const auto peaks = cursor.require("peak_flops", "an object from dtype to dense FLOP/s");
     if (!peaks || !peaks->expectObject())
         return gpu;
@@ -100,7 +101,7 @@ Gpu gpuFromJson(const JsonCursor& cursor)
         else if (!member)
             peaks->complain("\"" + item.key() + "\" is null", "a figure, or leave it out");
         else
-            gpu.peakFlops[*dtype] = figureFromJson(*member, Quantity::FlopsPerSecond, kPositive);
+            gpu.peakFlops[*dtype] = figureFromJson(*member, Dimension::FlopsPerSecond, kPositive);
     }
     return gpu;
 }
@@ -123,10 +124,10 @@ Link linkFromJson(const JsonCursor& cursor, Tier tier)
             cursor.complain("has figures but kind \"none\"", "another kind, or no figures");
         return link;
     }
-    link.bandwidth = requireFigure(cursor, "bandwidth", Quantity::BytesPerSecond,
+    link.bandwidth = requireFigure(cursor, "bandwidth", Dimension::BytesPerSecond,
                                    tier == Tier::InNode ? "per GPU, one direction, \"300 GB/s\""
                                                         : "per node (all network cards), one direction, \"200 GB/s\"");
-    link.latency = requireFigure(cursor, "latency", Quantity::Seconds, "of one hop, as \"3 us\"");
+    link.latency = requireFigure(cursor, "latency", Dimension::Seconds, "of one hop, as \"3 us\"");
     if (tier == Tier::BetweenNodes)
         cursor.read("per_node", link.perNode, 1, 10000);
     return link;
@@ -136,8 +137,8 @@ Json toJson(const Link& link)
 {
     Json json{{"kind", nameOf(link.kind)}};
     if (link.kind != LinkKind::None) {
-        json["bandwidth"] = toJson(link.bandwidth, Quantity::BytesPerSecond);
-        json["latency"] = toJson(link.latency, Quantity::Seconds);
+        json["bandwidth"] = toJson(link.bandwidth, Dimension::BytesPerSecond);
+        json["latency"] = toJson(link.latency, Dimension::Seconds);
         if (link.perNode > 0)
             json["per_node"] = link.perNode;
     }
@@ -149,9 +150,9 @@ void readHost(const JsonCursor& cursor, Cluster& cluster)
     if (!cursor.expectObject())
         return;
     cursor.rejectUnknownKeys({"memory", "memory_bandwidth", "cpu_cores", "pcie_bandwidth"});
-    cluster.hostMemory = requireFigure(cursor, "memory", Quantity::Bytes, "of one node, \"1024 GiB\"");
-    cluster.hostMemoryBandwidth = requireFigure(cursor, "memory_bandwidth", Quantity::BytesPerSecond, "of one node");
-    cluster.pcieBandwidth = requireFigure(cursor, "pcie_bandwidth", Quantity::BytesPerSecond,
+    cluster.hostMemory = requireFigure(cursor, "memory", Dimension::Bytes, "of one node, \"1024 GiB\"");
+    cluster.hostMemoryBandwidth = requireFigure(cursor, "memory_bandwidth", Dimension::BytesPerSecond, "of one node");
+    cluster.pcieBandwidth = requireFigure(cursor, "pcie_bandwidth", Dimension::BytesPerSecond,
                                           "of one GPU, one direction, pinned memory, \"25 GB/s\"");
     if (cursor.require("cpu_cores", "physical cores of one node"))
         cursor.read("cpu_cores", cluster.cpuCores, 1, 1000000);
@@ -162,9 +163,9 @@ void readNvme(const JsonCursor& cursor, Cluster& cluster)
     if (!cursor.expectObject())
         return;
     cursor.rejectUnknownKeys({"capacity", "read_bandwidth", "write_bandwidth"});
-    cluster.nvmeCapacity = requireFigure(cursor, "capacity", Quantity::Bytes, "of one node, \"30 TB\"");
-    cluster.nvmeReadBandwidth = requireFigure(cursor, "read_bandwidth", Quantity::BytesPerSecond, "of one node");
-    cluster.nvmeWriteBandwidth = requireFigure(cursor, "write_bandwidth", Quantity::BytesPerSecond, "of one node");
+    cluster.nvmeCapacity = requireFigure(cursor, "capacity", Dimension::Bytes, "of one node, \"30 TB\"");
+    cluster.nvmeReadBandwidth = requireFigure(cursor, "read_bandwidth", Dimension::BytesPerSecond, "of one node");
+    cluster.nvmeWriteBandwidth = requireFigure(cursor, "write_bandwidth", Dimension::BytesPerSecond, "of one node");
 }
 
 } // namespace
@@ -203,9 +204,9 @@ Cluster clusterFromJson(const JsonCursor& cursor, const std::string& id)
 void readRunningCosts(const JsonCursor& cursor, Cluster& cluster)
 {
     if (cursor.has("storage_bandwidth"))
-        cluster.storageBandwidth = optionalFigure(cursor, "storage_bandwidth", Quantity::BytesPerSecond);
+        cluster.storageBandwidth = optionalFigure(cursor, "storage_bandwidth", Dimension::BytesPerSecond);
     if (cursor.has("price_per_gpu_hour"))
-        cluster.pricePerGpuHour = optionalFigure(cursor, "price_per_gpu_hour", Quantity::DollarsPerHour);
+        cluster.pricePerGpuHour = optionalFigure(cursor, "price_per_gpu_hour", Dimension::DollarsPerHour);
 }
 
 void checkLinks(const JsonCursor& cursor, const Cluster& cluster)
@@ -246,14 +247,14 @@ Json toJson(const Cluster& cluster)
     Json gpu{{"name", cluster.gpu.name},
              {"compute_capability", cluster.gpu.computeCapability},
              {"multiprocessors", cluster.gpu.multiprocessors},
-             {"power", toJson(cluster.gpu.power, Quantity::Watts)},
-             {"memory", toJson(cluster.gpu.memory, Quantity::Bytes)},
-             {"memory_bandwidth", toJson(cluster.gpu.memoryBandwidth, Quantity::BytesPerSecond)},
+             {"power", toJson(cluster.gpu.power, Dimension::Watts)},
+             {"memory", toJson(cluster.gpu.memory, Dimension::Bytes)},
+             {"memory_bandwidth", toJson(cluster.gpu.memoryBandwidth, Dimension::BytesPerSecond)},
              {"peak_flops", Json::object()}};
     for (const auto& [dtype, figure] : cluster.gpu.peakFlops)
-        gpu["peak_flops"][std::string(nameOf(dtype))] = toJson(figure, Quantity::FlopsPerSecond);
+        gpu["peak_flops"][std::string(nameOf(dtype))] = toJson(figure, Dimension::FlopsPerSecond);
     for (const auto& [rate, figure] : cluster.gpu.measuredRates)
-        gpu["rates"][std::string(nameOf(rate))] = toJson(figure, quantityOf(rate));
+        gpu["rates"][std::string(nameOf(rate))] = toJson(figure, dimensionOf(rate));
     if (cluster.gpu.multiprocessors == 0)
         gpu.erase("multiprocessors");
     if (cluster.gpu.power.value == 0)
@@ -263,18 +264,18 @@ Json toJson(const Cluster& cluster)
     json["nodes"] = cluster.nodes;
     json["intra_node"] = toJson(cluster.intraNode);
     json["inter_node"] = toJson(cluster.interNode);
-    json["host"] = {{"memory", toJson(cluster.hostMemory, Quantity::Bytes)},
-                    {"memory_bandwidth", toJson(cluster.hostMemoryBandwidth, Quantity::BytesPerSecond)},
+    json["host"] = {{"memory", toJson(cluster.hostMemory, Dimension::Bytes)},
+                    {"memory_bandwidth", toJson(cluster.hostMemoryBandwidth, Dimension::BytesPerSecond)},
                     {"cpu_cores", cluster.cpuCores},
-                    {"pcie_bandwidth", toJson(cluster.pcieBandwidth, Quantity::BytesPerSecond)}};
+                    {"pcie_bandwidth", toJson(cluster.pcieBandwidth, Dimension::BytesPerSecond)}};
     if (cluster.nvmeCapacity.value > 0)
-        json["nvme"] = {{"capacity", toJson(cluster.nvmeCapacity, Quantity::Bytes)},
-                        {"read_bandwidth", toJson(cluster.nvmeReadBandwidth, Quantity::BytesPerSecond)},
-                        {"write_bandwidth", toJson(cluster.nvmeWriteBandwidth, Quantity::BytesPerSecond)}};
+        json["nvme"] = {{"capacity", toJson(cluster.nvmeCapacity, Dimension::Bytes)},
+                        {"read_bandwidth", toJson(cluster.nvmeReadBandwidth, Dimension::BytesPerSecond)},
+                        {"write_bandwidth", toJson(cluster.nvmeWriteBandwidth, Dimension::BytesPerSecond)}};
     if (cluster.storageBandwidth.value > 0)
-        json["storage_bandwidth"] = toJson(cluster.storageBandwidth, Quantity::BytesPerSecond);
+        json["storage_bandwidth"] = toJson(cluster.storageBandwidth, Dimension::BytesPerSecond);
     if (cluster.pricePerGpuHour.value > 0)
-        json["price_per_gpu_hour"] = toJson(cluster.pricePerGpuHour, Quantity::DollarsPerHour);
+        json["price_per_gpu_hour"] = toJson(cluster.pricePerGpuHour, Dimension::DollarsPerHour);
     return json;
 }
 

@@ -10,7 +10,7 @@ namespace shardwright {
 namespace {
 
 /// What the value of such a figure counts; nothing where there is no value.
-std::optional<Quantity> quantityOf(MeasuredKind kind)
+std::optional<Dimension> quantityOf(MeasuredKind kind)
 {
     switch (kind) {
     case MeasuredKind::GpuAllocated:
@@ -19,14 +19,14 @@ std::optional<Quantity> quantityOf(MeasuredKind kind)
     case MeasuredKind::GpuHeld:
     case MeasuredKind::GpuStates:
     case MeasuredKind::HostUsed:
-    case MeasuredKind::InterNodeBytes: return Quantity::Bytes;
+    case MeasuredKind::InterNodeBytes: return Dimension::Bytes;
     case MeasuredKind::StepSeconds:
     case MeasuredKind::ForwardGatherSeconds:
     case MeasuredKind::BackwardGatherSeconds:
-    case MeasuredKind::ReduceScatterSeconds: return Quantity::Seconds;
-    case MeasuredKind::Speedup: return Quantity::Ratio;
-    case MeasuredKind::TflopsPerGpu: return Quantity::Teraflops;
-    case MeasuredKind::LargestModel: return Quantity::Parameters;
+    case MeasuredKind::ReduceScatterSeconds: return Dimension::Seconds;
+    case MeasuredKind::Speedup: return Dimension::Ratio;
+    case MeasuredKind::TflopsPerGpu: return Dimension::Teraflops;
+    case MeasuredKind::LargestModel: return Dimension::Parameters;
     case MeasuredKind::Fits:
     case MeasuredKind::OutOfMemory: break;
     }

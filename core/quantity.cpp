@@ -15,7 +15,7 @@ struct Unit {
 /// Larger than any machine or run, small enough that sums and products of a few stay finite and bytes fit 64 bits.
 constexpr double kLargestValue = 9e18;
 
-const std::vector<Unit>& unitsOf(Quantity quantity)
+const std::vector<Unit>& unitsOf(Dimension quantity)
 {
     static const std::vector<Unit> bytes{{"bytes", 1},         {"MB", 1e6},   {"MiB", 1024.0 * 1024},
                                          {"GB", kGB},          {"GiB", kGiB}, {"TB", 1e12},
@@ -31,20 +31,20 @@ const std::vector<Unit>& unitsOf(Quantity quantity)
     static const std::vector<Unit> watts{{"W", 1}, {"kW", 1e3}};
     static const std::vector<Unit> dollarsPerHour{{"$/h", 1}};
     switch (quantity) {
-    case Quantity::Bytes: return bytes;
-    case Quantity::BytesPerSecond: return bandwidth;
-    case Quantity::FlopsPerSecond: return flops;
-    case Quantity::Seconds: return seconds;
-    case Quantity::Teraflops: return teraflops;
-    case Quantity::Ratio: return ratio;
-    case Quantity::Watts: return watts;
-    case Quantity::DollarsPerHour: return dollarsPerHour;
-    case Quantity::Parameters: break;
+    case Dimension::Bytes: return bytes;
+    case Dimension::BytesPerSecond: return bandwidth;
+    case Dimension::FlopsPerSecond: return flops;
+    case Dimension::Seconds: return seconds;
+    case Dimension::Teraflops: return teraflops;
+    case Dimension::Ratio: return ratio;
+    case Dimension::Watts: return watts;
+    case Dimension::DollarsPerHour: return dollarsPerHour;
+    case Dimension::Parameters: break;
     }
     return parameters;
 }
 
-std::optional<double> inBaseUnits(const JsonCursor& place, Quantity quantity, double value, const std::string& unit,
+std::optional<double> inBaseUnits(const JsonCursor& place, Dimension quantity, double value, const std::string& unit,
                                   double minimum)
 {
     const auto factor = unitFactor(quantity, unit);
@@ -53,7 +53,7 @@ std::optional<double> inBaseUnits(const JsonCursor& place, Quantity quantity, do
         return std::nullopt;
     }
     double base = value * *factor;
-    if (quantity == Quantity::Bytes)
+    if (quantity == Dimension::Bytes)
         base = std::round(base);
     if (!(base >= minimum && base <= kLargestValue)) {
         place.complain(minimum > 0 && base < minimum ? "must be greater than 0" : "is out of range",
@@ -74,7 +74,7 @@ std::optional<std::pair<double, std::string>> splitShortForm(const std::string& 
     return std::make_pair(value, std::string(rest + 1, end));
 }
 
-std::string exampleOf(Quantity quantity)
+std::string exampleOf(Dimension quantity)
 {
     return "\"2.5 " + std::string(unitsOf(quantity).back().name) +
            "\" or {\"value\", \"unit\", \"tag\", \"source\"}, with a unit of " + unitNames(quantity);
@@ -82,7 +82,7 @@ std::string exampleOf(Quantity quantity)
 
 } // namespace
 
-std::optional<double> unitFactor(Quantity quantity, const std::string& unit)
+std::optional<double> unitFactor(Dimension quantity, const std::string& unit)
 {
     for (const Unit& candidate : unitsOf(quantity))
         if (candidate.name == unit)
@@ -90,7 +90,7 @@ std::optional<double> unitFactor(Quantity quantity, const std::string& unit)
     return std::nullopt;
 }
 
-std::string unitNames(Quantity quantity)
+std::string unitNames(Dimension quantity)
 {
     const auto& units = unitsOf(quantity);
     std::string text;
@@ -102,12 +102,12 @@ std::string unitNames(Quantity quantity)
     return text;
 }
 
-std::string baseUnit(Quantity quantity)
+std::string baseUnit(Dimension quantity)
 {
     return unitsOf(quantity).front().name;
 }
 
-std::optional<double> valueWithUnit(const JsonCursor& cursor, Quantity quantity, double minimum)
+std::optional<double> valueWithUnit(const JsonCursor& cursor, Dimension quantity, double minimum)
 {
     const auto value = cursor.require("value", "a number");
     const auto unit = cursor.require("unit", unitNames(quantity));
@@ -122,7 +122,7 @@ std::optional<double> valueWithUnit(const JsonCursor& cursor, Quantity quantity,
     return inBaseUnits(*value, quantity, *number, *unitText, minimum);
 }
 
-Figure figureFromJson(const JsonCursor& cursor, Quantity quantity, double minimum)
+Figure figureFromJson(const JsonCursor& cursor, Dimension quantity, double minimum)
 {
     Figure figure;
     if (cursor.json().is_string()) {
@@ -148,7 +148,7 @@ Figure figureFromJson(const JsonCursor& cursor, Quantity quantity, double minimu
     return figure;
 }
 
-Json toJson(const Figure& figure, Quantity quantity)
+Json toJson(const Figure& figure, Dimension quantity)
 {
     return {
         {"value", figure.value}, {"unit", baseUnit(quantity)}, {"tag", nameOf(figure.tag)}, {"source", figure.source}};

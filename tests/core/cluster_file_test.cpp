@@ -66,6 +66,8 @@ TEST(ShippedClusters, FiguresAreThoseOfRealMachines)
 {
     for (const std::string& id : clusterIds()) {
         const Cluster cluster = readCluster(id);
+        if (cluster.gpu.isHostProcessor()) // stands for a host, which calibrate measures
+            continue;
         // Marketing GB are decimal or binary by product; what programs get lies between 11 % below and the full size.
         EXPECT_GT(cluster.gpu.memory.value, 14e9) << id;
         EXPECT_LT(cluster.gpu.memory.value, 200e9) << id;
