@@ -63,6 +63,11 @@ std::string planFileText(const ExecutablePlan& plan)
     body["model"] = parseJson(plan.modelConfig, plan.model.source);
     body["schedule"] = toJson(plan.schedule);
     body["prediction"] = plan.prediction;
+    return sealedPlan(std::move(body));
+}
+
+std::string sealedPlan(Json body)
+{
     Json json = Json::object();
     json["kind"] = kKind;
     json["version"] = kPlanFormat;

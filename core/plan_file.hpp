@@ -36,6 +36,9 @@ struct ExecutablePlan {
 /// The plan as text. `schedule` must be executable().
 std::string planFileText(const ExecutablePlan& plan);
 
+/// The file around a plan's body: kind, version and checksum.
+std::string sealedPlan(Json body);
+
 /// Reads plan.json. InputError names the file and the place of all that is wrong: cut short or changed (a checksum says
 /// so), of another version, ids out of range, buffers that are freed twice.
 ExecutablePlan readPlanFile(const std::string& path);
