@@ -30,6 +30,7 @@ namespace {
 struct OpenFile {
     std::string path;
     int descriptor = -1;
+    Bytes bytes; // of the buffer; the file ends with the block that it ends in
 };
 
 } // namespace
@@ -65,7 +66,7 @@ NvmeFiles::~NvmeFiles()
 int NvmeFiles::create(Bytes bytes)
 {
     const int id = m_parts->next++;
-    OpenFile file{fmt::format("{}/buffer-{}", m_parts->folder, id), -1};
+    OpenFile file{fmt::format("{}/buffer-{}", m_parts->folder, id), -1, bytes};
     const auto open = [&](int extra) {
         file.descriptor = ::open(file.path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | extra, 0600);
     };
@@ -117,7 +118,7 @@ Bytes NvmeFiles::onDisk() const
     for (const auto& [id, file] : m_parts->files) {
         struct stat status {};
         if (::fstat(file.descriptor, &status) == 0)
-            bytes += Bytes(status.st_size);
+            bytes += std::min(file.bytes, Bytes(status.st_size));
     }
     return bytes;
 }
