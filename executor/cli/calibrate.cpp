@@ -21,7 +21,7 @@ namespace {
 
 constexpr const char* kHelp = R"(Examples:
   shardrun calibrate --ranks 4 -o machine.json
-  shardplan compare scenarios/tiny-llama-4-ranks.json --cluster machine.json --emit-plan ddp > plan.json
+  shardplan compare scenarios/tiny-llama-4-ranks.json --cluster machine.json --emit-plan ddp -o plan.json
   shardrun plan.json --calibrated --strict
 
 Measures, on as many rank threads at once as --ranks says: matrix products, attention, pointwise kernels, the optimizer,

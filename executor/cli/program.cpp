@@ -25,7 +25,7 @@ constexpr const char* kDescription = "Carries out plans of shardplan on real buf
                                      "beside what was predicted.";
 
 constexpr const char* kExamples = R"(Examples:
-  shardplan compare tiny.json --emit-plan fsdp2-full-shard > plan.json
+  shardplan compare scenarios/tiny-llama-4-ranks.json --emit-plan fsdp2-full-shard -o plan.json
   shardrun plan.json --steps 20
   shardrun run plan.json --data book.txt --steps 100 -o measurement.json
 

@@ -29,7 +29,7 @@ constexpr const char* kHelp = R"(Examples:
   shardplan compare scenarios/llama-2-13b-8xa100-cpu-offload.json --recommend
   shardplan compare scenarios/llama-2-7b-8xa100.json --strategies ddp,fsdp2-full-shard --format csv
   shardplan compare scenarios/llama-2-7b-8xa100.json --published
-  shardplan compare scenarios/tiny-llama-4-ranks.json --emit-plan fsdp2-full-shard > plan.json
+  shardplan compare scenarios/tiny-llama-4-ranks.json --emit-plan fsdp2-full-shard -o plan.json
 
 Exits with 1 when nothing fits. --format json follows the contract in planner/README.md; --format csv has one line per
 strategy, bytes as integers.)";

@@ -6,6 +6,7 @@
 #include <rapidcheck/gtest.h>
 
 #include "core/cluster_file.hpp"
+#include "core/model_file.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/step_time.hpp"
 #include "tests/planner/frameworks/small_input.hpp"
@@ -66,6 +67,7 @@ RC_GTEST_PROP(StepForm, EqualsTheStepTimeOfEveryCandidateOfItsStructure, ())
 TEST(StepForm, EndlessWithoutTheDriveThatItNeeds)
 {
     SmallInput small(strategyByName("deepspeed-zero3-offload-nvme", 8)->options);
+    small.model = readModel("codellama-34b"); // shards large enough to be swapped at all
     small.cluster = readCluster("dgx-a100-80gb");
     small.cluster.nvmeReadBandwidth.value = 0;
     const auto rules = small.rules();
