@@ -27,7 +27,8 @@ public:
     void read(int file, std::byte* to, Bytes bytes);
     void write(int file, const std::byte* from, Bytes bytes);
 
-    /// Bytes of all buffers that lie in files, as far as the file system holds them; the padding of last blocks left out.
+    /// Bytes of all buffers that lie in files, as far as the file system holds them; the padding of last blocks left
+    /// out.
     Bytes onDisk() const;
     /// "io_uring, O_DIRECT", "pread/pwrite": how bytes move.
     std::string method() const;
