@@ -92,8 +92,17 @@ Zero3Rules::Zero3Rules(const PlanInput& input) : DeepSpeedRules(input), m_order(
 
 std::string Zero3Rules::structureKey() const
 {
-    // Sub-groups are counted in elements of a rank, so their number can change with the ranks.
-    return commonKey() + fmt::format(" groups{} nothing{}", m_subGroups.size(), gathersNothing());
+    // Sub-groups are counted in elements of a rank, so their number, and where they are stepped, can change with the
+    // ranks: "g2n5h1" are two on the GPU, five from NVMe, the last one in host memory.
+    std::string groups;
+    for (std::size_t first = 0, end = 0; first < m_subGroups.size(); first = end) {
+        const SubGroup& group = m_subGroups[first];
+        while (end < m_subGroups.size() && m_subGroups[end].onGpu == group.onGpu &&
+               m_subGroups[end].onNvme == group.onNvme)
+            ++end;
+        groups += fmt::format("{}{}", group.onGpu ? 'g' : group.onNvme ? 'n' : 'h', end - first);
+    }
+    return commonKey() + fmt::format(" groups {} nothing{} kept{}", groups, gathersNothing(), m_persistentShard > 0);
 }
 
 void Zero3Rules::resize(const PlanInput& input)
