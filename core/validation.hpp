@@ -20,6 +20,7 @@ struct ValidationRow {
     double measured = 0;
     Tolerance tolerance = Tolerance::Exact;
     std::string remark;   // names the operation where the two part, or why a row is for information only
+    double rounding = 0;  // of Exact: below this the two may part, because the plan says whole bytes a call
     double error() const; // (predicted - measured) / measured; 0 where both are 0
     bool within() const;
 };

@@ -177,8 +177,7 @@ TEST_F(CheckpointTest, AnotherModelIsTold)
 
 TEST_F(CheckpointTest, NothingIsLeftWhereTheDiskRefuses)
 {
-    if (!fs::exists("/dev/full"))
-        GTEST_SKIP();
+    ASSERT_TRUE(fs::exists("/dev/full")); // Linux has it: a disk that is always full
     fs::create_directories(path("refuses"));
     fs::create_symlink("/dev/full", path("refuses/w.safetensors.part"));
     EXPECT_THROW(
