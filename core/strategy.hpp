@@ -191,10 +191,14 @@ template <> struct EnumNames<PipelineSchedule> {
          {PipelineSchedule::Interleaved, "interleaved"}}};
 };
 
-enum class ContextExchange : std::uint8_t { Ring, AllGather };
+/// Ring and all-gather bring keys and values to the queries; Ulysses (arXiv 2309.14509) gives each rank whole sequences
+/// of some heads, by all-to-all.
+enum class ContextExchange : std::uint8_t { Ring, AllGather, Ulysses };
 template <> struct EnumNames<ContextExchange> {
-    static constexpr std::array<std::pair<ContextExchange, std::string_view>, 2> table{
-        {{ContextExchange::Ring, "ring"}, {ContextExchange::AllGather, "all-gather"}}};
+    static constexpr std::array<std::pair<ContextExchange, std::string_view>, 3> table{
+        {{ContextExchange::Ring, "ring"},
+         {ContextExchange::AllGather, "all-gather"},
+         {ContextExchange::Ulysses, "ulysses"}}};
 };
 
 /// How the model itself is split over GPUs, beside the data sharding of the framework. Ranks are laid out tensor
@@ -207,9 +211,11 @@ struct Parallelism {
     std::int64_t virtualStages = 1; // model chunks a pipeline rank holds; > 1 only when interleaved
     std::int64_t context = 1;
     ContextExchange exchange = ContextExchange::Ring;
-    std::int64_t expert = 1;      // experts are spread over this many ranks of the data-parallel (and context) group
-    double expertImbalance = 1.0; // tokens of the busiest expert rank over the mean
+    std::int64_t expert = 1;       // experts are spread over this many ranks of the data-parallel (and context) group
+    std::int64_t expertTensor = 0; // ranks that share one expert's matrices; 0 = those of the tensor group
+    double expertImbalance = 1.0;  // tokens of the busiest expert rank over the mean
 
+    std::int64_t expertTensorRanks() const { return expertTensor == 0 ? tensor : expertTensor; }
     /// GPUs that hold one replica before data sharding.
     std::int64_t modelRanks() const { return tensor * pipeline * context; }
     bool none() const { return modelRanks() == 1 && expert == 1; }

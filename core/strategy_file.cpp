@@ -86,6 +86,7 @@ template <typename Fields, typename Options> void visitParallelism(Fields& field
     fields.field("context", parallelism.context, 1, kMostRanks);
     fields.field("context_exchange", parallelism.exchange);
     fields.field("expert", parallelism.expert, 1, kMostRanks);
+    fields.field("expert_tensor", parallelism.expertTensor, 0, kMostRanks);
     fields.field("expert_imbalance", parallelism.expertImbalance, 1.0, kMostImbalance);
 }
 

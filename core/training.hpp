@@ -95,7 +95,8 @@ struct Training {
     Precision precision;
     Optimizer optimizer = Optimizer::AdamW;
     Checkpointing checkpointing = Checkpointing::None;
-    int checkpointEvery = 1; // with Full: every n-th block is checkpointed, the others keep everything
+    int checkpointEvery = 1;   // with Full: every n-th block is checkpointed, the others keep everything
+    int checkpointSegment = 1; // with Full: so many blocks in a row are one checkpoint, whose first input is kept
     // Recomputation without reentrance ends once backward has what it needs (set_checkpoint_early_stop, torch 2.1 on).
     bool checkpointEarlyStop = true;
     Attention attention = Attention::Flash;

@@ -28,6 +28,7 @@ template <typename Fields, typename T> void visitTraining(Fields& fields, T& tra
     fields.field("optimizer", training.optimizer);
     fields.field("activation_checkpointing", training.checkpointing);
     fields.field("checkpoint_every", training.checkpointEvery, 1);
+    fields.field("checkpoint_segment", training.checkpointSegment, 1);
     fields.field("checkpoint_early_stop", training.checkpointEarlyStop);
     fields.field("attention", training.attention);
     fields.field("implementation", training.implementation);
@@ -53,6 +54,12 @@ void checkCombinations(const JsonCursor& cursor, const Training& training)
     if (training.checkpointEvery > 1 && training.checkpointing != Checkpointing::Full)
         cursor.complain("\"checkpoint_every\" without full activation checkpointing",
                         "\"activation_checkpointing\": \"full\", or no \"checkpoint_every\"");
+    if (training.checkpointSegment > 1 && training.checkpointing != Checkpointing::Full)
+        cursor.complain("\"checkpoint_segment\" without full activation checkpointing",
+                        "\"activation_checkpointing\": \"full\", or no \"checkpoint_segment\"");
+    if (training.checkpointSegment > 1 && training.checkpointEvery > 1)
+        cursor.complain("\"checkpoint_segment\" beside \"checkpoint_every\"",
+                        "one of the two: segments cover every block");
     const Precision& precision = training.precision;
     const bool computesInBf16 = precision.mixed == DType::Bf16 || (!precision.mixed && precision.load == DType::Bf16);
     if (precision.fp8 && !computesInBf16)

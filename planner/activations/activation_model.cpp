@@ -95,7 +95,8 @@ bool readsTokens(Kernel kernel)
 
 ActivationModel::ActivationModel(const Model& model, const Training& training, DType compute, ActivationVariant variant)
     : m_model(&model), m_compute(compute), m_local(variant.local), m_checkpointing(training.checkpointing),
-      m_checkpointEvery(training.checkpointEvery), m_holdsLogits(training.holdsLogits)
+      m_checkpointEvery(training.checkpointEvery), m_segment(training.checkpointSegment),
+      m_holdsLogits(training.holdsLogits)
 {
     ProgramContext context{model,     training,      compute, variant, familyRules(model, training),
                            m_classes, m_collectives, -1};
@@ -146,6 +147,11 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
         m_keeping.push_back(shardrun ? shardrunProgram(context, static_cast<int>(type), modules, logits)
                                      : layerProgram(context, static_cast<int>(type), modules, logits));
         m_checkpointed.push_back(m_keeping.back());
+        if (m_segment > 1) {
+            m_handingOn.push_back(m_keeping.back());
+            m_handingOn.back().compile(layerType.kind == LayerKind::Block ? mode : KeepMode::Keep,
+                                       RecomputeRange::Whole, true);
+        }
         m_keeping.back().compile(KeepMode::Keep);
         m_checkpointed.back().compile(layerType.kind == LayerKind::Block ? mode : KeepMode::Keep,
                                       recomputeRange(training, variant));
@@ -153,6 +159,7 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer)
         if (model.layer(layer).kind == LayerKind::Embedding)
             m_embeddingLayer = static_cast<int>(layer);
+    findSegments();
     m_loss = shardrun ? shardrunLossProgram(context, logits) : lossProgram(context, logits);
     if (m_local.keepsBoundaries)
         m_loss.handOver(kInput);
@@ -211,9 +218,30 @@ bool ActivationModel::checkpointed(int layer) const
     return (layer - m_embeddingLayer - 1) % m_checkpointEvery == 0;
 }
 
+/// Segments of blocks from the first on; the last one has what is left.
+void ActivationModel::findSegments()
+{
+    const auto layers = static_cast<int>(m_model->layers.size());
+    int blocks = 0;
+    for (int layer = 0; layer < layers; ++layer) {
+        const bool block = m_model->layer(static_cast<std::size_t>(layer)).kind == LayerKind::Block;
+        const bool opens = !block || blocks % m_segment == 0;
+        m_segmentStart.push_back(opens ? layer : m_segmentStart.back());
+        blocks += block ? 1 : 0;
+    }
+    m_segmentEnd.assign(m_segmentStart.size(), 0);
+    for (int layer = layers - 1; layer >= 0; --layer) {
+        const auto at = static_cast<std::size_t>(layer);
+        const bool closes = layer + 1 == layers || m_segmentStart[at + 1] != m_segmentStart[at];
+        m_segmentEnd[at] = closes ? layer : m_segmentEnd[at + 1];
+    }
+}
+
 const LayerProgram& ActivationModel::program(int layer) const
 {
     const auto type = static_cast<std::size_t>(m_model->layers[static_cast<std::size_t>(layer)]);
+    if (m_segment > 1 && checkpointed(layer) && m_segmentEnd[static_cast<std::size_t>(layer)] != layer)
+        return m_handingOn[type];
     return checkpointed(layer) ? m_checkpointed[type] : m_keeping[type];
 }
 
@@ -352,6 +380,11 @@ void ActivationWalk::forward(ScheduleBuilder& builder, int layer, StageObserver&
     run(builder, layerProgram, layerProgram.forwardPass(), Pass::Forward, layer, observer);
     m_carried = state.slots[kOutput];
     state.slots[kOutput] = -1;
+    if (m_activations->checkpointed(layer) && m_activations->m_segmentStart[static_cast<std::size_t>(layer)] !=
+                                                  layer) { // made again from the segment's start
+        builder.free(state.slots[kInput]);
+        state.slots[kInput] = -1;
+    }
     if (m_activations->m_hostCheckpoint >= 0 && m_activations->checkpointed(layer)) {
         // checkpointing.py copies with to(device): the host waits for it, down here and back up in backward.
         const OpId computed = builder.lastOp();
@@ -452,10 +485,24 @@ void ActivationWalk::backward(ScheduleBuilder& builder, int layer, StageObserver
         state.partition = -1;
     }
     state.slots[kGradOutput] = m_gradCarried;
-    if (!layerProgram.recomputePass().empty())
-        run(builder, layerProgram, layerProgram.recomputePass(), Pass::Recompute, layer, observer);
+    recompute(builder, layer, observer);
     run(builder, layerProgram, layerProgram.backwardPass(), Pass::Backward, layer, observer);
     m_gradCarried = state.slots[kGradInput];
+}
+
+/// Before the backward of a segment's last layer, all of its layers are computed again.
+void ActivationWalk::recompute(ScheduleBuilder& builder, int layer, StageObserver& observer)
+{
+    const auto at = static_cast<std::size_t>(layer);
+    if (m_activations->program(layer).recomputePass().empty() || m_activations->m_segmentEnd[at] != layer)
+        return;
+    for (int each = m_activations->m_segmentStart[at]; each <= layer; ++each) {
+        const LayerProgram& program = m_activations->program(each);
+        std::vector<BufferId>& slots = m_layers[static_cast<std::size_t>(each)].slots;
+        if (each > m_activations->m_segmentStart[at])
+            slots[kInput] = std::exchange(m_layers[static_cast<std::size_t>(each) - 1].slots[kOutput], -1);
+        run(builder, program, program.recomputePass(), Pass::Recompute, each, observer);
+    }
 }
 
 void ActivationWalk::endMicroStep(ScheduleBuilder& builder)

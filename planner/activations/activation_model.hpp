@@ -68,11 +68,15 @@ private:
     LocalShape m_local;
     Checkpointing m_checkpointing;
     int m_checkpointEvery;
+    int m_segment;             // blocks of a checkpoint
     int m_embeddingLayer = -1; // none: a later pipeline stage
     bool m_holdsLogits;
     std::vector<std::vector<LeafModule>> m_modules; // by layer type
     std::vector<LayerProgram> m_keeping;            // by layer type: everything is kept
     std::vector<LayerProgram> m_checkpointed;       // by layer type: under the run's checkpointing
+    std::vector<LayerProgram> m_handingOn;          // by layer type: within a segment, not its last block
+    std::vector<int> m_segmentStart;                // by layer: the first layer of its segment
+    std::vector<int> m_segmentEnd;                  // by layer: the last
     LayerProgram m_loss;
     LayerProgram m_metrics;
     BufferClassId m_batch = -1;          // token ids and labels
@@ -87,6 +91,7 @@ private:
     std::vector<ScaledClass> m_classes;
     std::vector<LayerCollective> m_collectives;
 
+    void findSegments();
     PayloadId payloadOf(int collective) const { return collective + (m_checkpointCopy >= 0 ? 1 : 0); }
     GroupId groupOf(LocalGroup group) const; // those of more than one rank stand first in the size table
 };
@@ -135,6 +140,7 @@ private:
     };
     BufferId receive(ScheduleBuilder& builder, Phase phase) const;
     void send(ScheduleBuilder& builder, Phase phase, BufferId& sent) const;
+    void recompute(ScheduleBuilder& builder, int layer, StageObserver& observer);
     void playLoss(ScheduleBuilder& builder, const ProgramPass& pass);
     Stream besideStream(int collective) const;
     OpId emitCollective(ScheduleBuilder& builder, int collective, Stream stream, Phase phase, int layer) const;

@@ -59,6 +59,13 @@ constexpr BufferSpec kGradFlash{"fp32 accumulator of the query's gradient", "4 T
 constexpr BufferSpec kGradScores{"gradient of attention scores", "4 a s^2 b or c a s^2 b", "torch autograd",
                                  C::Temporaries};
 
+constexpr BufferSpec kHeadsOfSequence{"query, key or value of whole sequences, some heads", "c T a d",
+                                      "deepspeed/sequence/layer.py DistributedAttention", C::Activations};
+constexpr BufferSpec kContextOfSequence{"attention output of whole sequences, some heads", "c T a d",
+                                        "deepspeed/sequence/layer.py DistributedAttention", C::Activations};
+constexpr BufferSpec kGradOfSequence{"gradient on its way between sequence-parallel ranks", "c T a d",
+                                     "deepspeed/sequence/layer.py _SeqAllToAll", C::Temporaries};
+
 } // namespace
 
 void BlockWriter::attention(const NormTensors& before)
@@ -73,6 +80,15 @@ void BlockWriter::attention(const NormTensors& before)
     m_valueRead = m_value;
     if (m_rules.repeatsHeads)
         repeatHeads();
+    if (ulysses()) {
+        const bool fused = m_queryRead == m_valueRead; // one tensor holds all three
+        const std::int64_t keys = m_rules.repeatsHeads ? queryWidth() : keyWidth();
+        const std::int64_t values = m_rules.repeatsHeads ? outWidth() : valueWidth();
+        m_queryRead = exchangeHeads(true, m_queryRead, kHeadsOfSequence,
+                                    fused ? checkedAdd(checkedAdd(queryWidth(), keys), values) : queryWidth());
+        m_keyRead = fused ? m_queryRead : exchangeHeads(true, m_keyRead, kHeadsOfSequence, keys);
+        m_valueRead = fused ? m_queryRead : exchangeHeads(true, m_valueRead, kHeadsOfSequence, values);
+    }
     exchangeKeysAndValues();
     m_attentionOut = tensor(kAttentionOut, outWidth());
     m_attentionHeads = m_attentionOut;
@@ -80,13 +96,16 @@ void BlockWriter::attention(const NormTensors& before)
         eagerAttention(before.out);
     } else {
         m_logSumExp = tensor(kLogSumExp, m_arch.heads, 4);
-        if (m_rules.copiesAttentionOut)
+        if (m_rules.copiesAttentionOut || ulysses())
             m_attentionHeads = tensor(kAttentionHeads, outWidth());
         m_program.forward(-1, {m_queryRead, m_keyRead, m_valueRead}, {m_attentionHeads, m_logSumExp})
             .is(WorkKind::Attention);
         if (m_exchanged >= 0) // the ring ends with the last piece of attention
             m_program.forward(-1, {m_exchanged}, {}).is(WorkKind::Nothing);
-        m_program.forward(-1, {m_attentionHeads}, {m_attentionOut});
+        if (ulysses())
+            m_attentionOut = exchangeHeads(true, m_attentionHeads, kContextOfSequence, outWidth());
+        else
+            m_program.forward(-1, {m_attentionHeads}, {m_attentionOut});
     }
     const int out = find(ModuleKind::AttentionOut);
     m_attentionProjected = wholeHidden(kProjected);
@@ -258,9 +277,11 @@ void BlockWriter::eagerAttention(int normOut)
 int BlockWriter::attentionBackward(const NormTensors& before, int gradOut)
 {
     const int grad = gatherGradient(dropoutBackward(gradOut, m_attentionResidualMask));
-    const int gradAttention = tensor(kGradHeads, outWidth());
+    int gradAttention = tensor(kGradHeads, outWidth());
     m_program.backward(find(ModuleKind::AttentionOut), {grad, ifTrains(ModuleKind::AttentionOut, m_attentionOut)},
                        {gradAttention});
+    if (ulysses())
+        gradAttention = exchangeHeads(false, gradAttention, kGradOfSequence, outWidth());
     int gradQuery = tensor(kGradHeads, queryWidth());
     int gradKey =
         tensor(m_rules.repeatsHeads ? kGradHeads : kGradKeyValue, m_rules.repeatsHeads ? queryWidth() : keyWidth());
@@ -276,6 +297,11 @@ int BlockWriter::attentionBackward(const NormTensors& before, int gradOut)
                       {accumulator, gradQuery, gradKey, gradValue})
             .is(WorkKind::Attention);
         finishExchange(gradKey);
+    }
+    if (ulysses()) {
+        gradQuery = exchangeHeads(false, gradQuery, kGradOfSequence, queryWidth());
+        gradKey = exchangeHeads(false, gradKey, kGradOfSequence, m_rules.repeatsHeads ? queryWidth() : keyWidth());
+        gradValue = exchangeHeads(false, gradValue, kGradOfSequence, m_rules.repeatsHeads ? outWidth() : valueWidth());
     }
     if (m_rules.repeatsHeads) {
         const int summedKey = tensor(kGradKeyValue, keyWidth());

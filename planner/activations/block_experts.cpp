@@ -55,10 +55,11 @@ int BlockWriter::exchangeExperts(bool forward, int tensorSlot, const BufferSpec&
         return tensorSlot;
     const int exchanged = tensor(spec, width);
     const std::int64_t routed = std::max<std::int64_t>(1, m_arch.expertsPerToken);
-    const int id =
-        m_context.addCollective({OpKind::AllToAll, LocalGroup::Expert, "tokens for experts", "c k T H",
-                                 "megatron/core/transformer/moe/token_dispatcher.py",
-                                 checkedMultiply(checkedMultiply(routed, m_arch.hidden), m_c), m_context.compute});
+    const int id = m_context.addCollective(
+        {OpKind::AllToAll, LocalGroup::Expert, "tokens for experts", "c k T H",
+         "megatron/core/transformer/moe/token_dispatcher.py",
+         ceilDivide(checkedMultiply(checkedMultiply(routed, m_arch.hidden), m_c), local().expertSplit()),
+         m_context.compute});
     if (forward)
         m_program.forwardCollective(id, {tensorSlot}, {exchanged});
     else
@@ -96,16 +97,41 @@ void BlockWriter::experts(int input)
     m_mlpOut = wholeHidden(kMlpOut);
     const int sum = each == m_c ? m_mlpOut : tensor(kExpertSum, m_arch.hidden, each);
     m_program.forward(-1, {ordered}, {sum, m_mlpOut}, {m_expertOutput, m_expertInput}).kernels(sum == m_mlpOut ? 1 : 2);
-    if (find(ModuleKind::SharedIn) >= 0) {
-        const int routedOut = m_mlpOut;
-        m_sharedInner = inner(input, ModuleKind::SharedIn, ModuleKind::SharedOut, m_arch.sharedExpertFfn, false);
-        const int shared = wholeHidden(kMlpOut);
-        m_mlpOut = wholeHidden(kMlpOut);
-        m_program.forward(find(ModuleKind::SharedOut), {m_sharedInner.product}, {shared}, {routedOut});
-        if (m_rules.gatesSharedExpert)
-            m_sharedOut = shared;
-        m_program.forward(-1, {routedOut, shared}, {m_mlpOut});
+}
+
+/// Its output joins that of the routed experts. Where they take the sequence as it is split, it gathers and reduces by
+/// itself (megatron/core/transformer/moe/shared_experts.py).
+void BlockWriter::sharedExpert(int input)
+{
+    const int routedOut = m_mlpOut;
+    m_sharedInput = routesOwnTokens() ? gatherInput(input) : input;
+    m_sharedInner = inner(m_sharedInput, ModuleKind::SharedIn, ModuleKind::SharedOut, m_arch.sharedExpertFfn, false);
+    int shared = wholeHidden(kMlpOut);
+    m_mlpOut = routesOwnTokens() ? hidden(kMlpOut) : wholeHidden(kMlpOut);
+    m_program.forward(find(ModuleKind::SharedOut), {m_sharedInner.product}, {shared}, {routedOut});
+    if (m_rules.gatesSharedExpert)
+        m_sharedOut = shared;
+    if (routesOwnTokens())
+        shared = reduceOutput(shared);
+    m_program.forward(-1, {routedOut, shared}, {m_mlpOut});
+}
+
+/// Returns the gradient of the experts' input.
+int BlockWriter::sharedExpertBackward(int input, int gradOut)
+{
+    int gradShared = gradOut;
+    if (routesOwnTokens())
+        gradShared = gatherGradient(gradOut);
+    if (m_sharedOut >= 0) {
+        const int ungated = gradShared;
+        gradShared = wholeHidden(kGradHidden);
+        m_program.backward(-1, {ungated, m_sharedOut}, {wholeHidden(kGradHidden), gradShared});
     }
+    if (!routesOwnTokens())
+        return innerBackward(ifTrains(ModuleKind::SharedIn, input), gradShared, m_sharedInner, kGradHidden,
+                             m_arch.hidden);
+    return innerBackward(ifTrains(ModuleKind::SharedIn, input), gradShared, m_sharedInner, kGradHidden, m_arch.hidden,
+                         true, m_sharedInput);
 }
 
 int BlockWriter::expertsBackward(int gradOut)
@@ -114,16 +140,7 @@ int BlockWriter::expertsBackward(int gradOut)
     const std::int64_t routedHidden = checkedMultiply(routed, m_arch.hidden);
     const std::int64_t each = m_rules.fp32RoutingWeights ? 4 : m_c;
     const int input = m_mlpInput;
-    int gradInput = -1;
-    if (find(ModuleKind::SharedIn) >= 0) {
-        int gradShared = gradOut;
-        if (m_sharedOut >= 0) {
-            gradShared = wholeHidden(kGradHidden);
-            m_program.backward(-1, {gradOut, m_sharedOut}, {wholeHidden(kGradHidden), gradShared});
-        }
-        gradInput =
-            innerBackward(ifTrains(ModuleKind::SharedIn, input), gradShared, m_sharedInner, kGradHidden, m_arch.hidden);
-    }
+    const int gradInput = m_gradShared;
     const auto gradExpert = [&](std::int64_t bytesEach) { return tensor(kGradExpert, routedHidden, bytesEach); };
     const int expanded = gradExpert(each);
     m_program.backward(-1, {gradOut}, {expanded});

@@ -27,9 +27,19 @@ constexpr BufferSpec kGradHidden{"gradient of hidden states", "c T H", "torch au
 
 void BlockWriter::mlp(const NormTensors& before)
 {
-    m_mlpInput = gatherInput(before.out);
-    if (find(ModuleKind::ExpertIn) >= 0) {
-        experts(m_mlpInput);
+    const bool experts = find(ModuleKind::ExpertIn) >= 0;
+    m_mlpInput = experts && routesOwnTokens() ? before.out : gatherInput(before.out);
+    if (experts && routesOwnTokens()) {
+        // Megatron-LM with expert_tensor_parallel_size 1: no rank gathers the sequence for its experts.
+        m_alongSequence = true;
+        this->experts(m_mlpInput);
+        m_alongSequence = false;
+        if (find(ModuleKind::SharedIn) >= 0)
+            sharedExpert(m_mlpInput);
+    } else if (experts) {
+        this->experts(m_mlpInput);
+        if (find(ModuleKind::SharedIn) >= 0)
+            sharedExpert(m_mlpInput);
         m_mlpOut = reduceOutput(m_mlpOut);
     } else {
         m_inner = inner(m_mlpInput, ModuleKind::MlpIn, ModuleKind::MlpOut, m_arch.ffn, m_rules.fusedGateUp);
@@ -45,8 +55,18 @@ void BlockWriter::mlp(const NormTensors& before)
 int BlockWriter::mlpBackward(const NormTensors& before, int gradOut)
 {
     const int grad = dropoutBackward(gradOut, m_mlpResidualMask);
-    if (find(ModuleKind::ExpertIn) >= 0)
-        return reduceGradient(expertsBackward(gatherGradient(grad)), false);
+    if (find(ModuleKind::ExpertIn) >= 0 && routesOwnTokens()) {
+        m_gradShared = find(ModuleKind::SharedIn) >= 0 ? sharedExpertBackward(m_mlpInput, grad) : -1;
+        m_alongSequence = true;
+        const int gradInput = expertsBackward(grad);
+        m_alongSequence = false;
+        return gradInput;
+    }
+    if (find(ModuleKind::ExpertIn) >= 0) {
+        const int whole = gatherGradient(grad);
+        m_gradShared = find(ModuleKind::SharedIn) >= 0 ? sharedExpertBackward(m_mlpInput, whole) : -1;
+        return reduceGradient(expertsBackward(whole), false);
+    }
     return innerBackward(ifTrains(ModuleKind::MlpIn, before.out), gatherGradient(grad), m_inner, kGradHidden,
                          m_arch.hidden, true, m_mlpInput);
 }

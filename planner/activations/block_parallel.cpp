@@ -22,6 +22,7 @@ constexpr BufferSpec kGradReduced{"gradient after reduction over the tensor-para
 
 constexpr std::string_view kRingSource = "Ring Attention (arXiv 2310.01889); Transformer Engine AttnFuncWithCPAndKVP2P";
 constexpr std::string_view kGatherSource = "Llama 3 (arXiv 2407.21783) sec. 3.3.2: all-gather of keys and values";
+constexpr std::string_view kUlyssesSource = "DeepSpeed-Ulysses (arXiv 2309.14509) sec. 3; deepspeed/sequence/layer.py";
 constexpr BufferSpec kRing{"keys and values from the ring, two pieces at a time", "2 x 2 c T a_kv d", kRingSource,
                            C::Temporaries};
 constexpr BufferSpec kGatheredKeys{"keys and values of the whole sequence", "2 c T x ranks a_kv d", kGatherSource,
@@ -125,12 +126,25 @@ std::int64_t BlockWriter::keysAndValues() const
     return m_rules.repeatsHeads ? checkedAdd(queryWidth(), outWidth()) : checkedAdd(keyWidth(), valueWidth());
 }
 
+/// Ulysses: a rank's tokens of all heads become all tokens of its heads, or back; as many elements either way.
+int BlockWriter::exchangeHeads(bool forward, int slot, const BufferSpec& spec, std::int64_t width)
+{
+    const int exchanged = tensor(spec, width);
+    const int id = m_context.addCollective({OpKind::AllToAll, LocalGroup::Context, "heads of whole sequences",
+                                            "c T a d", kUlyssesSource, checkedMultiply(width, m_c), m_context.compute});
+    if (forward)
+        m_program.forwardCollective(id, {slot}, {exchanged});
+    else
+        m_program.backwardCollective(id, {slot}, {exchanged});
+    return exchanged;
+}
+
 /// Context parallelism: every rank's queries meet all keys and values. The ring passes them on piece by piece beside
 /// attention; an all-gather brings them first.
 void BlockWriter::exchangeKeysAndValues()
 {
     const std::int64_t ranks = local().context;
-    if (ranks == 1)
+    if (ranks == 1 || ulysses())
         return;
     const std::int64_t bytes = checkedMultiply(keysAndValues(), m_c);
     if (local().exchange == ContextExchange::AllGather) {
@@ -152,7 +166,7 @@ void BlockWriter::exchangeKeysAndValues()
 void BlockWriter::exchangeKeysAndValuesBackward()
 {
     const std::int64_t ranks = local().context;
-    if (ranks == 1)
+    if (ranks == 1 || ulysses())
         return;
     const std::int64_t bytes = checkedMultiply(keysAndValues(), m_c);
     if (local().exchange == ContextExchange::AllGather) {

@@ -94,7 +94,8 @@ LayerProgram BlockWriter::write()
 
 int BlockWriter::tensor(const BufferSpec& spec, std::int64_t width, std::int64_t bytesEach)
 {
-    return m_program.tensor(m_context.add(spec, width, bytesEach == 0 ? m_c : bytesEach, m_type));
+    const ProgramContext& context = m_alongSequence ? m_sequence : m_context;
+    return m_program.tensor(context.add(spec, width, bytesEach == 0 ? m_c : bytesEach, m_type));
 }
 
 int BlockWriter::square(const BufferSpec& spec, std::int64_t bytesEach)

@@ -91,8 +91,14 @@ private:
                       bool column = false, int gathered = -1);
     int composedGeluBackward(const Inner& made, int gradProduct);
     void experts(int input);
+    void sharedExpert(int input);
+    int sharedExpertBackward(int input, int gradOut);
     int expertsBackward(int gradOut);
+    /// Ranks of a tensor-parallel group send tokens of their own to whole experts.
+    bool routesOwnTokens() const { return local().expertSplit() > 1; }
     int exchangeExperts(bool forward, int tensor, const BufferSpec& spec, std::int64_t width);
+    bool ulysses() const { return local().context > 1 && local().exchange == ContextExchange::Ulysses; }
+    int exchangeHeads(bool forward, int tensor, const BufferSpec& spec, std::int64_t width);
     void exchangeKeysAndValues();
     void exchangeKeysAndValuesBackward();
     void finishExchange(int gradKey);
@@ -107,6 +113,7 @@ private:
     const FamilyRules& m_rules;
     const std::int64_t m_c;          // bytes of the compute dtype
     const ProgramContext m_sequence; // of the residual stream
+    bool m_alongSequence = false;    // what is made belongs to a rank's own part of the sequence
     LayerProgram m_program;
 
     int m_queryLinear = -1, m_keyLinear = -1, m_fusedQkv = -1;
@@ -120,7 +127,9 @@ private:
     int m_exchanged = -1;  // keys and values of the other context-parallel ranks
     int m_dispatched = -1; // tokens that came to this rank's experts
     int m_routerInput = -1, m_routerLogits = -1, m_expertInput = -1, m_expertOutput = -1;
-    int m_sharedOut = -1; // of the shared expert, where a gate scales it
+    int m_gradShared = -1;  // gradient of the input through the shared expert
+    int m_sharedInput = -1; // what the shared expert reads
+    int m_sharedOut = -1;   // of the shared expert, where a gate scales it
     Inner m_inner{}, m_sharedInner{};
 };
 

@@ -247,7 +247,7 @@ std::vector<bool> LayerProgram::recomputed(const std::vector<bool>& saved, const
     return runs;
 }
 
-void LayerProgram::compile(KeepMode mode, RecomputeRange range)
+void LayerProgram::compile(KeepMode mode, RecomputeRange range, bool handsOn)
 {
     const std::size_t count = slots();
     std::vector<bool> saved(count, false);
@@ -279,11 +279,12 @@ void LayerProgram::compile(KeepMode mode, RecomputeRange range)
     if (mode != KeepMode::Keep) {
         std::vector<bool> keepsAgain = saved;
         keepsAgain[kInput] = classOf(kInput) >= 0;
-        keepsAgain[kOutput] = false;
+        keepsAgain[kOutput] = handsOn && classOf(kOutput) >= 0;
         for (std::size_t slot = kFirstOwnSlot; slot < count; ++slot)
             keepsAgain[slot] = made(static_cast<int>(slot)) && (saved[slot] || afterForward[slot]);
         m_recomputePass = passOf(m_forward, keepsAgain, afterForward, recomputed(saved, afterForward, range));
         afterForward = keepsAgain;
+        afterForward[kOutput] = false; // the next layer's input
     }
     afterForward[kGradOutput] = classOf(kGradOutput) >= 0;
     std::vector<bool> keepsNothing(count, false);

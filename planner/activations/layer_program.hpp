@@ -156,7 +156,8 @@ public:
     int gradientSlot() const { return m_gradientInPlace ? kInput : kGradInput; }
 
     /// Works out the passes; call once after all steps.
-    void compile(KeepMode mode, RecomputeRange range = RecomputeRange::Whole);
+    /// `handsOn`: recomputation makes the output too, for the layer behind that is recomputed with it.
+    void compile(KeepMode mode, RecomputeRange range = RecomputeRange::Whole, bool handsOn = false);
 
     const ProgramPass& forwardPass() const { return m_forwardPass; }
     const ProgramPass& recomputePass() const { return m_recomputePass; } // empty in mode Keep

@@ -174,6 +174,12 @@ ConfigExport exportConfig(const Scenario& scenario, const Strategy& strategy, Co
                                 fmt::format("the plan checkpoints every {}th block; the files and Trainer switch all "
                                             "blocks or none",
                                             scenario.training.checkpointEvery)});
+    if (scenario.training.checkpointSegment > 1)
+        result.notes.push_back({NoteKind::InScript, "activation checkpointing",
+                                fmt::format("the plan makes {} blocks in a row one checkpoint: "
+                                            "torch.utils.checkpoint.checkpoint_sequential, or Megatron-LM's "
+                                            "--recompute-method uniform --recompute-num-layers",
+                                            scenario.training.checkpointSegment)});
     if (scenario.training.lora)
         result.notes.push_back({NoteKind::InScript, "lora",
                                 fmt::format("the plan trains low-rank adapters (rank {}): peft's LoraConfig",

@@ -133,10 +133,13 @@ Cost StepCosts::moduleProduct(const StepWork& work, const LayerProgram& program,
     const LeafModule* module = modules.empty() ? nullptr : &modules[static_cast<std::size_t>(work.module)];
     const Architecture& arch = m_activations.model().architecture;
     const Training& training = m_input.training;
-    const std::int64_t tokens = m_activations.tokens(training);
+    const LocalShape& local = m_activations.local();
     const bool head = type.kind == LayerKind::Head;
     const bool router = module != nullptr && module->kind == ModuleKind::Router;
     const bool experts = module != nullptr && isExpert(module->kind);
+    // Tensors of what a rank routes by itself are smaller by the ranks that share the sequence, as their tokens are.
+    const std::int64_t split = router || experts ? local.expertSplit() : 1;
+    const std::int64_t tokens = m_activations.tokens(training) / split;
     const bool hasBoth = !work.reads.empty() && !work.writes.empty();
 
     std::int64_t in = 0;
@@ -145,8 +148,8 @@ Cost StepCosts::moduleProduct(const StepWork& work, const LayerProgram& program,
         in = module == nullptr ? arch.hidden : module->inFeatures;
         out = module == nullptr ? arch.vocab : module->outFeatures;
     } else {
-        in = width(program, backward ? work.writes.front() : work.reads.front());
-        out = width(program, backward ? work.reads.front() : work.writes.front());
+        in = split * width(program, backward ? work.writes.front() : work.reads.front());
+        out = split * width(program, backward ? work.reads.front() : work.writes.front());
         if (head && training.loss == LossKind::Fused)
             out *= lossChunks(arch);
     }
@@ -158,7 +161,6 @@ Cost StepCosts::moduleProduct(const StepWork& work, const LayerProgram& program,
     if (experts) { // one product an expert; every token goes to `routed` of them
         const std::int64_t routed = std::max<std::int64_t>(1, arch.expertsPerToken);
         forward.batch = std::max<std::int64_t>(1, module->numel / (module->outFeatures * module->inFeatures));
-        const LocalShape& local = m_activations.local();
         const double busiest = local.expert > 1 ? local.expertImbalance : 1.0;
         const auto ofOne = [&](std::int64_t width) {
             return std::max<std::int64_t>(1, std::llround(static_cast<double>(width) / busiest) / routed);
@@ -248,8 +250,16 @@ Cost StepCosts::fusedAttention(bool backward) const
     const Training& training = m_input.training;
     const std::int64_t s = training.sequenceLength;
     // Context-parallel ranks hold two pieces of every sequence each, so that the causal mask leaves all alike work.
-    const AttentionShape shape{training.microBatch, arch.heads, s / m_activations.local().context, s, arch.headDim,
-                               arch.valueHeadDim,   true};
+    // Under Ulysses each has whole sequences of some heads.
+    const LocalShape& local = m_activations.local();
+    const bool byHeads = local.exchange == ContextExchange::Ulysses;
+    const AttentionShape shape{training.microBatch,
+                               byHeads ? ceilDivide(arch.heads, local.context) : arch.heads,
+                               byHeads ? s : s / local.context,
+                               s,
+                               arch.headDim,
+                               arch.valueHeadDim,
+                               true};
     // llm-foundry pinned flash-attn 1.0.9 and Triton's kernel of 2023 until its release 0.5.
     const AttentionKernels generation =
         training.implementation == Implementation::LlmFoundry ? AttentionKernels::Flash1 : AttentionKernels::Flash2;

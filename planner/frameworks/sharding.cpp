@@ -8,19 +8,21 @@ std::string parallelismKey(const Parallelism& parallelism, const Training& train
 {
     if (parallelism.none())
         return {};
-    return fmt::format("t{} sp{} p{}/{}/{} m{} c{}/{} e{}/{}", parallelism.tensor, parallelism.sequenceParallel,
+    return fmt::format("t{} sp{} p{}/{}/{} m{} c{}/{} e{}/{}/{}", parallelism.tensor, parallelism.sequenceParallel,
                        parallelism.pipeline, nameOf(parallelism.schedule), parallelism.virtualStages,
                        parallelism.pipeline > 1 ? training.gradientAccumulation : 0, parallelism.context,
-                       nameOf(parallelism.exchange), parallelism.expert, parallelism.expertImbalance);
+                       nameOf(parallelism.exchange), parallelism.expert, parallelism.expertTensor,
+                       parallelism.expertImbalance);
 }
 
 std::string activationStructureKey(const Training& training)
 {
-    return fmt::format("ac{}/{} attn{} impl{} loss{} compile{} fused{} held{} G{} opt{} fp8{} c{}",
-                       nameOf(training.checkpointing), training.checkpointEvery, nameOf(training.attention),
-                       nameOf(training.implementation), nameOf(training.loss), training.compile, training.fusedNorm,
-                       training.holdsLogits, accumulationShape(training.gradientAccumulation),
-                       nameOf(training.optimizer), training.precision.fp8, nameOf(computeDtype(training.precision)));
+    return fmt::format("ac{}/{}/{} attn{} impl{} loss{} compile{} fused{} held{} G{} opt{} fp8{} c{}",
+                       nameOf(training.checkpointing), training.checkpointEvery, training.checkpointSegment,
+                       nameOf(training.attention), nameOf(training.implementation), nameOf(training.loss),
+                       training.compile, training.fusedNorm, training.holdsLogits,
+                       accumulationShape(training.gradientAccumulation), nameOf(training.optimizer),
+                       training.precision.fp8, nameOf(computeDtype(training.precision)));
 }
 
 } // namespace shardwright

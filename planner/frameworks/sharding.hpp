@@ -13,6 +13,15 @@ inline std::int64_t nodesOfConsecutive(const Cluster& cluster, std::int64_t rank
     return std::max<std::int64_t>(1, ceilDivide(ranks, cluster.gpusPerNode));
 }
 
+/// Ranks that hold the same experts, over which a framework shards them: with expert_tensor 1 tensor-parallel ranks,
+/// too, hold experts of their own.
+inline std::int64_t expertDataRanks(const PlanInput& input)
+{
+    const Parallelism& parallelism = input.strategy.parallelism;
+    const std::int64_t all = checkedMultiply(input.ranks(), parallelism.tensor);
+    return std::max<std::int64_t>(1, all / checkedMultiply(parallelism.expert, parallelism.expertTensorRanks()));
+}
+
 /// Nodes that `ranks` of those that share one part of the model span: tensor-parallel ranks lie between them.
 inline std::int64_t nodesOfDataRanks(const PlanInput& input, std::int64_t ranks)
 {

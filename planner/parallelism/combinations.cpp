@@ -65,6 +65,8 @@ struct Reasons {
             refusePipeline(options, reasons);
         if (parallelism.expert > 1)
             refuseExperts(options, reasons);
+        if (parallelism.context > 1 && parallelism.exchange == ContextExchange::Ulysses)
+            reasons.push_back("torchtitan has no Ulysses: context_exchange \"all-gather\" or \"ring\"");
         if (parallelism.tensor > 1 && input.training.implementation == Implementation::Torchtitan &&
             !parallelism.sequenceParallel)
             reasons.push_back("torchtitan's tensor parallelism always splits the sequence between its matrices "
@@ -79,8 +81,13 @@ struct Reasons {
         std::vector<std::string> reasons;
         const Parallelism& parallelism = input.strategy.parallelism;
         const auto refuse = [&](std::string reason) { reasons.push_back(std::move(reason)); };
-        if (parallelism.context > 1)
-            refuse("DeepSpeed has no ring of keys and values: its sequence parallelism (Ulysses) is not planned");
+        const bool ulysses = parallelism.exchange == ContextExchange::Ulysses;
+        if (parallelism.context > 1 && !ulysses)
+            refuse("DeepSpeed splits sequences by all-to-all over heads: set context_exchange \"ulysses\"");
+        if (parallelism.context > 1 && (parallelism.tensor > 1 || parallelism.pipeline > 1))
+            refuse(
+                "DeepSpeed's sequence parallelism (Ulysses) is planned beside ZeRO alone, without tensor parallelism "
+                "and pipeline");
         if (parallelism.expert > 1)
             refuse("DeepSpeed-MoE is not planned: expert parallelism under megatron is");
         if (parallelism.pipeline > 1) {

@@ -26,6 +26,7 @@ LocalShape localShape(const PlanInput& input)
     shape.context = parallelism.context;
     shape.exchange = parallelism.exchange;
     shape.expert = parallelism.expert;
+    shape.expertTensor = parallelism.expertTensorRanks();
     shape.expertImbalance = parallelism.expertImbalance;
     // Megatron-DeepSpeed's layers (megatron/mpu/layers.py ColumnParallelLinear) wait for each all-reduce.
     const bool megatron = implementation == Implementation::Megatron;
@@ -34,7 +35,7 @@ LocalShape localShape(const PlanInput& input)
     shape.splitsLoss = megatron || implementation == Implementation::Torchtitan;
     shape.tensorGroup = groupOf("tensor", input.cluster, shape.tensor, 1);
     shape.contextGroup = groupOf("context", input.cluster, shape.context, shape.tensor);
-    shape.expertGroup = groupOf("expert", input.cluster, shape.expert, shape.tensor);
+    shape.expertGroup = groupOf("expert", input.cluster, shape.expert, shape.expertTensor);
     shape.stages = parallelism.pipeline;
     // DeepSpeed's PipelineEngine splits what it sends over the tensor-parallel ranks (pipe_partitioned).
     const bool partitions = std::holds_alternative<DeepSpeedOptions>(input.strategy.options);

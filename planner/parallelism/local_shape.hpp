@@ -14,8 +14,9 @@ struct LocalShape {
     bool sequenceParallel = false; // norms and residual stream split along the sequence over them
     std::int64_t context = 1;      // ranks that share every sequence
     ContextExchange exchange = ContextExchange::Ring;
-    std::int64_t expert = 1;      // ranks that share the experts
-    double expertImbalance = 1.0; // tokens of the busiest of them over the mean
+    std::int64_t expert = 1;       // ranks that share the experts
+    std::int64_t expertTensor = 1; // ranks that share one expert's matrices
+    double expertImbalance = 1.0;  // tokens of the busiest of them over the mean
     // Megatron-LM (core/tensor_parallel/layers.py LinearWithGradAccumulationAndAsyncCommunication, as Transformer
     // Engine) keeps the split input of a column-parallel matrix and gathers it again in backward; it runs that gather
     // beside the product for the input's gradient and the reduction of that gradient beside the weights'.
@@ -35,6 +36,8 @@ struct LocalShape {
 
     bool splitsTensors() const { return tensor > 1; }
     bool splitsSequence() const { return tensor > 1 && sequenceParallel; }
+    /// Tensor-parallel ranks route tokens of their own, to whole experts (expert tensor parallel size 1).
+    std::int64_t expertSplit() const { return splitsSequence() && expertTensor == 1 ? tensor : 1; }
 };
 
 LocalShape localShape(const PlanInput& input);

@@ -130,7 +130,7 @@ private:
         a.heads = ceilDivide(a.heads, t);
         a.kvHeads = a.kvHeads > 0 ? ceilDivide(a.kvHeads, t) : 0;
         a.ffn = ceilDivide(a.ffn, t);
-        a.expertFfn = ceilDivide(a.expertFfn, t);
+        a.expertFfn = ceilDivide(a.expertFfn, m_parallelism.expertTensorRanks());
         a.sharedExpertFfn = ceilDivide(a.sharedExpertFfn, t);
         return a;
     }
@@ -148,9 +148,12 @@ private:
                     pad(parameter);
                 const bool fewerKeys = m_whole.architecture.kvHeads % t != 0 && isKeyOrValue(parameter);
                 // Fewer key heads than ranks: ranks that share a head hold a copy of it.
+                const bool expert = parameter.role == ParameterRole::Expert;
                 cut(parameter, cutOf(module.kind, parameter, m_splitsVocabulary),
-                    fewerKeys ? m_whole.architecture.kvHeads : t);
-                if (parameter.role == ParameterRole::Expert)
+                    fewerKeys ? m_whole.architecture.kvHeads
+                    : expert  ? m_parallelism.expertTensorRanks()
+                              : t);
+                if (expert)
                     parameter.repeat = ceilDivide(parameter.repeat, m_parallelism.expert);
             }
         return type;
@@ -332,22 +335,49 @@ std::vector<std::string> sliceRefusals(const PlanInput& input)
     if (a.kvHeads > 0 && a.kvHeads % t != 0 && t % a.kvHeads != 0)
         refuse(fmt::format("{} key-value heads neither divide over {} tensor-parallel ranks nor divide their number",
                            a.kvHeads, t));
-    for (const auto& [width, name] : {std::pair{a.ffn, "MLP width"}, std::pair{a.expertFfn, "expert width"},
-                                      std::pair{a.sharedExpertFfn, "shared expert width"}})
-        if (width % t != 0)
-            refuse(fmt::format("{} {} cannot be divided over {} tensor-parallel ranks", name, width, t));
+    const std::int64_t expertTensor = parallelism.expertTensorRanks();
+    struct Width {
+        std::int64_t elements;
+        const char* name;
+        std::int64_t ranks;
+    };
+    for (const Width& width : {Width{a.ffn, "MLP width", t}, Width{a.expertFfn, "expert width", expertTensor},
+                               Width{a.sharedExpertFfn, "shared expert width", t}})
+        if (width.elements % width.ranks != 0)
+            refuse(fmt::format("{} {} cannot be divided over {} tensor-parallel ranks", width.name, width.elements,
+                               width.ranks));
+    if (parallelism.expertTensor > 0 && a.experts == 0)
+        refuse("expert_tensor needs a mixture of experts; the model has none");
+    else if (expertTensor != 1 && expertTensor != t)
+        refuse(fmt::format("expert_tensor {} is planned as 1 or as the {} tensor-parallel ranks", expertTensor, t));
+    else if (expertTensor == 1 && t > 1 && a.experts > 0 && !parallelism.sequenceParallel)
+        refuse("expert_tensor 1 beside tensor parallelism needs sequence_parallel: ranks route tokens of their own");
     if (parallelism.sequenceParallel && t > 1 &&
         input.training.sequenceLength % checkedMultiply(t, parallelism.context) != 0)
         refuse(fmt::format("sequence parallelism needs a sequence length that {} tensor-parallel ranks divide; {} "
                            "tokens do not",
                            t, input.training.sequenceLength / parallelism.context));
-    if (parallelism.context > 1 && input.training.sequenceLength % checkedMultiply(2, parallelism.context) != 0)
+    const bool ulysses = parallelism.context > 1 && parallelism.exchange == ContextExchange::Ulysses;
+    if (ulysses) {
+        const std::int64_t split = checkedMultiply(t, parallelism.context);
+        if (input.training.sequenceLength % parallelism.context != 0)
+            refuse(fmt::format("{} tokens of a sequence cannot be divided over {} ranks", input.training.sequenceLength,
+                               parallelism.context));
+        for (const auto& [heads, name] : {std::pair{a.heads, "attention"}, std::pair{a.kvHeads, "key-value"}})
+            if (heads > 0 && heads % split != 0)
+                refuse(fmt::format("{} {} heads cannot be divided over {} ranks: Ulysses gives each whole sequences of "
+                                   "some heads",
+                                   heads, name, split));
+    }
+    if (parallelism.context > 1 && !ulysses &&
+        input.training.sequenceLength % checkedMultiply(2, parallelism.context) != 0)
         refuse(fmt::format("context parallelism gives each of {} ranks two pieces of every sequence (the causal mask "
                            "would load them unevenly otherwise): {} tokens are no multiple of {}",
                            parallelism.context, input.training.sequenceLength, 2 * parallelism.context));
     if (parallelism.context > 1 && input.training.attention == Attention::Eager)
-        refuse("context parallelism needs fused attention (flash or sdpa): the ring puts its pieces together by their "
-               "log-sum-exp");
+        refuse(
+            "context parallelism is planned with fused attention (flash or sdpa): a ring puts its pieces together by "
+            "their log-sum-exp");
     const std::int64_t blocks = blocksOf(input.model);
     const std::int64_t chunks = checkedMultiply(parallelism.pipeline, parallelism.virtualStages);
     if (blocks < chunks)
@@ -368,9 +398,11 @@ std::vector<std::string> sliceRefusals(const PlanInput& input)
         else if (a.experts % parallelism.expert != 0)
             refuse(fmt::format("{} experts cannot be divided over {} expert-parallel ranks", a.experts,
                                parallelism.expert));
-        if (input.ranks() % parallelism.expert != 0)
-            refuse(fmt::format("expert-parallel ranks are data-parallel ranks too: {} is no divisor of {}",
-                               parallelism.expert, input.ranks()));
+        const std::int64_t ranks = checkedMultiply(input.ranks(), expertTensor == 1 ? t : 1);
+        if (ranks % parallelism.expert != 0)
+            refuse(fmt::format("expert-parallel ranks are data-parallel ranks too{}: {} is no divisor of {}",
+                               expertTensor == 1 && t > 1 ? ", and tensor-parallel ones with expert_tensor 1" : "",
+                               parallelism.expert, ranks));
     }
     if (input.training.lora && t > 1)
         refuse("adapters (LoRA) under tensor parallelism are not planned: frameworks split them in different ways");

@@ -262,6 +262,8 @@ FloorTable::Sums FloorTable::sum(const PlanInput& part, const Layers& layers)
 
 StageFloors FloorTable::workOut(const PlanInput& input, const std::vector<ModelSlice>* slices, const Key& key)
 {
+    if (input.training.checkpointSegment > 1) // what a layer keeps depends on its place then: nothing is below zero
+        return {0, std::vector<std::int64_t>(slices == nullptr ? 1 : slices->size(), 0)};
     constexpr std::size_t kOfWalks = 9; // values of the key that a walk's structure depends on, the first ones
     constexpr std::size_t kOfLayers = 11;
     Key ofWalks{};

@@ -91,6 +91,7 @@ void MegatronRules::resize(const PlanInput& input)
     m_training = input.training;
     m_cluster = &input.cluster;
     m_ranks = input.ranks();
+    m_expertRanks = expertDataRanks(input);
     m_sizes.clear();
     m_activations.defineSizes(m_sizes, m_training);
     const auto group = [&](std::string_view name, std::int64_t ranks, std::int64_t stride) {
@@ -101,11 +102,11 @@ void MegatronRules::resize(const PlanInput& input)
     m_parts[0] = {};
     m_parts[1] = {};
     m_parts[0].group = group("data", m_ranks, t);
-    m_parts[1].group = group("expert data", m_ranks / m_parallelism.expert, t * m_parallelism.expert);
+    m_parts[1].group = group("expert data", m_expertRanks, m_parallelism.expertTensorRanks() * m_parallelism.expert);
     m_embeddingGroup = m_sizes.addGroup({"embedding", 2, crossesNodes(input, m_parallelism.pipeline) ? 2 : 1});
     assignBuckets();
     definePart(m_parts[0], "parameters", m_ranks);
-    definePart(m_parts[1], "parameters of experts", m_ranks / m_parallelism.expert);
+    definePart(m_parts[1], "parameters of experts", m_expertRanks);
     defineBuckets();
     defineTemporaries();
 }
@@ -116,7 +117,7 @@ void MegatronRules::assignBuckets()
     m_buckets.clear();
     for (std::size_t chunk = 0; chunk < m_slice.chunks.size(); ++chunk)
         for (int part = 0; part < 2; ++part) {
-            const std::int64_t ranks = part == 0 ? m_ranks : m_ranks / m_parallelism.expert;
+            const std::int64_t ranks = part == 0 ? m_ranks : m_expertRanks;
             const std::int64_t limit = m_options.overlapGradReduce
                                            ? std::max(m_options.bucketSize, checkedMultiply(kBucketPerRank, ranks))
                                            : INT64_MAX;
@@ -222,11 +223,13 @@ std::string MegatronRules::structureKey() const
 {
     const PipelineShape shape = pipelineShape(m_parallelism, m_training.gradientAccumulation);
     const Parallelism& p = m_parallelism;
-    return fmt::format("megatron {} do{} og{} op{} g{} b{} t{} sp{} p{}/{}/{} m{} s{} c{}/{} e{} d{} {}", m_model.id,
-                       m_options.distributedOptimizer, m_options.overlapGradReduce, m_options.overlapParamGather,
-                       nameOf(gradientDtype()), m_buckets.size(), p.tensor, p.sequenceParallel, p.pipeline,
-                       nameOf(p.schedule), p.virtualStages, shape.stages > 1 ? shape.microBatches : 0, m_slice.stage,
-                       p.context, nameOf(p.exchange), p.expert, m_ranks > 1, activationStructureKey(m_training));
+    return fmt::format("megatron {} do{} og{} op{} g{} b{} t{} sp{} p{}/{}/{} m{} s{} c{}/{} e{}/{}/{} d{}/{} {}",
+                       m_model.id, m_options.distributedOptimizer, m_options.overlapGradReduce,
+                       m_options.overlapParamGather, nameOf(gradientDtype()), m_buckets.size(), p.tensor,
+                       p.sequenceParallel, p.pipeline, nameOf(p.schedule), p.virtualStages,
+                       shape.stages > 1 ? shape.microBatches : 0, m_slice.stage, p.context, nameOf(p.exchange),
+                       p.expert, p.expertTensor, p.expertImbalance, m_ranks > 1, m_expertRanks > 1,
+                       activationStructureKey(m_training));
 }
 
 ModelStates MegatronRules::modelStates() const
@@ -256,7 +259,12 @@ CheckpointSize MegatronRules::checkpoint() const
     const Bytes optimizer = (mixed() ? states.masterParameters : Bytes(0)) + states.optimizerStates;
     if (m_options.distributedOptimizer) {
         size.shardedPerRank = optimizer;
-        size.shardedTotal = optimizer * m_ranks + states.parameters;
+        // Of each kind of expert there is one copy of the weights on every expert-parallel rank; over the
+        // tensor-parallel ranks the caller adds up.
+        const std::int64_t experts =
+            checkedMultiply(m_parallelism.expert, m_parallelism.expertTensorRanks()) * m_parts[1].elements;
+        size.shardedTotal = optimizer * m_ranks + bytesOf(m_parts[0].elements, m_compute) +
+                            bytesOf(ceilDivide(experts, m_parallelism.tensor), m_compute);
         size.filesPerRank = 1;
         size.layout = "torch_dist: a file per rank with its part of the optimizer; weights once";
     } else {
@@ -317,8 +325,9 @@ std::vector<std::string> megatronRefusals(const PlanInput& input)
         refuse("Megatron-LM runs 1f1b, interleaved with virtual_stages; it has no gpipe schedule");
     if (input.model.architecture.experts > 0 && parallelism.tensor > 1 && !parallelism.sequenceParallel)
         refuse("Megatron-LM needs sequence_parallel where a mixture of experts meets tensor parallelism");
-    if (parallelism.expert > 1 && parallelism.tensor > 1)
-        refuse("experts over expert- and tensor-parallel ranks at once are not planned: one of the two");
+    if (parallelism.expert > 1 && parallelism.tensor > 1 && parallelism.expertTensorRanks() > 1)
+        refuse("experts over expert-parallel ranks whose matrices are split over tensor-parallel ranks too are not "
+               "planned: set expert_tensor 1 (expert_tensor_parallel_size)");
     if (options.overlapParamGather && !options.distributedOptimizer)
         refuse("overlap_param_gather needs use_distributed_optimizer");
     if (options.overlapParamGather && !options.overlapGradReduce)

@@ -72,7 +72,8 @@ private:
     Training m_training;
     const Cluster* m_cluster = nullptr;
     std::int64_t m_ranks = 1;
-    Part m_parts[2]; // dense, experts
+    std::int64_t m_expertRanks = 1; // that hold the same experts
+    Part m_parts[2];                // dense, experts
     std::vector<Bucket> m_buckets;
     std::vector<std::vector<BufferClassId>> m_gradientTemporaries; // by layer type and module
     GroupId m_embeddingGroup = -1;
