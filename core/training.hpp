@@ -50,10 +50,15 @@ template <> struct EnumNames<Checkpointing> {
          {Checkpointing::Cpu, "cpu"}}};
 };
 
-enum class Attention : std::uint8_t { Flash, Sdpa, Eager };
+/// MaskedSdpa: torch's scaled_dot_product_attention with the causal mask as a tensor, which its flash kernel does not
+/// take (transformers 4.38 to 4.40).
+enum class Attention : std::uint8_t { Flash, Sdpa, MaskedSdpa, Eager };
 template <> struct EnumNames<Attention> {
-    static constexpr std::array<std::pair<Attention, std::string_view>, 3> table{
-        {{Attention::Flash, "flash"}, {Attention::Sdpa, "sdpa"}, {Attention::Eager, "eager"}}};
+    static constexpr std::array<std::pair<Attention, std::string_view>, 4> table{
+        {{Attention::Flash, "flash"},
+         {Attention::Sdpa, "sdpa"},
+         {Attention::MaskedSdpa, "sdpa-masked"},
+         {Attention::Eager, "eager"}}};
 };
 
 /// Whose modelling code trains the model: it decides which tensors a layer keeps for backward.
@@ -108,6 +113,7 @@ struct Training {
     bool holdsLogits = false;
     bool fusedOptimizer = true; // torch.optim with fused=True; otherwise foreach, with a temporary of one moment's size
     bool expandableSegments = false; // PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+    bool launchBlocking = false;     // CUDA_LAUNCH_BLOCKING=1: the host waits for every kernel
     std::optional<double> gradientClipping = 1.0;
     std::optional<Lora> lora;
 

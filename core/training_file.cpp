@@ -38,6 +38,7 @@ template <typename Fields, typename T> void visitTraining(Fields& fields, T& tra
     fields.field("holds_logits", training.holdsLogits);
     fields.field("fused_optimizer", training.fusedOptimizer);
     fields.field("expandable_segments", training.expandableSegments);
+    fields.field("launch_blocking", training.launchBlocking);
     fields.zeroIsOff("gradient_clipping", training.gradientClipping, 1e30);
     fields.optionalObject("lora", training.lora, [](auto& members, auto& lora) {
         members.field("rank", lora.rank, 1, kLargestRank);

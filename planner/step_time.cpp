@@ -115,6 +115,10 @@ void fillRates(const PlanInput& input, double seconds, double executedFlops, Ste
     step.lowSeconds = seconds * band.low;
     step.highSeconds = seconds * band.high;
     fillAssumptions(band, setting, peak.has_value(), step);
+    if (input.training.launchBlocking)
+        step.assumptions.push_back({"CUDA_LAUNCH_BLOCKING=1: the host's time for each kernel adds to the GPU's; what "
+                                    "runs on other streams is still counted beside computing",
+                                    Provenance::Assumed, ""});
 }
 
 double executedFlops(const Schedule& schedule, const LayerCosts& layers)

@@ -65,7 +65,7 @@ private:
     void forTraining()
     {
         const Training& now = m_input.training;
-        if (now.attention == Attention::Eager)
+        if (now.attention == Attention::Eager || now.attention == Attention::MaskedSdpa)
             training("attention: flash", kFree, [](Training& t) { t.attention = Attention::Flash; });
         if (now.loss == LossKind::Default || now.loss == LossKind::ShiftedCopy)
             training("fused cross entropy (no fp32 logits of the whole batch)", kFree,

@@ -26,8 +26,9 @@ bool repeatsHeads(const Model& model, const Training& training)
     if (training.attention == Attention::Eager)
         return a.modelType != "falcon"; // multi-query falcon multiplies with a broadcast view
     // transformers' sdpa_attention_forward passes enable_gqa where there is no mask; before torch had it, it copied.
-    return training.attention == Attention::Sdpa && training.implementation == Implementation::HuggingFace &&
-           training.loss == LossKind::ShiftedCopy;
+    return training.implementation == Implementation::HuggingFace &&
+           (training.attention == Attention::MaskedSdpa ||
+            (training.attention == Attention::Sdpa && training.loss == LossKind::ShiftedCopy));
 }
 
 } // namespace

@@ -57,7 +57,7 @@ const std::vector<Flag>& flags()
          "mixed precision: bf16, fp16, fp8 or no"},
         {"--load-dtype", "/training/precision/load", Kind::Text, "DTYPE",
          "what the weights are loaded in: fp32, bf16 or fp16"},
-        {"--attention", "/training/attention", Kind::Text, "KERNEL", "flash, sdpa or eager"},
+        {"--attention", "/training/attention", Kind::Text, "KERNEL", "flash, sdpa, sdpa-masked or eager"},
         {"--implementation", "/training/implementation", Kind::Text, "CODE",
          "whose modelling code: hf, torchtitan, torchtune, llm-foundry, megatron or shardrun"},
         {"--loss", "/training/loss", Kind::Text, "HOW", "default, shifted-copy, compiled or fused"},

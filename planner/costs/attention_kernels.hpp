@@ -16,8 +16,9 @@ struct AttentionShape {
     bool causal = true; // half of the products are skipped
 };
 
-/// Flash1: flash-attn before 2 and the Triton kernel of that time.
-enum class AttentionKernels : std::uint8_t { Flash2, Flash1 };
+/// Flash1: flash-attn before 2 and the Triton kernel of that time. MemoryEfficient: torch's kernel from xformers, which
+/// it takes for a mask that is a tensor.
+enum class AttentionKernels : std::uint8_t { Flash2, Flash1, MemoryEfficient };
 
 /// FLOPs of the products that are not skipped: two forward, five backward (scores are made again).
 double attentionFlops(const AttentionShape& shape, bool backward);

@@ -43,7 +43,8 @@ PinnedMemory pinnedMemory(const Strategy& strategy)
 OpCosts::OpCosts(const PlanInput& input, const ActivationModel& activations, const SizeTable& sizes)
     : m_sizes(sizes), m_layers(input, activations), m_collectives(input.cluster), m_transfers(input.cluster),
       m_host(input), m_vectorizedHostOptimizer(hasVectorizedHostOptimizer(input)),
-      m_checkpointsToHost(input.training.checkpointing == Checkpointing::Cpu)
+      m_checkpointsToHost(input.training.checkpointing == Checkpointing::Cpu),
+      m_launchBlocking(input.training.launchBlocking)
 {
     const PinnedMemory pinned = pinnedMemory(input.strategy);
     m_statesPinned = pinned.states;
@@ -82,6 +83,14 @@ double OpCosts::secondsOfOne(const Op& op) const
 }
 
 double OpCosts::seconds(const Op& op) const
+{
+    // While the host issues a kernel, nothing runs: it has waited for the one before.
+    const bool issued =
+        op.kind != OpKind::HostOptimizerStep && op.kind != OpKind::NvmeRead && op.kind != OpKind::NvmeWrite;
+    return runningSeconds(op) + (m_launchBlocking && issued ? hostSeconds(op) : 0);
+}
+
+double OpCosts::runningSeconds(const Op& op) const
 {
     switch (op.kind) {
     case OpKind::Allocate:

@@ -27,6 +27,7 @@ public:
 private:
     bool pinned(const Op& op) const;
     double secondsOfOne(const Op& op) const; // payload
+    double runningSeconds(const Op& op) const;
 
     const SizeTable& m_sizes;
     LayerCosts m_layers;
@@ -35,6 +36,7 @@ private:
     HostCosts m_host;
     bool m_vectorizedHostOptimizer;
     bool m_checkpointsToHost;
+    bool m_launchBlocking;
     bool m_statesPinned = true;
     bool m_parametersPinned = true;
 };

@@ -249,6 +249,7 @@ Cost StepCosts::fusedAttention(bool backward) const
     const Architecture& arch = m_activations.model().architecture;
     const Training& training = m_input.training;
     const std::int64_t s = training.sequenceLength;
+    const bool masked = training.attention == Attention::MaskedSdpa; // what a mask hides is computed all the same
     // Context-parallel ranks hold two pieces of every sequence each, so that the causal mask leaves all alike work.
     // Under Ulysses each has whole sequences of some heads.
     const LocalShape& local = m_activations.local();
@@ -259,10 +260,11 @@ Cost StepCosts::fusedAttention(bool backward) const
                                s,
                                arch.headDim,
                                arch.valueHeadDim,
-                               true};
+                               !masked};
+    AttentionKernels generation = masked ? AttentionKernels::MemoryEfficient : AttentionKernels::Flash2;
     // llm-foundry pinned flash-attn 1.0.9 and Triton's kernel of 2023 until its release 0.5.
-    const AttentionKernels generation =
-        training.implementation == Implementation::LlmFoundry ? AttentionKernels::Flash1 : AttentionKernels::Flash2;
+    if (training.implementation == Implementation::LlmFoundry)
+        generation = AttentionKernels::Flash1;
     const int kernels = backward ? 3 : 1; // row sums of out times its gradient, the rest, the query's gradient cast
     return {attentionSeconds(m_input.cluster.gpu, m_facts, m_activations.compute(), shape, backward, generation) +
                 (kernels - 1) * m_facts.kernelSeconds,

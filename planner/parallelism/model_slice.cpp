@@ -374,7 +374,8 @@ std::vector<std::string> sliceRefusals(const PlanInput& input)
         refuse(fmt::format("context parallelism gives each of {} ranks two pieces of every sequence (the causal mask "
                            "would load them unevenly otherwise): {} tokens are no multiple of {}",
                            parallelism.context, input.training.sequenceLength, 2 * parallelism.context));
-    if (parallelism.context > 1 && input.training.attention == Attention::Eager)
+    const Attention attention = input.training.attention;
+    if (parallelism.context > 1 && (attention == Attention::Eager || attention == Attention::MaskedSdpa))
         refuse(
             "context parallelism is planned with fused attention (flash or sdpa): a ring puts its pieces together by "
             "their log-sum-exp");

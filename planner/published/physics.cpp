@@ -190,7 +190,8 @@ FlopBounds stepWork(const Model& model, const Training& training, std::int64_t r
     const double scores = 2.0 * static_cast<double>(a.layers) * static_cast<double>(a.heads) *
                           static_cast<double>(a.headDim + a.valueHeadDim) *
                           static_cast<double>(training.sequenceLength);
-    const double causal = training.attention == Attention::Eager ? 1.0 : 0.5;
+    const double causal =
+        training.attention == Attention::Eager || training.attention == Attention::MaskedSdpa ? 1.0 : 0.5;
 
     // Forward, and backward once for the inputs and once for the weights that are trained.
     const double leastForward = 2 * matrices.inBlocks + causal * scores;
