@@ -67,6 +67,9 @@ struct Reasons {
             refuseExperts(options, reasons);
         if (parallelism.context > 1 && parallelism.exchange == ContextExchange::Ulysses)
             reasons.push_back("torchtitan has no Ulysses: context_exchange \"all-gather\" or \"ring\"");
+        if (parallelism.expertTensorRanks() != parallelism.tensor)
+            reasons.push_back("torchtitan splits every expert as its other matrices where it has no expert "
+                              "parallelism, and the two are not planned together: leave expert_tensor out");
         if (parallelism.tensor > 1 && input.training.implementation == Implementation::Torchtitan &&
             !parallelism.sequenceParallel)
             reasons.push_back("torchtitan's tensor parallelism always splits the sequence between its matrices "
@@ -88,6 +91,8 @@ struct Reasons {
             refuse(
                 "DeepSpeed's sequence parallelism (Ulysses) is planned beside ZeRO alone, without tensor parallelism "
                 "and pipeline");
+        if (parallelism.expertTensorRanks() != parallelism.tensor)
+            refuse("expert_tensor is Megatron-LM's (expert_tensor_parallel_size): leave it out");
         if (parallelism.expert > 1)
             refuse("DeepSpeed-MoE is not planned: expert parallelism under megatron is");
         if (parallelism.pipeline > 1) {

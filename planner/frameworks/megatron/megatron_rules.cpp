@@ -325,7 +325,7 @@ std::vector<std::string> megatronRefusals(const PlanInput& input)
         refuse("Megatron-LM runs 1f1b, interleaved with virtual_stages; it has no gpipe schedule");
     if (input.model.architecture.experts > 0 && parallelism.tensor > 1 && !parallelism.sequenceParallel)
         refuse("Megatron-LM needs sequence_parallel where a mixture of experts meets tensor parallelism");
-    if (parallelism.expert > 1 && parallelism.tensor > 1 && parallelism.expertTensorRanks() > 1)
+    if (parallelism.expert > 1 && parallelism.tensor > 1 && parallelism.expertTensorRanks() == parallelism.tensor)
         refuse("experts over expert-parallel ranks whose matrices are split over tensor-parallel ranks too are not "
                "planned: set expert_tensor 1 (expert_tensor_parallel_size)");
     if (options.overlapParamGather && !options.distributedOptimizer)

@@ -94,11 +94,17 @@ TEST(ExpertRanks, whatIsNotPlannedIsRefusedByName)
 {
     const auto one = [](const Job& job, std::string_view word) {
         const std::vector<std::string> reasons = refusals(job.input());
-        ASSERT_EQ(reasons.size(), 1U) << word;
+        ASSERT_EQ(reasons.size(), 1U) << word << ": " << ::testing::PrintToString(reasons);
         EXPECT_NE(reasons.front().find(word), std::string::npos) << reasons.front();
     };
     one(Job(MegatronOptions{}, 2, 4), "expert_tensor 1");
     one(Job(MegatronOptions{}, 4, 2, 2), "expert_tensor 2");
+    one(Job(Fsdp2Options{}, 2, 1, 1), "expert_tensor");
+    DeepSpeedOptions zero1;
+    zero1.stage = 1;
+    Job underDeepSpeed(zero1, 2, 1, 1);
+    underDeepSpeed.training.implementation = Implementation::Megatron;
+    one(underDeepSpeed, "expert_tensor");
     Job split(MegatronOptions{}, 2, 8, 1);
     split.strategy.parallelism.sequenceParallel = false;
     EXPECT_FALSE(refusals(split.input()).empty());
