@@ -53,7 +53,19 @@ std::pair<std::int64_t, std::size_t> shardGroup(const Candidates& candidates, co
     return {wanted, distinct};
 }
 
+/// Segments of checkpoints cover every block.
+bool hasSegments(const Assignment& assignment)
+{
+    return assignment.checkpointing == Checkpointing::Full && assignment.checkpointEvery == 1;
+}
+
 } // namespace
+
+/// Whether experts' matrices could be split over tensor-parallel ranks.
+bool Candidates::splitsExperts(const Assignment& assignment) const
+{
+    return assignment.tensor > 1 && m_scenario->model.architecture.experts > 0;
+}
 
 std::size_t Candidates::choices(const Path& path) const
 {
@@ -71,10 +83,13 @@ std::size_t Candidates::choices(const Path& path) const
     case Axis::Pipeline: return m_space->pipeline.size();
     case Axis::VirtualStages: return so.pipeline == 1 ? 1 : m_space->virtualStages.size();
     case Axis::Context: return m_space->context.size();
+    case Axis::ContextExchange: return so.context == 1 ? 1 : m_exchange[framework].size();
     case Axis::Expert: return m_space->expert.size();
+    case Axis::ExpertTensor: return splitsExperts(so) ? m_space->expertTensor.size() : 1;
     case Axis::ShardGroup: return shardGroup(*this, so, SIZE_MAX).second;
     case Axis::Checkpointing: return m_space->checkpointing.size();
     case Axis::CheckpointEvery: return so.checkpointing == Checkpointing::Full ? m_space->checkpointEvery.size() : 1;
+    case Axis::CheckpointSegment: return hasSegments(so) ? m_space->checkpointSegment.size() : 1;
     case Axis::MicroBatch: return m_space->microBatch.size();
     }
     return 0;
@@ -98,11 +113,19 @@ Assignment Candidates::assignment(const Path& path) const
         case Axis::Pipeline: so.pipeline = m_space->pipeline[value]; break;
         case Axis::VirtualStages: so.virtualStages = so.pipeline == 1 ? 1 : m_space->virtualStages[value]; break;
         case Axis::Context: so.context = m_space->context[value]; break;
+        case Axis::ContextExchange:
+            if (so.context > 1)
+                so.exchange = m_exchange[framework][value];
+            break;
         case Axis::Expert: so.expert = m_space->expert[value]; break;
+        case Axis::ExpertTensor: so.expertTensor = splitsExperts(so) ? m_space->expertTensor[value] : 0; break;
         case Axis::ShardGroup: so.shardGroup = shardGroup(*this, so, value).first; break;
         case Axis::Checkpointing: so.checkpointing = m_space->checkpointing[value]; break;
         case Axis::CheckpointEvery:
             so.checkpointEvery = so.checkpointing == Checkpointing::Full ? m_space->checkpointEvery[value] : 1;
+            break;
+        case Axis::CheckpointSegment:
+            so.checkpointSegment = hasSegments(so) ? m_space->checkpointSegment[value] : 1;
             break;
         case Axis::MicroBatch: so.microBatch = m_space->microBatch[value]; break;
         }
@@ -136,6 +159,17 @@ std::string shardingName(const Assignment& so)
     return {};
 }
 
+/// Nothing for the ring, which is the default.
+std::string_view exchangeName(ContextExchange exchange)
+{
+    switch (exchange) {
+    case ContextExchange::Ring: break;
+    case ContextExchange::AllGather: return "ag";
+    case ContextExchange::Ulysses: return "u";
+    }
+    return "";
+}
+
 } // namespace
 
 std::string Candidates::strategyName(const Assignment& so) const
@@ -159,9 +193,11 @@ std::string Candidates::strategyName(const Assignment& so) const
     if (so.virtualStages > 1)
         name += fmt::format("v{}", so.virtualStages);
     if (so.context > 1)
-        name += fmt::format("-cp{}", so.context);
+        name += fmt::format("-cp{}{}", so.context, exchangeName(so.exchange));
     if (so.expert > 1)
         name += fmt::format("-ep{}", so.expert);
+    if (so.expertTensor > 0)
+        name += fmt::format("-etp{}", so.expertTensor);
     return name;
 }
 
@@ -170,6 +206,8 @@ std::string Candidates::checkpointingName(const Assignment& so) const
     std::string name(shardwright::nameOf(so.checkpointing));
     if (so.checkpointEvery > 1)
         name += fmt::format(" 1/{}", so.checkpointEvery);
+    if (so.checkpointSegment > 1)
+        name += fmt::format(" x{}", so.checkpointSegment);
     return name;
 }
 

@@ -45,6 +45,20 @@ bool canSay(Framework framework, Sharding sharding, ZeroPlusPlus parts)
     return parts == ZeroPlusPlus::None || (framework == Framework::DeepSpeed && sharding == Sharding::Parameters);
 }
 
+/// The exchanges of keys and values that a framework has.
+bool canSay(Framework framework, ContextExchange exchange)
+{
+    switch (framework) {
+    case Framework::DeepSpeed: return exchange == ContextExchange::Ulysses;
+    case Framework::Fsdp2: return exchange != ContextExchange::Ulysses;
+    case Framework::Ddp:
+    case Framework::Fsdp1:
+    case Framework::Megatron:
+    case Framework::Native: return true;
+    }
+    return false;
+}
+
 template <typename T, typename Can> std::vector<T> thoseThat(const std::vector<T>& values, Can can)
 {
     std::vector<T> kept;
@@ -120,7 +134,7 @@ StrategyOptions optionsOf(const Assignment& assignment, std::int64_t gpusPerNode
     throw std::logic_error("a framework without options");
 }
 
-Parallelism parallelismOf(const Assignment& assignment)
+Parallelism parallelismOf(const Assignment& assignment, double expertImbalance)
 {
     Parallelism parallelism;
     parallelism.tensor = assignment.tensor;
@@ -130,7 +144,10 @@ Parallelism parallelismOf(const Assignment& assignment)
     if (assignment.virtualStages > 1)
         parallelism.schedule = PipelineSchedule::Interleaved;
     parallelism.context = assignment.context;
+    parallelism.exchange = assignment.exchange;
     parallelism.expert = assignment.expert;
+    parallelism.expertTensor = assignment.expertTensor;
+    parallelism.expertImbalance = expertImbalance;
     return parallelism;
 }
 
@@ -141,6 +158,10 @@ Candidates::Candidates(const Scenario& scenario, const Space& space) : m_scenari
     for (const auto& [framework, frameworkName] : EnumNames<Framework>::table) {
         m_sharding.push_back(
             thoseThat(space.sharding, [&, f = framework](Sharding sharding) { return canSay(f, sharding); }));
+        m_exchange.push_back(
+            thoseThat(space.exchange, [&, f = framework](ContextExchange exchange) { return canSay(f, exchange); }));
+        if (m_exchange.back().empty()) // the framework says why not
+            m_exchange.back() = space.exchange;
         for (const auto& [sharding, shardingName] : EnumNames<Sharding>::table) {
             m_offload.push_back(thoseThat(
                 space.offload, [&, f = framework, s = sharding](Offload offload) { return canSay(f, s, offload); }));
@@ -182,8 +203,9 @@ void Candidates::apply(const Assignment& assignment, Candidate& candidate) const
     candidate.training.gradientAccumulation = std::max<std::int64_t>(1, accumulation(assignment));
     candidate.training.checkpointing = assignment.checkpointing;
     candidate.training.checkpointEvery = static_cast<int>(assignment.checkpointEvery);
+    candidate.training.checkpointSegment = static_cast<int>(assignment.checkpointSegment);
     candidate.strategy.options = optionsOf(assignment, cluster.gpusPerNode);
-    candidate.strategy.parallelism = parallelismOf(assignment);
+    candidate.strategy.parallelism = parallelismOf(assignment, m_space->expertImbalance);
 }
 
 } // namespace shardwright::search

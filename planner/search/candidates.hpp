@@ -22,13 +22,16 @@ enum class Axis : std::uint8_t {
     Pipeline,
     VirtualStages,
     Context,
+    ContextExchange,
     Expert,
+    ExpertTensor,
     ShardGroup,
     Checkpointing,
     CheckpointEvery,
+    CheckpointSegment,
     MicroBatch
 };
-constexpr std::size_t kAxes = 15;
+constexpr std::size_t kAxes = 18;
 
 /// The values that a path stands for; of axes past its end, the first value or none.
 struct Assignment {
@@ -42,10 +45,13 @@ struct Assignment {
     std::int64_t pipeline = 1;
     std::int64_t virtualStages = 1;
     std::int64_t context = 1;
+    ContextExchange exchange = ContextExchange::Ring;
     std::int64_t expert = 1;
+    std::int64_t expertTensor = 0; // as Parallelism has it
     std::int64_t shardGroup = kWholeGroup;
     Checkpointing checkpointing = Checkpointing::None;
     std::int64_t checkpointEvery = 1;
+    std::int64_t checkpointSegment = 1;
     std::int64_t microBatch = 1;
 
     std::int64_t modelRanks() const { return tensor * pipeline * context; }
@@ -83,9 +89,10 @@ public:
     /// Ranks of a shard group as the space declares it: kWholeGroup when it takes in all data-parallel ranks.
     std::int64_t groupRanks(const Assignment& assignment, std::int64_t group) const;
 
-    /// "fsdp2-hybrid-shard-8", "megatron-distributed-optimizer-tp8sp-pp4".
+    /// "fsdp2-hybrid-shard-8", "megatron-distributed-optimizer-tp8sp-pp4", with "-cp4u" for Ulysses and "-etp1" for
+    /// whole experts.
     std::string strategyName(const Assignment& assignment) const;
-    /// "full 1/2": every second block.
+    /// "full 1/2": every second block. "full x4": four blocks in a row are one checkpoint.
     std::string checkpointingName(const Assignment& assignment) const;
     /// All that sets it apart, in one line.
     std::string describe(const Assignment& assignment) const;
@@ -94,12 +101,15 @@ public:
     const Space& space() const { return *m_space; }
 
 private:
+    bool splitsExperts(const Assignment& assignment) const;
+
     const Scenario* m_scenario;
     const Space* m_space;
     // Values that can be said: by framework; by framework and sharding; and by offload.
     std::vector<std::vector<Sharding>> m_sharding;
     std::vector<std::vector<Offload>> m_offload;
     std::vector<std::vector<ZeroPlusPlus>> m_zeroPlusPlus;
+    std::vector<std::vector<ContextExchange>> m_exchange; // by framework
 };
 
 } // namespace shardwright::search

@@ -71,6 +71,8 @@ void addModelParallelism(const Scenario& scenario, Space& space)
     space.context = scenario.training.sequenceLength >= kLongSequence
                         ? powersOfTwo(std::min(kMostContext, cluster.gpus()))
                         : std::vector<std::int64_t>{1};
+    if (model.experts > 0 && space.tensor.size() > 1)
+        space.expertTensor = {0, 1};
     space.expert = model.experts > 0
                        ? commonDivisors(powersOfTwo(std::min(model.experts, cluster.gpus())), model.experts)
                        : std::vector<std::int64_t>{1};
@@ -117,13 +119,15 @@ Space defaultSpace(const Scenario& scenario, Objective objective, std::int64_t g
     }
     space.tensor = space.pipeline = space.virtualStages = space.context = space.expert = {1};
     space.sequenceParallel = {false};
+    space.exchange = {ContextExchange::Ring, ContextExchange::Ulysses};
+    space.expertTensor = {0};
     if (megatron)
         addModelParallelism(scenario, space);
     space.checkpointing = {Checkpointing::None};
     if (megatron || training.implementation == Implementation::Torchtitan)
         space.checkpointing.push_back(Checkpointing::Selective);
     space.checkpointing.push_back(Checkpointing::Full);
-    space.checkpointEvery = {1};
+    space.checkpointEvery = space.checkpointSegment = {1};
     constexpr std::int64_t kMostMicroBatch = 64;
     space.microBatch = divisors(space.globalBatch, kMostMicroBatch);
     constexpr std::int64_t kSequenceStep = 1024;

@@ -208,9 +208,13 @@ private:
         space.tensor = {so.tensor};
         space.sequenceParallel = {so.sequenceParallel};
         space.context = {so.context};
+        if (so.context > 1)
+            space.exchange = {so.exchange};
         space.expert = {so.expert};
+        space.expertTensor = {so.expertTensor};
         space.checkpointing = {so.checkpointing};
         space.checkpointEvery = {so.checkpointEvery};
+        space.checkpointSegment = {so.checkpointSegment};
         space.microBatch = {so.microBatch};
         return space;
     }

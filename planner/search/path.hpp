@@ -13,7 +13,7 @@ namespace shardwright::search {
 /// Paths of the same tree are ordered lexicographically by the indices of their values; that order breaks all ties.
 class Path {
 public:
-    static constexpr std::size_t kMost = 16; // axes
+    static constexpr std::size_t kMost = 18; // axes
 
     std::size_t size() const { return m_size; }
     std::uint16_t operator[](std::size_t axis) const { return m_values[axis]; }

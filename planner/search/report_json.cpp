@@ -24,10 +24,13 @@ Json settings(const Candidates& candidates, const Assignment& so)
             {"pipeline", so.pipeline},
             {"virtual_stages", so.virtualStages},
             {"context", so.context},
+            {"context_exchange", nameOf(so.exchange)},
             {"expert", so.expert},
+            {"expert_tensor", so.expertTensor},
             {"data", so.dataRanks()},
             {"activation_checkpointing", nameOf(so.checkpointing)},
             {"checkpoint_every", so.checkpointEvery},
+            {"checkpoint_segment", so.checkpointSegment},
             {"micro_batch", so.microBatch},
             {"gradient_accumulation", candidates.accumulation(so)}};
 }

@@ -72,9 +72,13 @@ struct Space {
     std::vector<std::int64_t> pipeline;
     std::vector<std::int64_t> virtualStages;
     std::vector<std::int64_t> context;
+    std::vector<ContextExchange> exchange;
     std::vector<std::int64_t> expert;
+    std::vector<std::int64_t> expertTensor; // 0 = the tensor-parallel ranks
+    double expertImbalance = 1.0;           // of all candidates: tokens of the busiest expert rank over the mean
     std::vector<Checkpointing> checkpointing;
     std::vector<std::int64_t> checkpointEvery;
+    std::vector<std::int64_t> checkpointSegment;
     std::vector<std::int64_t> microBatch;
     // Of the inverse questions alone.
     Range sequence; // tokens

@@ -13,6 +13,7 @@ namespace {
 
 constexpr const char* kSchema = "shardwright-space/1";
 constexpr std::int64_t kMost = 1000000000;
+constexpr double kMostImbalance = 1000;
 constexpr std::size_t kMostValues = 4096; // of one axis
 
 /// Reads the elements of one axis by `value`, which complains and gives nothing where an element is wrong.
@@ -78,6 +79,16 @@ public:
         axis(key, target, [](const JsonCursor& element) { return element.template asEnum<E>(); });
     }
     void groups(const char* key, std::vector<std::int64_t>& target) { axis(key, target, groupSize); }
+    void fromZero(const char* key, std::vector<std::int64_t>& target)
+    {
+        axis(key, target, [](const JsonCursor& element) { return element.asInteger(0, kMost); });
+    }
+    void operator()(const char* key, double& target)
+    {
+        m_fields.known(key);
+        if (const auto member = m_cursor.find(key); member && member->json() != "auto")
+            target = member->asNumber(1, kMostImbalance).value_or(target);
+    }
     void operator()(const char* key, Range& target)
     {
         m_fields.known(key);
@@ -132,6 +143,7 @@ public:
         }
         m_json[key] = list;
     }
+    void fromZero(const char* key, const std::vector<std::int64_t>& values) { m_json[key] = values; }
     void operator()(const char* key, const Range& range)
     {
         m_json[key] = {{"from", range.from}, {"to", range.to}, {"step", range.step}};
@@ -155,9 +167,13 @@ template <typename Visitor, typename SpaceType> void visitAxes(Visitor& axis, Sp
     axis("pipeline", space.pipeline);
     axis("virtual_stages", space.virtualStages);
     axis("context", space.context);
+    axis("context_exchange", space.exchange);
     axis("expert", space.expert);
+    axis.fromZero("expert_tensor", space.expertTensor);
+    axis("expert_imbalance", space.expertImbalance);
     axis("activation_checkpointing", space.checkpointing);
     axis("checkpoint_every", space.checkpointEvery);
+    axis("checkpoint_segment", space.checkpointSegment);
     axis("micro_batch", space.microBatch);
     axis("sequence_length", space.sequence);
     axis("layers", space.layers);

@@ -1,6 +1,7 @@
 #include "planner/search/stage_floors.hpp"
 
 #include <algorithm>
+#include <bit>
 
 #include "planner/costs/op_costs.hpp"
 #include "planner/frameworks/sharding.hpp"
@@ -22,7 +23,8 @@ std::size_t typeOf(const Model& model, std::size_t layer)
 class CheckpointedLayers {
 public:
     CheckpointedLayers(const Model& model, const Training& training)
-        : m_model(model), m_on(training.checkpointing != Checkpointing::None), m_every(training.checkpointEvery)
+        : m_model(model), m_on(training.checkpointing != Checkpointing::None), m_every(training.checkpointEvery),
+          m_segment(training.checkpointSegment)
     {
         for (std::size_t layer = 0; layer < model.layers.size(); ++layer)
             if (model.layer(layer).kind == LayerKind::Embedding)
@@ -33,21 +35,35 @@ public:
         return m_on && m_model.layer(layer).kind == LayerKind::Block &&
                (static_cast<int>(layer) - m_embedding - 1) % m_every == 0;
     }
+    /// Whether the checkpoint of this layer begins before it, so that its input is made again.
+    bool isWithinSegment(std::size_t layer) const
+    {
+        return has(layer) && m_segment > 1 && (static_cast<int>(layer) - m_embedding - 1) % m_segment != 0;
+    }
 
 private:
     const Model& m_model;
     const bool m_on;
     const int m_every;
+    const int m_segment;
     int m_embedding = -1;
 };
 
 } // namespace
 
+/// A checkpoint of several blocks recomputes at least what checkpoints of them would, and forward passes are the same.
+Training ofSingleBlocks(Training training)
+{
+    training.checkpointSegment = 1;
+    return training;
+}
+
 /// A micro-batch's walk through one layer of each kind that a part of the model has.
 class FloorTable::Walked {
 public:
     explicit Walked(const PlanInput& part)
-        : m_activations(part.model, part.training, computeDtype(part.training.precision), {false, localShape(part)})
+        : m_activations(part.model, ofSingleBlocks(part.training), computeDtype(part.training.precision),
+                        {false, localShape(part)})
     {
         choose(part);
         SizeTable sizes;
@@ -65,10 +81,11 @@ public:
         m_activations.defineSizes(sizes, part.training);
         const OpCosts costs(part, m_activations, sizes);
         for (const Kind& kind : m_kinds)
-            layers.of[kind.type][kind.checkpointed ? 1 : 0] = {
-                seconds(kind.forward, costs), seconds(kind.backward, costs), keptBy(kind.forward, sizes), true};
+            layers.of[kind.type][kind.checkpointed ? 1 : 0] = {seconds(kind.forward, costs),
+                                                               seconds(kind.backward, costs),
+                                                               keptBy(kind.forward, sizes), inputOf(kind, sizes), true};
         if (m_lossForward.end > 0)
-            layers.loss = {seconds(m_lossForward, costs), seconds(m_lossBackward, costs), 0, true};
+            layers.loss = {seconds(m_lossForward, costs), seconds(m_lossBackward, costs), 0, 0, true};
         if (m_sent < 0)
             return;
         const Op& send = m_schedule.ops[static_cast<std::size_t>(m_sent)];
@@ -138,6 +155,12 @@ private:
         return sum;
     }
 
+    std::int64_t inputOf(const Kind& kind, const SizeTable& sizes) const
+    {
+        const BufferClassId id = m_activations.program(kind.layer).classOf(kInput);
+        return id < 0 ? 0 : sizes.buffers[static_cast<std::size_t>(id)].bytes.count();
+    }
+
     std::int64_t keptBy(const Ops& ops, const SizeTable& sizes) const
     {
         std::int64_t kept = 0;
@@ -196,7 +219,10 @@ const StageFloors& FloorTable::of(const PlanInput& input, const std::vector<Mode
                   p.tensor,
                   p.sequenceParallel,
                   p.context,
+                  static_cast<std::int64_t>(p.exchange),
                   p.expert,
+                  p.expertTensor,
+                  std::bit_cast<std::int64_t>(p.expertImbalance),
                   static_cast<std::int64_t>(training.checkpointing),
                   training.checkpointEvery,
                   p.pipeline > 1,
@@ -204,7 +230,8 @@ const StageFloors& FloorTable::of(const PlanInput& input, const std::vector<Mode
                   training.sequenceLength,
                   training.gradientAccumulation,
                   p.pipeline,
-                  p.virtualStages};
+                  p.virtualStages,
+                  training.checkpointSegment};
     const auto known = m_known.find(key);
     if (known != m_known.end())
         return known->second;
@@ -246,7 +273,10 @@ FloorTable::Sums FloorTable::sum(const PlanInput& part, const Layers& layers)
     for (std::size_t layer = 0; layer < part.model.layers.size(); ++layer) {
         while (chunk + 1 < chunks && static_cast<int>(layer) >= part.slice->chunks[chunk].end)
             ++chunk;
-        add(layers.of[typeOf(part.model, layer)][checkpointed.has(layer) ? 1 : 0]);
+        const Layer& of = layers.of[typeOf(part.model, layer)][checkpointed.has(layer) ? 1 : 0];
+        add(of);
+        if (checkpointed.isWithinSegment(layer))
+            sums.kept[chunk] = checkedSubtract(sums.kept[chunk], of.input);
         if (part.model.layer(layer).kind == LayerKind::Head)
             add(layers.loss);
     }
@@ -262,10 +292,8 @@ FloorTable::Sums FloorTable::sum(const PlanInput& part, const Layers& layers)
 
 StageFloors FloorTable::workOut(const PlanInput& input, const std::vector<ModelSlice>* slices, const Key& key)
 {
-    if (input.training.checkpointSegment > 1) // what a layer keeps depends on its place then: nothing is below zero
-        return {0, std::vector<std::int64_t>(slices == nullptr ? 1 : slices->size(), 0)};
-    constexpr std::size_t kOfWalks = 9; // values of the key that a walk's structure depends on, the first ones
-    constexpr std::size_t kOfLayers = 11;
+    constexpr std::size_t kOfWalks = 12; // values of the key that a walk's structure depends on, the first ones
+    constexpr std::size_t kOfLayers = 14;
     Key ofWalks{};
     std::copy_n(key.begin(), kOfWalks, ofWalks.begin());
     Key ofLayers{};

@@ -37,9 +37,10 @@ public:
 private:
     /// One layer and one micro-batch.
     struct Layer {
-        double forward = 0;    // seconds
-        double backward = 0;   // recomputation included
-        std::int64_t kept = 0; // bytes on the GPU
+        double forward = 0;     // seconds
+        double backward = 0;    // recomputation included
+        std::int64_t kept = 0;  // bytes on the GPU
+        std::int64_t input = 0; // of them, what the layer reads
         bool known = false;
     };
     struct Layers {
@@ -50,7 +51,7 @@ private:
     };
     class Walked;
     using Walks = std::vector<std::unique_ptr<Walked>>;
-    using Key = std::array<std::int64_t, 14>;
+    using Key = std::array<std::int64_t, 18>;
     struct Hash {
         std::size_t operator()(const Key& key) const;
     };

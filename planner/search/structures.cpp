@@ -47,7 +47,8 @@ const std::vector<Held>& Structures::heldBy(const PlanInput& input, const Assign
                           so.pipeline,
                           so.virtualStages,
                           so.context,
-                          so.expert};
+                          so.expert,
+                          so.expertTensor};
     const auto [known, isNew] = m_held.try_emplace(key);
     if (!isNew)
         return known->second;
@@ -68,7 +69,8 @@ const std::vector<ModelSlice>& Structures::slicesOf(const PlanInput& input)
                   p.pipeline,
                   p.virtualStages,
                   p.context,
-                  p.expert};
+                  p.expert,
+                  p.expertTensor};
     const auto known = m_slices.find(key);
     return known != m_slices.end() ? known->second : m_slices.emplace(key, sliceModel(input)).first->second;
 }
@@ -96,9 +98,12 @@ const std::vector<Part>& Structures::partsOf(const PlanInput& input, const Assig
                   so.pipeline,
                   so.virtualStages,
                   so.context,
+                  number(so.exchange),
                   so.expert,
+                  so.expertTensor,
                   number(so.checkpointing),
                   so.checkpointEvery,
+                  so.checkpointSegment,
                   accumulationShape(input.training.gradientAccumulation)};
     const PlanInput part = needsSlices(input) ? inputOf(input, slicesOf(input).front()) : input;
     m_parts.push_back({part, &structureOf(part, key), nullptr});

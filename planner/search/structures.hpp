@@ -83,7 +83,7 @@ public:
 
 private:
     using Key = std::vector<std::int64_t>;
-    using StrategyKey = std::array<std::int64_t, 12>;
+    using StrategyKey = std::array<std::int64_t, 13>;
     Structure& structureOf(const PlanInput& part, const Key& key);
     void dropOldest();
 

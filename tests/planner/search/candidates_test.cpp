@@ -1,5 +1,6 @@
 #include "planner/search/candidates.hpp"
 
+#include <map>
 #include <set>
 
 #include <gtest/gtest.h>
@@ -55,6 +56,7 @@ Space wideSpace(const Scenario& asked)
     space.pipeline = {1, 2};
     space.virtualStages = {1, 2};
     space.checkpointEvery = {1, 2};
+    space.checkpointSegment = {1, 4};
     space.microBatch = {1, 2};
     return space;
 }
@@ -113,6 +115,32 @@ TEST(SearchCandidatesTest, AccumulationComesOutEvenOrNotAtAll)
     EXPECT_EQ(candidates.accumulation(so), 6); // 24 / 2 = 12
     so.gpus = 10;
     EXPECT_EQ(candidates.accumulation(so), 0); // 4 does not divide 10
+}
+
+TEST(SearchCandidatesTest, AValueThatChangesNothingStandsThereOnce)
+{
+    Scenario asked = scenario(1);
+    asked.model = readModel("mixtral-8x7b");
+    Space space = defaultSpace(asked, Objective::StepTime);
+    space.frameworks = {Framework::DeepSpeed, Framework::Megatron};
+    space.context = {1, 2};
+    space.exchange = {ContextExchange::Ring, ContextExchange::AllGather, ContextExchange::Ulysses};
+    space.tensor = {1, 2};
+    space.expertTensor = {0, 1};
+    space.checkpointing = {Checkpointing::None, Checkpointing::Full};
+    space.checkpointEvery = {1, 2};
+    space.checkpointSegment = {1, 2, 4};
+    const Candidates candidates(asked, space);
+    std::map<std::pair<Framework, std::int64_t>, std::set<ContextExchange>> exchanges;
+    for (const Path& path : allPaths(candidates)) {
+        const Assignment so = candidates.assignment(path);
+        exchanges[{so.framework, so.context}].insert(so.exchange);
+        EXPECT_TRUE(so.expertTensor == 0 || so.tensor == 2);
+        EXPECT_TRUE(so.checkpointSegment == 1 || (so.checkpointing == Checkpointing::Full && so.checkpointEvery == 1));
+    }
+    EXPECT_EQ((exchanges[{Framework::Megatron, 1}].size()), 1u);
+    EXPECT_EQ((exchanges[{Framework::Megatron, 2}].size()), 3u);
+    EXPECT_EQ((exchanges[{Framework::DeepSpeed, 2}]), std::set<ContextExchange>{ContextExchange::Ulysses});
 }
 
 /// What the predefined strategies say, the axes say too.

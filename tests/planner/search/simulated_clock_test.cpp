@@ -46,6 +46,12 @@ void holdAgainstPlans(const Scenario& asked)
 {
     Space space = defaultSpace(asked, Objective::FewestGpus);
     space.checkpointEvery = {1, 2};
+    space.checkpointSegment = {1, 3, 4};
+    if (asked.training.implementation == Implementation::Megatron) {
+        space.context = {1, 2};
+        space.exchange = {ContextExchange::Ring, ContextExchange::AllGather, ContextExchange::Ulysses};
+        space.expertImbalance = 1.25;
+    }
     const Candidates candidates(asked, space);
     const auto clock = simulatedClock();
     Structures structures;
@@ -88,6 +94,11 @@ RC_GTEST_PROP(SearchSimulatedClockTest, OfTorchtitanToo, ())
 RC_GTEST_PROP(SearchSimulatedClockTest, OfMegatronToo, ())
 {
     holdAgainstPlans(scenario("megatron-gpt3-tiny", Implementation::Megatron));
+}
+
+RC_GTEST_PROP(SearchSimulatedClockTest, OfMixturesOfExpertsToo, ())
+{
+    holdAgainstPlans(scenario("qwen1.5-moe-a2.7b", Implementation::Megatron));
 }
 
 /// The search as it is used: what it finds is what planning every candidate finds.
@@ -144,6 +155,18 @@ TEST(SearchSimulatedClockTest, TheOptimumOfPipelinesIsThatOfAllPlans)
     Space space = defaultSpace(asked, Objective::StepTime, 64);
     space.microBatch = {1, 2, 4};
     asked.cluster.gpu.memory.value = 2e9;
+    holdAgainstEnumeration(asked, space);
+}
+
+TEST(SearchSimulatedClockTest, TheOptimumOverSegmentsOfCheckpointsIsThatOfAllPlans)
+{
+    Scenario asked = scenario("megatron-gpt3-tiny", Implementation::Megatron);
+    Space space = defaultSpace(asked, Objective::StepTime, 64);
+    space.checkpointing = {Checkpointing::None, Checkpointing::Full};
+    space.checkpointSegment = {1, 2, 3};
+    space.pipeline = {1, 2};
+    space.microBatch = {2, 4};
+    asked.cluster.gpu.memory.value = 1.6e9;
     holdAgainstEnumeration(asked, space);
 }
 
