@@ -1,4 +1,5 @@
 #include "tests/golden.hpp"
+#include "tests/paths.hpp"
 
 #include <cstdlib>
 #include <filesystem>
@@ -11,7 +12,7 @@ namespace shardwright::testing {
 
 void expectGolden(const std::string& path, const std::string& text)
 {
-    const std::filesystem::path file = std::filesystem::path(SHARDWRIGHT_SOURCE_DIR) / "tests" / path;
+    const std::filesystem::path file = std::filesystem::path(inSource("tests")) / path;
     if (std::getenv("SHARDWRIGHT_UPDATE_GOLDEN") != nullptr) {
         std::filesystem::create_directories(file.parent_path());
         std::ofstream(file, std::ios::binary) << text;

@@ -12,6 +12,7 @@
 #include "core/validation.hpp"
 #include "executor/comm/transports.hpp"
 #include "planner/executable_plan.hpp"
+#include "tests/paths.hpp"
 
 namespace shardwright {
 namespace {
@@ -42,7 +43,7 @@ Json modelOf(const std::string& name)
 
 ExecutablePlan planOf(const Tiny& tiny, const std::string& strategy)
 {
-    const std::string folder = std::string(SHARDWRIGHT_SOURCE_DIR) + "/scenarios/clusters/host-4-threads.json";
+    const std::string folder = inSource("scenarios/clusters/host-4-threads.json");
     Json cluster = parseJson(readTextFile(folder), folder);
     cluster["gpus_per_node"] = tiny.ranksPerNode;
     cluster["nodes"] = tiny.ranks / tiny.ranksPerNode;

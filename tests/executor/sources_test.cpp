@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "core/diagnostics.hpp"
+#include "tests/paths.hpp"
 
 namespace shardwright {
 namespace {
@@ -53,13 +54,13 @@ TEST(SyntheticTokens, EachTokenHasFewSuccessorsOneOfThemHalfOfTheTime)
 
 TEST(TextBytes, BytesOfTheFileInOrder)
 {
-    const auto text = textBytes(std::string(SHARDWRIGHT_SOURCE_DIR) + "/LICENSE", 256);
+    const auto text = textBytes(inSource("LICENSE"), 256);
     std::vector<std::int64_t> tokens(32), labels(32);
     text->read(0, 32, tokens.data(), labels.data());
     std::vector<std::int64_t> next(32), nextLabels(32);
     text->read(1, 32, next.data(), nextLabels.data());
     EXPECT_EQ(labels.back(), next.front());
-    EXPECT_THROW(textBytes(std::string(SHARDWRIGHT_SOURCE_DIR) + "/LICENSE", 255), InputError);
+    EXPECT_THROW(textBytes(inSource("LICENSE"), 255), InputError);
     std::vector<std::int64_t> many(10000000);
     EXPECT_THROW(text->read(0, 10000000, many.data(), many.data()), InputError);
 }

@@ -12,6 +12,7 @@
 #include "executor/comm/transports.hpp"
 #include "executor/engine/rank_executor.hpp"
 #include "planner/executable_plan.hpp"
+#include "tests/paths.hpp"
 
 namespace shardwright {
 namespace {
@@ -51,7 +52,7 @@ class TransformersGolden : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(TransformersGolden, SameLossAndGradients)
 {
-    const std::string folder = std::string(SHARDWRIGHT_SOURCE_DIR) + "/tests/executor/golden/" + GetParam();
+    const std::string folder = inSource("tests/executor/golden/" + std::string(GetParam()));
     const Json expected = parseJson(readTextFile(folder + "/expected.json"), "expected.json");
     const FixtureBatches batches(expected.at("tokens"));
 

@@ -5,6 +5,7 @@
 #include "planner/published/ledger_report.hpp"
 #include "planner/published/statistics.hpp"
 #include "tests/golden.hpp"
+#include "tests/paths.hpp"
 
 namespace shardwright {
 namespace {
@@ -98,7 +99,7 @@ TEST(Ledger, textIsTheGoldenOne)
 
 TEST(Ledger, everyFieldOfTheJsonIsDocumented)
 {
-    const std::string readme = readTextFile(SHARDWRIGHT_SOURCE_DIR "/planner/README.md");
+    const std::string readme = readTextFile(inSource("planner/README.md"));
     const std::string section = readme.substr(readme.find("`shardwright-ledger/1`"));
     const Json json = ledgerToJson(smallLedger(), true);
     EXPECT_EQ(json["schema"], kLedgerSchema);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "planner/published/published_report.hpp"
+#include "tests/paths.hpp"
 
 namespace shardwright {
 namespace {
@@ -73,7 +74,7 @@ TEST(PublishedReport, tablesNameRepositoryAndPath)
 
 TEST(PublishedReport, everyFieldOfTheJsonIsDocumented)
 {
-    const std::string readme = readTextFile(SHARDWRIGHT_SOURCE_DIR "/planner/README.md");
+    const std::string readme = readTextFile(inSource("planner/README.md"));
     const std::string section = readme.substr(readme.find("`shardwright-published/1`"));
     const Json json = publishedToJson(someFigures());
     for (const Json& object : {json, json["figures"][0], json["all"]})

@@ -4,6 +4,7 @@
 
 #include "core/scenario_file.hpp"
 #include "planner/plan_builder.hpp"
+#include "tests/paths.hpp"
 
 namespace shardwright {
 
@@ -94,7 +95,7 @@ TEST(RecommendationTest, ATightPlanIsTakenOnlyWhereNothingElseFits)
 
 TEST(RecommendationTest, SlowMemoryLosesByItsTime)
 {
-    Scenario question = readScenario(SHARDWRIGHT_SOURCE_DIR "/scenarios/llama-2-7b-8xa100.json");
+    Scenario question = readScenario(inSource("scenarios/llama-2-7b-8xa100.json"));
     question.strategies.clear();
     for (const char* name : {"deepspeed-zero3-offload-cpu", "fsdp2-full-shard", "ddp"})
         question.strategies.push_back(*strategyByName(name, 8));

@@ -5,6 +5,7 @@
 #include "core/scenario_file.hpp"
 #include "planner/plan_builder.hpp"
 #include "planner/report/time_parts.hpp"
+#include "tests/paths.hpp"
 
 namespace shardwright {
 namespace {
@@ -13,7 +14,7 @@ constexpr double kNoise = 1e-9; // seconds that sums of floating-point numbers l
 
 Scenario scenarioOf(const char* name)
 {
-    Scenario scenario = readScenario(std::string(SHARDWRIGHT_SOURCE_DIR) + "/scenarios/" + name + ".json");
+    Scenario scenario = readScenario(inSource("scenarios/" + std::string(name) + ".json"));
     scenario.cluster.pricePerGpuHour.value = 2;
     return scenario;
 }

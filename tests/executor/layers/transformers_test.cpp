@@ -8,6 +8,7 @@
 #include "core/layer_refusals.hpp"
 #include "core/model_file.hpp"
 #include "tests/executor/layers/program_player.hpp"
+#include "tests/paths.hpp"
 
 using namespace shardwright;
 
@@ -35,8 +36,7 @@ INSTANTIATE_TEST_SUITE_P(LayerKernels, Transformers, testing::Values("llama", "q
 
 TEST_P(Transformers, giveTheSameLossAndGradients)
 {
-    const std::string file =
-        std::string(SHARDWRIGHT_SOURCE_DIR) + "/tests/executor/layers/golden/" + GetParam() + ".json";
+    const std::string file = inSource("tests/executor/layers/golden/" + std::string(GetParam()) + ".json");
     const Json golden = parseJson(readTextFile(file), file);
     const Model model = modelFromJson(golden["config"], GetParam(), file);
     Training training;

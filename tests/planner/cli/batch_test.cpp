@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tests/paths.hpp"
 #include "tests/planner/cli/process.hpp"
 
 namespace shardwright::testing {
@@ -102,7 +103,7 @@ public:
             ::dup2(m_output[1], STDOUT_FILENO);
             for (const int end : {m_input[0], m_input[1], m_output[0], m_output[1]})
                 ::close(end);
-            ::execl(SHARDWRIGHT_SHARDPLAN, "shardplan", "batch", "-", static_cast<char*>(nullptr));
+            ::execl(shardplanProgram(), "shardplan", "batch", "-", static_cast<char*>(nullptr));
             ::_exit(126);
         }
         ::close(m_input[0]);
@@ -168,7 +169,7 @@ TEST(CliBatch, MemoryDoesNotGrowWithTheNumberOfLines)
                 ::_exit(125);
             // Under the address sanitizer freed memory stays in quarantine; here it would count as growth.
             ::setenv("ASAN_OPTIONS", "quarantine_size_mb=1", 1);
-            ::execl(SHARDWRIGHT_SHARDPLAN, "shardplan", "batch", file.c_str(), static_cast<char*>(nullptr));
+            ::execl(shardplanProgram(), "shardplan", "batch", file.c_str(), static_cast<char*>(nullptr));
             ::_exit(126);
         }
         int status = 0;

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/paths.hpp"
 #include "tests/planner/cli/process.hpp"
 
 namespace shardwright::testing {
@@ -34,7 +35,7 @@ public:
     {
         namespace fs = std::filesystem;
         for (const char* name : {"scenarios", "models"})
-            fs::create_symlink(fs::path(SHARDWRIGHT_SOURCE_DIR) / name, m_folder.file(name));
+            fs::create_symlink(inSource(name), m_folder.file(name));
         m_folder.write("ds_config.json",
                        shardplan({"export", kScenario7b, "--strategy", "deepspeed-zero3", "--to", "deepspeed"}).out);
         m_folder.write("fsdp.yaml",

@@ -1,4 +1,5 @@
 #include "tests/planner/cli/process.hpp"
+#include "tests/paths.hpp"
 
 #include <algorithm>
 #include <cerrno>
@@ -80,7 +81,7 @@ void feed(int descriptor, const std::string& text)
     for (const std::string& argument : arguments)
         argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
-    ::execv(SHARDWRIGHT_SHARDPLAN, argv.data());
+    ::execv(shardplanProgram(), argv.data());
     ::_exit(126);
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/json_cursor.hpp"
+#include "tests/paths.hpp"
 
 namespace shardwright::testing {
 
@@ -18,7 +19,7 @@ struct Ran {
 
 struct RunOptions {
     std::string input;                              // on standard input
-    std::string folder = SHARDWRIGHT_SOURCE_DIR;    // working folder
+    std::string folder = inSource("");              // working folder
     std::map<std::string, std::string> environment; // over the test's own
     std::string outputTo;                           // standard output goes to this file; Ran::out stays empty
     bool closedPipe = false;                        // nobody reads standard output

@@ -7,6 +7,7 @@
 
 #include "core/deepspeed_options.hpp"
 #include "planner/configs/configs.hpp"
+#include "tests/paths.hpp"
 
 namespace shardwright {
 namespace {
@@ -271,7 +272,7 @@ TEST(ConfigExport, OneNodeGroupsOfVersion2NeedNoMesh)
 
 void expectGolden(const std::string& name, const std::string& text)
 {
-    const std::string path = std::string(SHARDWRIGHT_SOURCE_DIR) + "/tests/planner/golden/configs/" + name;
+    const std::string path = inSource("tests/planner/golden/configs/" + std::string(name));
     std::ifstream stream(path, std::ios::binary);
     std::ostringstream golden;
     golden << stream.rdbuf();

@@ -14,6 +14,7 @@
 #include <rapidcheck/gtest.h>
 
 #include "core/cluster_file.hpp"
+#include "tests/paths.hpp"
 
 namespace shardwright {
 namespace {
@@ -48,7 +49,7 @@ struct Measured {
 
 std::vector<Measured> measuredPoints()
 {
-    std::ifstream file(SHARDWRIGHT_SOURCE_DIR "/tests/planner/costs/interconnect.csv");
+    std::ifstream file(inSource("tests/planner/costs/interconnect.csv"));
     std::vector<Measured> points;
     std::string line;
     while (std::getline(file, line)) {

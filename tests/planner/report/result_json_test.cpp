@@ -6,6 +6,7 @@
 
 #include "planner/report/result_json.hpp"
 #include "tests/golden.hpp"
+#include "tests/paths.hpp"
 #include "tests/planner/report/sample_plans.hpp"
 
 namespace shardwright {
@@ -96,7 +97,7 @@ void collectFields(const Json& json, std::set<std::string>& fields)
 
 TEST(ResultJson, EveryFieldIsDocumented)
 {
-    const std::string readme = readTextFile(std::string(SHARDWRIGHT_SOURCE_DIR) + "/planner/README.md");
+    const std::string readme = readTextFile(inSource("planner/README.md"));
     std::set<std::string> fields;
     collectFields(resultToJson(sampleScenario(), samplePlans(), std::nullopt, ReportDetail::Full), fields);
     for (const std::string& field : fields) // "`gpu.held_bytes`", "`gpu.curve[]`", "`.held_bytes`"

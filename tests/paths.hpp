@@ -1,0 +1,14 @@
+#pragma once
+
+// Where this checkout and its programs are: only paths.cpp is compiled with that, so that compiler caches serve all
+// other files to every checkout.
+
+#include <string>
+
+namespace shardwright {
+
+/// Absolute path of a file or folder of the repository; "" is its root.
+std::string inSource(const std::string& path);
+const char* shardplanProgram();
+
+} // namespace shardwright
