@@ -94,7 +94,7 @@ BENCHMARK(searchMegatron530B)
     ->UseRealTime();
 
 /// Llama-2-70B over every whole number of nodes up to 64 and all data-parallel ways, as `--objective cost` asks.
-void searchTenMillion(benchmark::State& state)
+void searchManyClusters(benchmark::State& state)
 {
     const Scenario scenario = scenarioOf("llama-2-70b", "dgx-a100-80gb", 64);
     Space space = defaultSpace(scenario, Objective::Cost, 15120);
@@ -102,7 +102,7 @@ void searchTenMillion(benchmark::State& state)
     space.checkpointEvery = {1, 2, 3, 4, 5, 8, 10, 16};
     searchWhole(state, scenario, space, 10, Objective::Cost);
 }
-BENCHMARK(searchTenMillion)->Arg(1)->Arg(2)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK(searchManyClusters)->Arg(1)->Arg(2)->Unit(benchmark::kMillisecond)->UseRealTime();
 
 } // namespace
 } // namespace shardwright::search

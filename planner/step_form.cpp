@@ -1,5 +1,6 @@
 #include "planner/step_form.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -7,10 +8,25 @@
 #include "planner/activations/activation_model.hpp"
 #include "planner/costs/op_costs.hpp"
 #include "planner/frameworks/sharding.hpp"
+#include "planner/readers/time_simulation.hpp"
 
 namespace shardwright {
 
 namespace {
+
+constexpr std::size_t kMostKnown = 16; // settings, of which layers' times are kept
+
+bool isComputing(const Op& op)
+{
+    switch (op.kind) {
+    case OpKind::Forward:
+    case OpKind::Recompute:
+    case OpKind::Backward:
+    case OpKind::LossForward:
+    case OpKind::LossBackward: return true;
+    default: return false;
+    }
+}
 
 /// Layers that run the same program are of one class.
 std::vector<int> layerClasses(const ActivationModel& activations)
@@ -25,7 +41,10 @@ std::vector<int> layerClasses(const ActivationModel& activations)
 
 } // namespace
 
-StepForm::StepForm(const FrameworkRules& rules) : StepForm(rules, rules.emit()) {}
+StepForm::StepForm(const FrameworkRules& rules, bool inOrder)
+    : StepForm(rules, inOrder ? inOrderOfIssue(rules.emit()) : rules.emit())
+{
+}
 
 StepForm::StepForm(const FrameworkRules& rules, const Schedule& schedule)
     : m_form(schedule, layerClasses(*rules.activations())), m_times(m_form.slots().size()), m_repeat(m_form.repeats())
@@ -33,13 +52,38 @@ StepForm::StepForm(const FrameworkRules& rules, const Schedule& schedule)
     for (const Segment& segment : schedule.segments)
         if (segment.firstOp < segment.endOp && schedule.ops[segment.firstOp].phase != Phase::Init)
             m_middle.push_back(segment.name == kMiddleMicroSteps);
+    for (std::size_t slot = 0; slot < m_times.size(); ++slot)
+        (isComputing(m_form.slots()[slot]) ? m_computing : m_others).push_back(slot);
+}
+
+const std::vector<SlotTime>& StepForm::computing(const PlanInput& candidate, const OpCosts& costs)
+{
+    const Training& training = candidate.training;
+    const auto known = std::find_if(m_known.begin(), m_known.end(), [&](const Computing& each) {
+        return each.gpus == candidate.cluster.gpus() && each.microBatch == training.microBatch &&
+               each.sequenceLength == training.sequenceLength;
+    });
+    if (known != m_known.end()) {
+        std::rotate(m_known.begin(), known, known + 1);
+        return m_known.front().times;
+    }
+    if (m_known.size() == kMostKnown)
+        m_known.pop_back();
+    Computing fresh{candidate.cluster.gpus(), training.microBatch, training.sequenceLength, {}};
+    fresh.times.reserve(m_computing.size());
+    for (const std::size_t slot : m_computing)
+        fresh.times.push_back({costs.seconds(m_form.slots()[slot]), costs.hostSeconds(m_form.slots()[slot])});
+    return m_known.insert(m_known.begin(), std::move(fresh))->times;
 }
 
 bool StepForm::cost(const PlanInput& candidate, const FrameworkRules& rules)
 {
     const OpCosts costs(candidate, *rules.activations(), rules.sizes());
     bool finite = true;
-    for (std::size_t slot = 0; slot < m_times.size(); ++slot) {
+    const std::vector<SlotTime>& layers = computing(candidate, costs);
+    for (std::size_t i = 0; i < m_computing.size(); ++i)
+        m_times[m_computing[i]] = layers[i];
+    for (const std::size_t slot : m_others) {
         const Op& op = m_form.slots()[slot];
         m_times[slot] = {costs.seconds(op), costs.hostSeconds(op)};
         finite &= std::isfinite(m_times[slot].seconds);

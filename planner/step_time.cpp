@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include <fmt/format.h>
 
@@ -131,6 +132,16 @@ double executedFlops(const Schedule& schedule, const LayerCosts& layers)
         flops += once * static_cast<double>(segment.repeat);
     }
     return flops;
+}
+
+double stepSeconds(const PlanInput& input, const FrameworkRules& rules, const Schedule& schedule)
+{
+    const OpTimes times = opTimes(schedule, OpCosts(input, *rules.activations(), schedule.sizes));
+    if (!finite(times))
+        return std::numeric_limits<double>::infinity();
+    const double seconds = input.cluster.gpu.isHostProcessor() ? simulatedSeconds(inOrderOfIssue(schedule), times)
+                                                               : simulatedSeconds(schedule, times);
+    return seconds + lostBesideCollectives(input.cluster, loadOf(schedule, times), seconds);
 }
 
 std::optional<StepTime> stepTime(const PlanInput& input, const FrameworkRules& rules, const Schedule& schedule)

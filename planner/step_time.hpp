@@ -13,6 +13,9 @@ namespace shardwright {
 /// Of a combination that the framework allows. Nothing where the cluster lacks what an operation runs on (NVMe).
 std::optional<StepTime> stepTime(const PlanInput& input, const FrameworkRules& rules, const Schedule& schedule);
 
+/// StepTime::seconds alone; infinite where there is no step time.
+double stepSeconds(const PlanInput& input, const FrameworkRules& rules, const Schedule& schedule);
+
 /// Rates, utilisation, band and assumptions of a step that takes `seconds`; breakdown and hidden communication are left
 /// as they are. `executedFlops`: what one GPU carries out a step, recomputation included.
 void fillRates(const PlanInput& input, double seconds, double executedFlops, StepTime& step);

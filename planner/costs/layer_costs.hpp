@@ -17,6 +17,8 @@ public:
     /// Both must outlive this.
     LayerCosts(const PlanInput& input, const ActivationModel& activations);
     ~LayerCosts();
+    LayerCosts(const LayerCosts&) = delete;
+    LayerCosts& operator=(const LayerCosts&) = delete;
 
     /// Seconds that a Forward, Recompute, Backward, LossForward or LossBackward op keeps the GPU busy: its stages
     /// [firstPart, endPart).

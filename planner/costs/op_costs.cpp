@@ -41,8 +41,8 @@ PinnedMemory pinnedMemory(const Strategy& strategy)
 } // namespace
 
 OpCosts::OpCosts(const PlanInput& input, const ActivationModel& activations, const SizeTable& sizes)
-    : m_sizes(sizes), m_layers(input, activations), m_collectives(input.cluster), m_transfers(input.cluster),
-      m_host(input), m_vectorizedHostOptimizer(hasVectorizedHostOptimizer(input)),
+    : m_input(input), m_activations(activations), m_sizes(sizes), m_collectives(input.cluster),
+      m_transfers(input.cluster), m_host(input), m_vectorizedHostOptimizer(hasVectorizedHostOptimizer(input)),
       m_checkpointsToHost(input.training.checkpointing == Checkpointing::Cpu),
       m_launchBlocking(input.training.launchBlocking)
 {
@@ -99,7 +99,7 @@ double OpCosts::runningSeconds(const Op& op) const
     case OpKind::Recompute:
     case OpKind::Backward:
     case OpKind::LossForward:
-    case OpKind::LossBackward: return m_layers.seconds(op);
+    case OpKind::LossBackward: return layers().seconds(op);
     default: return op.payloadCount * secondsOfOne(op);
     }
 }
@@ -113,7 +113,7 @@ double OpCosts::hostSeconds(const Op& op) const
     case OpKind::Recompute:
     case OpKind::Backward:
     case OpKind::LossForward:
-    case OpKind::LossBackward: return m_layers.hostSeconds(op);
+    case OpKind::LossBackward: return layers().hostSeconds(op);
     default: return op.payloadCount * (isCollective(op.kind) ? m_host.collective(op.kind) : m_host.kernel());
     }
 }

@@ -2,6 +2,8 @@
 
 // Seconds of any operation of a schedule: the layers' computing, collectives and transfers under one roof.
 
+#include <optional>
+
 #include "core/schedule.hpp"
 #include "planner/costs/collective_costs.hpp"
 #include "planner/costs/host_costs.hpp"
@@ -22,15 +24,23 @@ public:
     /// How long the host needs to issue it.
     double hostSeconds(const Op& op) const;
 
-    const LayerCosts& layers() const { return m_layers; }
+    /// Worked out when first asked for: they are the dearest part.
+    const LayerCosts& layers() const
+    {
+        if (!m_layers)
+            m_layers.emplace(m_input, m_activations);
+        return *m_layers;
+    }
 
 private:
     bool pinned(const Op& op) const;
     double secondsOfOne(const Op& op) const; // payload
     double runningSeconds(const Op& op) const;
 
+    const PlanInput& m_input;
+    const ActivationModel& m_activations;
     const SizeTable& m_sizes;
-    LayerCosts m_layers;
+    mutable std::optional<LayerCosts> m_layers;
     CollectiveCosts m_collectives;
     TransferCosts m_transfers;
     HostCosts m_host;

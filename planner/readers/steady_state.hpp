@@ -20,6 +20,7 @@ constexpr std::size_t kMostSteps = 64;       // after which steps that still cha
 constexpr std::size_t kMostRepetitions = 64; // likewise
 constexpr std::size_t kMostAlternating = 8;  // steps that may differ and repeat together
 constexpr double kSamePeriod = 1e-11;        // of the period: two periods are one, rounding apart
+constexpr double kSameState = 1e-13;         // of the time passed: two states of the clocks are one, rounding apart
 constexpr std::int64_t kWorthSkipping = 4;   // repetitions below which nothing can be left out
 
 inline Clocks difference(const Clocks& after, const Clocks& before)
@@ -35,6 +36,20 @@ inline bool same(const Clocks& a, const Clocks& b, double tolerance)
     for (std::size_t i = 0; i < kClocks; ++i)
         if (std::abs(a[i] - b[i]) > tolerance)
             return false;
+    return true;
+}
+
+/// Whether the streams in `used` are as far ahead of the host as before. Those that are behind it count as level:
+/// nothing starts before the host issues it. Then all that comes after happens as it did after `before`.
+inline bool asFarAhead(const Clocks& before, const Clocks& after, const std::array<bool, kClocks>& used,
+                       double tolerance)
+{
+    for (std::size_t clock = 0; clock < kStreamCount; ++clock) {
+        const double was = std::max(0.0, before[clock] - before[kHostClock]);
+        const double is = std::max(0.0, after[clock] - after[kHostClock]);
+        if (used[clock] && std::abs(is - was) > tolerance)
+            return false;
+    }
     return true;
 }
 

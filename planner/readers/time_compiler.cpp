@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <tuple>
 
+#include "planner/readers/time_stretches.hpp"
+
 namespace shardwright {
 
 namespace {
@@ -55,6 +57,7 @@ void TimeCompiler::run()
         ring *= 2;
     m_form.m_ends.assign(ring, 0);
     m_form.m_mask = ring - 1;
+    TimeStretches(m_form, m_layerStarts).find();
 }
 
 void TimeCompiler::collect()
@@ -74,6 +77,7 @@ void TimeCompiler::collect()
             Raw raw;
             raw.free = op.kind == OpKind::Allocate || op.kind == OpKind::Release;
             raw.stream = static_cast<std::uint8_t>(op.stream);
+            raw.layer = op.stream == Stream::Compute ? op.layer : -1;
             const int layer = op.layer < 0 ? -1 : m_layerClasses[static_cast<std::size_t>(op.layer)];
             const Key key = raw.free ? Key{OpKind::Release, op.stream, Phase::Init, -1, -1, 0, -1, -1, -1}
                                      : Key{op.kind,         op.stream,    op.phase,   op.payload, op.group,
@@ -290,6 +294,10 @@ void TimeCompiler::emitNode(std::uint32_t index, std::size_t first, std::size_t 
         TimeForm::Item item{};
         item.saveAs = -1;
         item.stream = begin.stream;
+        if (begin.layer >= 0 && begin.layer != m_layer) {
+            m_layer = begin.layer;
+            m_layerStarts.push_back(static_cast<std::uint32_t>(m_form.m_items.size()));
+        }
         const std::int64_t at = m_unrolled + static_cast<std::int64_t>(m_form.m_items.size() - form.firstItem);
         emitWaits(begin, index, at, repeat > 1, item);
         std::vector<std::uint32_t> slots;
@@ -364,7 +372,7 @@ void TimeCompiler::saveAfterLoops()
         m_furthest = std::max<std::int64_t>(m_furthest, back);
         after.push_back({placed.node, {back, reg}});
     }
-    std::sort(after.begin(), after.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::stable_sort(after.begin(), after.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
     for (std::size_t i = 0; i < after.size(); ++i) {
         TimeForm::Node& node = m_form.m_nodes[after[i].first];
         if (i == 0 || after[i - 1].first != after[i].first)

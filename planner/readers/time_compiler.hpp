@@ -24,7 +24,8 @@ private:
     struct Raw {
         std::uint32_t slot = 0;
         std::uint8_t stream = 0;
-        bool free = false; // Allocate, Release
+        std::int32_t layer = -1; // whose computing it is
+        bool free = false;       // Allocate, Release
         bool alive = true;
         bool awaited = false;
         std::int32_t standIn = -1;
@@ -70,6 +71,8 @@ private:
     std::vector<Placed> m_placed;                     // by raw operation
     std::vector<std::uint32_t> m_itemOf;              // by raw operation outside loops
     std::vector<std::int64_t> m_nodeEnd;              // by node: unrolled items of the segment up to its end
+    std::vector<std::uint32_t> m_layerStarts;         // items that begin a layer's pass
+    std::int32_t m_layer = -1;                        // at hand
     std::map<std::int32_t, std::int32_t> m_registers; // of raw operations
     std::map<std::vector<std::uint32_t>, std::uint32_t> m_fusedIds;
     std::int64_t m_unrolled = 0;

@@ -27,6 +27,9 @@ double TimeForm::seconds(const std::vector<SlotTime>& times, const std::vector<s
         for (std::size_t i = 0; i < m_segments.size(); ++i)
             runSegment(m_segments[i], repeat[i]);
         m_reachedSteps.push_back(m_clocks);
+        const Clocks& before = m_reachedSteps[m_reachedSteps.size() - 2];
+        if (m_apart && asFarAhead(before, m_clocks, m_used, sameState()))
+            return m_clocks[kHostClock] - before[kHostClock];
         together = stepsTogether(m_reachedSteps, m_used);
     }
     if (together == 0)
@@ -59,6 +62,7 @@ StepLoad TimeForm::load(const std::vector<SlotTime>& times, const std::vector<st
 
 void TimeForm::fuseTimes(const std::vector<SlotTime>& times)
 {
+    m_once = 0;
     for (Fused& fused : m_fused) {
         double busy = 0;
         double end = 0; // where the stream is free all along
@@ -72,7 +76,12 @@ void TimeForm::fuseTimes(const std::vector<SlotTime>& times)
         fused.seconds = busy;
         fused.hostSeconds = host;
         fused.afterHost = end;
+        m_once += end;
     }
+    for (StretchKind& kind : m_stretchKinds)
+        kind.memo.forget();
+    for (SegmentKind& kind : m_segmentKinds)
+        kind.memo.forget();
 }
 
 void TimeForm::runSegment(const SegmentForm& segment, std::int64_t repeat)
@@ -81,7 +90,14 @@ void TimeForm::runSegment(const SegmentForm& segment, std::int64_t repeat)
     m_reached.assign(1, m_clocks);
     bool skips = false;
     for (std::int64_t left = repeat; left > 0; --left) {
-        runNodes(segment);
+        const Clocks before = m_clocks;
+        runOnce(segment);
+        if (m_apart && left > 1 && asFarAhead(before, m_clocks, segment.used, sameState())) {
+            const double moved = static_cast<double>(left - 1) * (m_clocks[kHostClock] - before[kHostClock]);
+            for (std::size_t clock = 0; clock < kClocks; ++clock)
+                m_clocks[clock] += segment.used[clock] || clock == kHostClock ? moved : 0;
+            return;
+        }
         if (left < 3 || skips || !worthIt)
             continue;
         m_reached.push_back(m_clocks);
@@ -98,15 +114,80 @@ void TimeForm::runSegment(const SegmentForm& segment, std::int64_t repeat)
     }
 }
 
+/// Segments that wait for nothing in others meet nothing but the clocks.
+void TimeForm::runOnce(const SegmentForm& segment)
+{
+    if (!m_apart) {
+        runNodes(segment);
+        return;
+    }
+    SegmentKind& kind = m_segmentKinds[segment.kind];
+    const double host = m_clocks[kHostClock];
+    double* state = m_state.data();
+    for (const std::uint8_t stream : kind.streams)
+        *state++ = std::max(0.0, m_clocks[stream] - host);
+    if (const double* known = kind.memo.find(m_state.data(), sameState())) {
+        for (const std::uint8_t stream : kind.streams)
+            m_clocks[stream] = host + *known++;
+        m_clocks[kHostClock] = host + *known;
+        return;
+    }
+    double* after = kind.memo.remember(m_state.data());
+    runNodes(segment);
+    for (const std::uint8_t stream : kind.streams)
+        *after++ = m_clocks[stream] - host;
+    *after = m_clocks[kHostClock] - host;
+}
+
+void TimeForm::runStretch(const Stretch& stretch)
+{
+    StretchKind& kind = m_stretchKinds[stretch.kind];
+    const double host = m_clocks[kHostClock];
+    double* state = m_state.data();
+    for (const std::uint8_t stream : kind.streams)
+        *state++ = std::max(0.0, m_clocks[stream] - host);
+    for (std::size_t i = 0; i < kind.inputs; ++i)
+        *state++ = std::max(0.0, awaited(m_inputs[stretch.firstInput + i]) - host);
+    const std::size_t items = stretch.endItem - stretch.firstItem;
+    if (const double* known = kind.memo.find(m_state.data(), sameState())) {
+        for (const std::uint8_t stream : kind.streams)
+            m_clocks[stream] = host + *known++;
+        m_clocks[kHostClock] = host + *known++;
+        for (std::uint32_t i = stretch.firstOutput; i < stretch.endOutput; ++i) {
+            const std::uint32_t offset = m_outputs[i];
+            const double end = host + known[offset];
+            m_ends[(m_position + offset) & m_mask] = end;
+            const std::int32_t reg = m_items[stretch.firstItem + offset].saveAs;
+            if (reg >= 0)
+                m_registers[static_cast<std::size_t>(reg)] = end;
+        }
+        m_position += items;
+        return;
+    }
+    double* after = kind.memo.remember(m_state.data());
+    runItems(stretch.firstItem, stretch.endItem);
+    for (const std::uint8_t stream : kind.streams)
+        *after++ = m_clocks[stream] - host;
+    *after++ = m_clocks[kHostClock] - host;
+    for (std::size_t back = items; back > 0; --back)
+        *after++ = endOf(back) - host;
+}
+
 void TimeForm::runNodes(const SegmentForm& segment)
 {
     for (std::uint32_t i = segment.firstNode; i < segment.endNode; ++i) {
         const Node& node = m_nodes[i];
-        if (node.repeat == 1) {
-            runItems(node);
-            continue;
+        if (node.firstStretch < node.endStretch) {
+            for (std::int64_t left = node.repeat; left > 0; --left)
+                for (std::uint32_t s = node.firstStretch; s < node.endStretch; ++s)
+                    runStretch(m_stretches[s]);
+        } else if (node.repeat == 1) {
+            runItems(node.firstItem, node.endItem);
+        } else {
+            runLoop(node);
         }
-        runLoop(node);
+        if (node.repeat == 1)
+            continue;
         for (std::uint32_t s = node.firstSaved; s < node.endSaved; ++s)
             m_registers[static_cast<std::size_t>(m_savedAfter[s].reg)] =
                 endOf(static_cast<std::size_t>(m_savedAfter[s].back));
@@ -124,7 +205,7 @@ void TimeForm::runLoop(const Node& node)
     std::int64_t alike = 0;
     for (std::int64_t left = node.repeat; left > 0; --left) {
         const double hostBefore = m_clocks[kHostClock];
-        const double lead = runItems(node);
+        const double lead = runItems(node.firstItem, node.endItem);
         if (left == node.repeat || left <= node.reach + 1)
             continue;
         const double advance = endOf(1) - endOf(1 + items);
@@ -161,19 +242,18 @@ void TimeForm::runLoop(const Node& node)
     }
 }
 
-/// Runs the node's items once. How much later the host could have issued any of them without moving an end.
-double TimeForm::runItems(const Node& node)
+/// Runs items once. How much later the host could have issued any of them without moving an end.
+double TimeForm::runItems(std::uint32_t first, std::uint32_t last)
 {
     double lead = std::numeric_limits<double>::infinity();
     double host = m_clocks[kHostClock];
-    for (std::uint32_t i = node.firstItem; i < node.endItem; ++i) {
+    for (std::uint32_t i = first; i < last; ++i) {
         const Item& item = m_items[i];
         const Fused& fused = m_fused[item.fused];
         double start = m_clocks[item.stream];
         for (std::uint32_t w = item.firstWait; w < item.firstWait + item.waits; ++w) {
             const Awaited& wait = m_waits[w];
-            const double end = wait.back > 0 ? endOf(static_cast<std::size_t>(wait.back))
-                                             : m_registers[static_cast<std::size_t>(-wait.back)];
+            const double end = awaited(wait.back);
             double& later = wait.blocksHost ? host : start;
             later = std::max(later, end);
         }

@@ -5,7 +5,8 @@
 // A schedule's structure is compiled once. Operations that always cost the same share a slot; waits that others imply
 // are dropped; runs of operations on one stream that nobody waits for in between become one; runs of equal layers
 // become loops. To evaluate a candidate, slots get seconds and the recurrence of ends is run over what is left: a loop
-// only until two iterations in a row move everything by the same time, the rest is multiplied out.
+// only until two iterations in a row move everything by the same time, the rest is multiplied out. Where layers are not
+// all alike, stretches that are, and whole segments, are run once from each state of the clocks that they meet.
 
 #include <cstdint>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "core/schedule.hpp"
 #include "planner/costs/overlap_costs.hpp"
 #include "planner/readers/steady_state.hpp"
+#include "planner/readers/stretch_memo.hpp"
 
 namespace shardwright {
 
@@ -50,6 +52,7 @@ public:
 
 private:
     friend class TimeCompiler;
+    friend class TimeStretches;
 
     /// Slots run one after the other on one stream, waits only before the first.
     struct Fused {
@@ -83,21 +86,50 @@ private:
         std::int64_t reach = 1;       // iterations back that its items and what follows wait for
         std::uint32_t firstSaved = 0; // saved after the node
         std::uint32_t endSaved = 0;
+        std::uint32_t firstStretch = 0; // its items, where they are cut into stretches
+        std::uint32_t endStretch = 0;
+    };
+    /// What stretches of the same operations and waits have in common.
+    struct StretchKind {
+        std::vector<std::uint8_t> streams;
+        std::size_t inputs = 0; // ends from before it that it waits for
+        StretchMemo memo;       // clocks of the streams and the inputs; clocks, the host's, and the ends of all items
+    };
+    struct Stretch {
+        std::uint32_t firstItem = 0;
+        std::uint32_t endItem = 0;
+        std::uint32_t kind = 0;
+        std::uint32_t firstInput = 0;  // into m_inputs, as Awaited::back from its beginning
+        std::uint32_t firstOutput = 0; // into m_outputs: items from its beginning whose ends are asked for later
+        std::uint32_t endOutput = 0;
+    };
+    /// Segments of the same nodes.
+    struct SegmentKind {
+        std::vector<std::uint8_t> streams;
+        StretchMemo memo; // clocks before; clocks and the host's after
     };
     struct SegmentForm {
         std::uint32_t firstNode = 0;
         std::uint32_t endNode = 0;
         std::array<bool, kClocks> used{};
         bool alone = true; // waits for nothing in another segment
+        std::uint32_t kind = 0;
         std::vector<std::pair<std::uint32_t, std::int64_t>> slotCounts;
     };
     void fuseTimes(const std::vector<SlotTime>& times);
     void runStep(const std::vector<std::int64_t>& repeat);
     void runSegment(const SegmentForm& segment, std::int64_t repeat);
+    void runOnce(const SegmentForm& segment);
     void runNodes(const SegmentForm& segment);
     void runLoop(const Node& node);
-    double runItems(const Node& node);
+    void runStretch(const Stretch& stretch);
+    double runItems(std::uint32_t first, std::uint32_t last);
     double& endOf(std::size_t back) { return m_ends[(m_position - back) & m_mask]; }
+    double awaited(std::int32_t back)
+    {
+        return back > 0 ? endOf(static_cast<std::size_t>(back)) : m_registers[static_cast<std::size_t>(-back)];
+    }
+    double sameState() const { return kSameState * (m_clocks[kHostClock] + m_once); }
 
     std::vector<Op> m_slots;
     std::vector<std::uint32_t> m_fusedSlots;
@@ -106,6 +138,12 @@ private:
     std::vector<Awaited> m_waits;
     std::vector<Node> m_nodes;
     std::vector<Saved> m_savedAfter;
+    std::vector<Stretch> m_stretches;
+    std::vector<StretchKind> m_stretchKinds;
+    std::vector<std::int32_t> m_inputs;
+    std::vector<std::uint32_t> m_outputs;
+    std::vector<SegmentKind> m_segmentKinds;
+    bool m_apart = true; // no segment waits for anything in another
     std::vector<SegmentForm> m_segments;
     std::vector<std::int64_t> m_repeats;
     std::array<bool, kClocks> m_used{};
@@ -118,6 +156,8 @@ private:
     std::vector<double> m_registers;
     std::vector<Clocks> m_reached;
     std::vector<Clocks> m_reachedSteps;
+    std::vector<double> m_state; // before a stretch or a segment, as its memo wants it
+    double m_once = 0;           // seconds of every kind of item once: the scale of what is small
 };
 
 } // namespace shardwright

@@ -77,6 +77,19 @@ public:
         return recordSteps(steps);
     }
 
+    double seconds()
+    {
+        const std::size_t steps = stepsThatRepeat();
+        const Clocks begin = m_clocks;
+        double skipped = 0;
+        for (std::size_t i = 0; i < steps; ++i) {
+            step();
+            skipped += m_skipped;
+        }
+        const Clocks advance = difference(m_clocks, begin);
+        return (*std::max_element(advance.begin(), advance.end()) + skipped) / static_cast<double>(steps);
+    }
+
 private:
     struct Binding {
         double time;
@@ -342,9 +355,32 @@ Schedule inOrderOfIssue(Schedule schedule)
     return schedule;
 }
 
+double busiest(const Schedule& schedule, const OpTimes& times)
+{
+    Clocks busy{};
+    for (const Segment& segment : schedule.segments) {
+        if (segment.firstOp == segment.endOp || schedule.ops[segment.firstOp].phase == Phase::Init)
+            continue;
+        Clocks once{};
+        for (std::uint32_t op = segment.firstOp; op < segment.endOp; ++op) {
+            once[static_cast<std::size_t>(schedule.ops[op].stream)] += times.seconds[op];
+            once[kHostClock] += times.hostSeconds[op];
+        }
+        for (std::size_t clock = 0; clock < kClocks; ++clock)
+            busy[clock] += once[clock] * static_cast<double>(segment.repeat);
+    }
+    constexpr double kRounding = 1e-9; // by which sums of the same times may differ
+    return *std::max_element(busy.begin(), busy.end()) * (1 - kRounding);
+}
+
 Timeline simulate(const Schedule& schedule, const OpTimes& times)
 {
     return Simulation(schedule, times).run();
+}
+
+double simulatedSeconds(const Schedule& schedule, const OpTimes& times)
+{
+    return Simulation(schedule, times).seconds();
 }
 
 } // namespace shardwright

@@ -36,11 +36,17 @@ struct Timeline {
 /// The schedule as one thread carries it out: operation after operation in the order of issue.
 Schedule inOrderOfIssue(Schedule schedule);
 
+/// Never more than a step takes, without simulating it: each stream, and the host, must do its own work.
+double busiest(const Schedule& schedule, const OpTimes& times);
+
 /// Simulates one step in steady state: step after step, each on the clocks that the one before left, until one moves
 /// them like the one before. Repeated segments likewise; the rest of their repetitions is extrapolated.
 ///
 /// Breakdown: the compute stream's busy time by kind of operation; where it is idle, the operations that it is waiting
 /// for, each for the time that it ran meanwhile, and the host where it is still issuing.
 Timeline simulate(const Schedule& schedule, const OpTimes& times);
+
+/// Timeline::seconds alone, at a third of the price.
+double simulatedSeconds(const Schedule& schedule, const OpTimes& times);
 
 } // namespace shardwright

@@ -18,9 +18,19 @@ public:
     /// alone. Cheap. The candidate is not refused.
     virtual double floor(const PlanInput& input, Structures& structures) = 0;
 
-    /// Seconds of a step, never below floor(); infinite where the cluster lacks what a step depends on.
+    /// Never more than seconds(), at a fraction of the price; zero where nothing is known that cheaply.
+    virtual double bound(const PlanInput&, const std::vector<Part>&) { return 0; }
+
+    /// Seconds of a step, never below floor(); infinite where the cluster lacks what a step depends on. The same sums
+    /// in another order: the last digits depend on whether the structure is compiled.
     virtual double seconds(const PlanInput& input, const std::vector<Part>& parts, Structures& structures) = 0;
+
+    /// The same to the last digit, of a candidate whose plan was made: what it is ranked by.
+    virtual double secondsOf(const PlanInput& input, const Plan& plan) = 0;
 };
+
+/// Times are the same when they differ by no more than this share: sums of the same terms in another order.
+constexpr double kSameSeconds = 1e-9;
 
 using MakeClock = std::function<std::unique_ptr<Clock>()>;
 

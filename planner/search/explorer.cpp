@@ -27,8 +27,10 @@ std::optional<Reason> obstacleOf(const Plan& plan)
     return Reason{Obstacle::HostMemory, "host memory or NVMe of a node"};
 }
 
-PlanExplorer::PlanExplorer(const Candidates& candidates, Measure measure, std::unique_ptr<Clock> clock)
-    : m_candidates(candidates), m_measure(measure), m_clock(std::move(clock)), m_candidate(candidates.start())
+PlanExplorer::PlanExplorer(const Candidates& candidates, Measure measure, std::unique_ptr<Clock> clock,
+                           bool everyReason)
+    : m_candidates(candidates), m_measure(measure), m_everyReason(everyReason), m_clock(std::move(clock)),
+      m_candidate(candidates.start())
 {
 }
 
@@ -159,6 +161,11 @@ std::optional<Score> PlanExplorer::evaluate(const Path& path, const Archive& arc
     m_candidates.apply(so, m_candidate);
     try {
         const std::vector<Part>& parts = m_structures.partsOf(input(), so);
+        if (timed() && !m_everyReason) {
+            const double seconds = (1 - kSameSeconds) * m_clock->bound(input(), parts);
+            if (!archive.admits(score(seconds, leastUsed(input(), so, m_structures), so.gpus), path))
+                return std::nullopt;
+        }
         const MemoryVerdict memory = checkMemory(parts);
         if (memory.obstacle) {
             m_tally.add(*memory.obstacle, path, 1, memory.miss);
@@ -171,9 +178,9 @@ std::optional<Score> PlanExplorer::evaluate(const Path& path, const Archive& arc
             m_tally.add({Obstacle::Untimed, "the cluster leaves out what its step time depends on"}, path);
             return std::nullopt;
         }
-        if (!archive.admits(score(seconds, memory.used, so.gpus), path))
+        if (!archive.admits(score((1 - kSameSeconds) * seconds, memory.used, so.gpus), path))
             return std::nullopt;
-        return planned(path, seconds, so.gpus);
+        return planned(path, so.gpus);
     } catch (const NumberTooLarge&) {
         m_tally.add({Obstacle::TooLarge, "its numbers leave 64 bits"}, path);
         return std::nullopt;
@@ -181,7 +188,7 @@ std::optional<Score> PlanExplorer::evaluate(const Path& path, const Archive& arc
 }
 
 /// The score by the plan itself, allocator and all, so that what is found is what a comparison shows.
-std::optional<Score> PlanExplorer::planned(const Path& path, double seconds, std::int64_t gpus)
+std::optional<Score> PlanExplorer::planned(const Path& path, std::int64_t gpus)
 {
     Plan plan = m_candidate.strategy.parallelism.pipeline > 1 ? planOfPipeline() : buildPlan(input(), kOfAnswers);
     if (const auto obstacle = obstacleOf(plan)) {
@@ -192,6 +199,7 @@ std::optional<Score> PlanExplorer::planned(const Path& path, double seconds, std
     if (m_plans.size() == kMostPlans)
         m_plans.clear();
     const Bytes used = plan.gpu.peakUsed;
+    const double seconds = timed() ? m_clock->secondsOf(input(), plan) : 0;
     m_plans.insert_or_assign(path, std::move(plan));
     return score(seconds, used, gpus);
 }

@@ -24,8 +24,9 @@ constexpr PlanDetail kOfAnswers{.curve = false, .allocator = true, .suggest = fa
 
 class PlanExplorer final : public Explorer {
 public:
-    /// `candidates` must outlive this.
-    PlanExplorer(const Candidates& candidates, Measure measure, std::unique_ptr<Clock> clock);
+    /// `candidates` must outlive this. `everyReason`: a candidate that has no room is said to have none, even where it
+    /// is too slow anyway.
+    PlanExplorer(const Candidates& candidates, Measure measure, std::unique_ptr<Clock> clock, bool everyReason = false);
 
     bool complete(const Path& path) const override { return path.size() == kAxes; }
     std::size_t choices(const Path& path) override { return m_candidates.choices(path); }
@@ -50,10 +51,11 @@ private:
     double leastSeconds(const Assignment& assignment);
     void reject(const Reason& reason, const Path& path, double miss = 0);
     Plan planOfPipeline();
-    std::optional<Score> planned(const Path& path, double seconds, std::int64_t gpus);
+    std::optional<Score> planned(const Path& path, std::int64_t gpus);
 
     const Candidates& m_candidates;
     Measure m_measure;
+    bool m_everyReason;
     std::unique_ptr<Clock> m_clock;
     Structures m_structures;
     Candidate m_candidate;

@@ -44,7 +44,8 @@ Result search(const Candidates& candidates, const Request& request, const MakeCl
 {
     std::vector<std::unique_ptr<Explorer>> explorers;
     for (int i = 0; i < std::max(1, request.threads); ++i)
-        explorers.push_back(std::make_unique<PlanExplorer>(candidates, measureOf(request), makeClock()));
+        explorers.push_back(
+            std::make_unique<PlanExplorer>(candidates, measureOf(request), makeClock(), request.judgeAll));
     Options options;
     options.stop = request.stop;
     options.everything = request.judgeAll;

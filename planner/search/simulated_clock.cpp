@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "planner/parallelism/pipeline_time.hpp"
+#include "planner/step_time.hpp"
 
 namespace shardwright::search {
 
@@ -12,21 +13,31 @@ class SimulatedClock final : public Clock {
 public:
     double floor(const PlanInput& input, Structures& structures) override
     {
-        return kRounding * structures.floorsOf(input).seconds;
+        return (1 - kSameSeconds) * structures.floorsOf(input).seconds;
+    }
+
+    double bound(const PlanInput& input, const std::vector<Part>& parts) override
+    {
+        const Part& part = parts.front();
+        if (input.strategy.parallelism.pipeline > 1 || part.structure != nullptr)
+            return 0;
+        const Schedule& schedule = part.stage->schedule;
+        const OpCosts costs(part.input, *part.stage->rules->activations(), schedule.sizes);
+        return busiest(schedule, opTimes(schedule, costs));
     }
 
     double seconds(const PlanInput& input, const std::vector<Part>& parts, Structures& structures) override
     {
+        const Part& part = parts.front();
+        if (input.strategy.parallelism.pipeline == 1 && part.structure != nullptr)
+            return part.structure->step().seconds(part.input, part.structure->closed.rules());
         if (input.strategy.parallelism.pipeline == 1)
-            return parts.front().structure->step().seconds(parts.front().input,
-                                                           parts.front().structure->closed.rules());
+            return stepSeconds(part.input, *part.stage->rules, part.stage->schedule);
         const auto& step = structures.pipelineStepOf(input);
         return step ? step->seconds : INFINITY;
     }
 
-private:
-    // Sums of the same terms in another order differ in their last digits.
-    static constexpr double kRounding = 1 - 1e-9;
+    double secondsOf(const PlanInput&, const Plan& plan) override { return plan.step ? plan.step->seconds : INFINITY; }
 };
 
 } // namespace

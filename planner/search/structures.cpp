@@ -10,8 +10,9 @@ namespace shardwright::search {
 
 namespace {
 
-// Structures kept at a time, by each thread: half a MiB each for deep models.
-constexpr std::size_t kMostStructures = 250;
+// Kept at a time, by each thread: structures, half a MiB each for deep models, and names of them, some hundred bytes.
+constexpr std::size_t kMostStructures = 320;
+constexpr std::size_t kMostSeen = 50000;
 
 template <typename E> std::int64_t number(E value)
 {
@@ -86,8 +87,6 @@ const std::vector<Part>& Structures::partsOf(const PlanInput& input, const Assig
             m_parts.push_back({inputOf(input, (*m_pipeline.slices)[i]), nullptr, &m_pipeline.schedules[i]});
         return m_parts;
     }
-    if (m_count > kMostStructures)
-        dropOldest();
     const Key key{number(so.framework),
                   number(so.sharding),
                   so.shardGroup != kWholeGroup,
@@ -106,7 +105,11 @@ const std::vector<Part>& Structures::partsOf(const PlanInput& input, const Assig
                   so.checkpointSegment,
                   accumulationShape(input.training.gradientAccumulation)};
     const PlanInput part = needsSlices(input) ? inputOf(input, slicesOf(input).front()) : input;
-    m_parts.push_back({part, &structureOf(part, key), nullptr});
+    if (Structure* structure = structureOf(part, key)) {
+        m_parts.push_back({part, structure, nullptr});
+        return m_parts;
+    }
+    m_parts.push_back({part, nullptr, &m_schedule});
     return m_parts;
 }
 
@@ -117,40 +120,54 @@ const std::optional<StepTime>& Structures::pipelineStepOf(const PlanInput& input
     return *m_pipeline.step;
 }
 
-/// One whose rules, given the candidate's numbers, come to the key that it was compiled for has the candidate's
-/// structure: rules take all their options from what they are resized to.
-Structure& Structures::structureOf(const PlanInput& part, const Key& key)
+/// The compiled structure of a candidate, with its sizes; where there is none, nothing, and its schedule is written
+/// instead. Rules take all their options from what they are resized to: one whose rules, given the candidate's numbers,
+/// come to the key that it was compiled for has the candidate's structure.
+Structure* Structures::structureOf(const PlanInput& part, const Key& key)
 {
-    std::vector<std::unique_ptr<Structure>>& alike = m_structures[key];
+    if (m_compiled >= kMostStructures || m_seen >= kMostSeen)
+        dropOldest();
+    Alike& alike = m_alike[key];
     ++m_turn;
-    for (const auto& structure : alike)
-        if (structure->closed.fits(part)) {
-            structure->used = m_turn;
-            return *structure;
+    const auto known = std::find_if(alike.compiled.begin(), alike.compiled.end(),
+                                    [&](const auto& structure) { return structure->closed.fits(part); });
+    if (known != alike.compiled.end()) {
+        std::rotate(alike.compiled.begin(), known, known + 1);
+    } else {
+        m_schedule.rules = makeRules(part);
+        const auto [seen, isNew] = alike.seen.try_emplace(m_schedule.rules->structureKey(), 0);
+        m_seen += isNew ? 1 : 0;
+        if (++seen->second < m_worthCompiling) {
+            m_schedule.schedule = m_schedule.rules->emit();
+            return nullptr;
         }
-    ++m_count;
-    alike.push_back(std::make_unique<Structure>(makeRules(part), part.model));
-    alike.back()->used = m_turn;
-    return *alike.back();
+        alike.compiled.insert(alike.compiled.begin(), std::make_unique<Structure>(std::move(m_schedule.rules), part));
+        ++m_compiled;
+    }
+    alike.compiled.front()->used = m_turn;
+    return alike.compiled.front().get();
 }
 
-/// The half that was not asked for the longest.
+/// The half of the compiled that was not asked for the longest, and what is known of others.
 void Structures::dropOldest()
 {
     std::vector<std::int64_t> turns;
-    for (const auto& [key, alike] : m_structures)
-        for (const auto& structure : alike)
+    for (const auto& [key, alike] : m_alike)
+        for (const auto& structure : alike.compiled)
             turns.push_back(structure->used);
-    const auto middle = turns.begin() + static_cast<std::ptrdiff_t>(turns.size() / 2);
-    std::nth_element(turns.begin(), middle, turns.end());
-    for (auto each = m_structures.begin(); each != m_structures.end();) {
-        auto& alike = each->second;
-        alike.erase(std::remove_if(alike.begin(), alike.end(),
-                                   [&](const auto& structure) { return structure->used < *middle; }),
-                    alike.end());
-        each = alike.empty() ? m_structures.erase(each) : std::next(each);
+    std::sort(turns.begin(), turns.end());
+    const std::int64_t oldest = turns.empty() ? 0 : turns[turns.size() / 2];
+    m_compiled = 0;
+    m_seen = 0;
+    for (auto each = m_alike.begin(); each != m_alike.end();) {
+        auto& compiled = each->second.compiled;
+        compiled.erase(std::remove_if(compiled.begin(), compiled.end(),
+                                      [&](const auto& structure) { return structure->used < oldest; }),
+                       compiled.end());
+        each->second.seen.clear();
+        m_compiled += compiled.size();
+        each = compiled.empty() ? m_alike.erase(each) : std::next(each);
     }
-    m_count = turns.size() - turns.size() / 2;
 }
 
 } // namespace shardwright::search

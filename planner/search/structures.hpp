@@ -1,12 +1,13 @@
 #pragma once
 
 // The compiled structures that candidates share: closed forms of memory and traffic, step forms of time. Compiling one
-// takes milliseconds, asking one microseconds.
+// takes milliseconds, asking one microseconds. A schedule that is read without being compiled takes half a millisecond.
 
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "planner/parallelism/pipeline_time.hpp"
@@ -18,13 +19,16 @@
 namespace shardwright::search {
 
 struct Structure {
-    explicit Structure(std::unique_ptr<FrameworkRules> rules, const Model& model) : closed(std::move(rules), model) {}
+    Structure(std::unique_ptr<FrameworkRules> rules, const PlanInput& part)
+        : closed(std::move(rules), part.model), m_inOrder(part.cluster.gpu.isHostProcessor())
+    {
+    }
 
     /// Compiled when first asked for.
     StepForm& step()
     {
         if (!m_step)
-            m_step.emplace(closed.rules());
+            m_step.emplace(closed.rules(), m_inOrder);
         return *m_step;
     }
 
@@ -32,16 +36,17 @@ struct Structure {
     std::int64_t used = 0; // when it was last asked for
 
 private:
+    bool m_inOrder;
     std::optional<StepForm> m_step;
 };
 
-/// A candidate as the ranks of one pipeline stage see it, or as all do where it has none. Hardly two candidates have
-/// pipelines of the same structure, so their schedules are not compiled: what is asked of them reads them once or
-/// twice.
+/// A candidate as the ranks of one pipeline stage see it, or as all do where it has none: with the structure that it
+/// has, where so many candidates have it that compiling it pays; with its schedule elsewhere, which is then read once
+/// or twice. Hardly two candidates have pipelines of the same structure: theirs are never compiled.
 struct Part {
     PlanInput input;
-    Structure* structure;       // nothing for a pipeline stage
-    const StageSchedule* stage; // nothing elsewhere
+    Structure* structure;       // or nothing, and
+    const StageSchedule* stage; // what its rank runs
 };
 
 /// A candidate's pipeline.
@@ -60,6 +65,11 @@ struct Held {
 /// Not thread-safe: one per thread. All candidates are of one model.
 class Structures {
 public:
+    // Candidates of a structure from which on compiling it pays: it takes as long as reading so many schedules.
+    static constexpr std::int64_t kWorthCompiling = 8;
+
+    explicit Structures(std::int64_t worthCompiling = kWorthCompiling) : m_worthCompiling(worthCompiling) {}
+
     /// The parts of a candidate that is not refused, one for each stage that differs, each structure with the sizes of
     /// this candidate. They hold until the next call.
     const std::vector<Part>& partsOf(const PlanInput& input, const Assignment& assignment);
@@ -84,14 +94,20 @@ public:
 private:
     using Key = std::vector<std::int64_t>;
     using StrategyKey = std::array<std::int64_t, 13>;
-    Structure& structureOf(const PlanInput& part, const Key& key);
+    /// Candidates of equal options but for numbers of ranks and batches, which seldom change what happens in a step.
+    struct Alike {
+        std::vector<std::unique_ptr<Structure>> compiled;   // those asked for last come first
+        std::unordered_map<std::string, std::int64_t> seen; // candidates of other structures, by their keys
+    };
+    Structure* structureOf(const PlanInput& part, const Key& key);
     void dropOldest();
 
-    // Structures that candidates of a key have: of equal options but for numbers of ranks and batches, which seldom
-    // change what happens in a step.
-    std::map<Key, std::vector<std::unique_ptr<Structure>>> m_structures;
-    std::size_t m_count = 0;
+    std::int64_t m_worthCompiling;
+    std::map<Key, Alike> m_alike;
+    std::size_t m_compiled = 0;
+    std::size_t m_seen = 0;
     std::int64_t m_turn = 0;
+    StageSchedule m_schedule; // of a candidate whose structure is not compiled
     std::map<Key, std::vector<ModelSlice>> m_slices;
     std::map<StrategyKey, std::vector<Held>> m_held;
     std::vector<Part> m_parts;

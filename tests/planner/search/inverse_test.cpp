@@ -14,6 +14,7 @@ class StillClock final : public Clock {
 public:
     double floor(const PlanInput&, Structures&) override { return 1; }
     double seconds(const PlanInput&, const std::vector<Part>&, Structures&) override { return 1; }
+    double secondsOf(const PlanInput&, const Plan&) override { return 1; }
 };
 
 std::unique_ptr<Clock> stillClock()

@@ -24,6 +24,7 @@ public:
         return recomputation * double(training.gradientAccumulation) * (double(training.microBatch) + 0.5);
     }
     double seconds(const PlanInput& input, const std::vector<Part>&, Structures&) override { return of(input); }
+    double secondsOf(const PlanInput& input, const Plan&) override { return of(input); }
     static double of(const PlanInput& input)
     {
         const std::size_t options = input.strategy.options.index();

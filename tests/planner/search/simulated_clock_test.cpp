@@ -54,7 +54,7 @@ void holdAgainstPlans(const Scenario& asked)
     }
     const Candidates candidates(asked, space);
     const auto clock = simulatedClock();
-    Structures structures;
+    Structures structures(*rc::gen::element<std::int64_t>(1, 3, 1000)); // compiled at once, later, never
     std::mt19937 random(*rc::gen::resize(100, rc::gen::inRange(0, 1 << 30)));
     Candidate candidate = candidates.start();
     for (int i = 0; i < 20; ++i) {
@@ -76,6 +76,7 @@ void holdAgainstPlans(const Scenario& asked)
         if (plan.step)
             RC_ASSERT(std::abs(seconds - plan.step->seconds) <= 1e-9 * seconds);
         RC_ASSERT(clock->floor(input, structures) <= seconds);
+        RC_ASSERT(clock->bound(input, parts) <= seconds);
         RC_ASSERT(leastUsed(input, so, structures) <= memory.used);
     }
 }
