@@ -27,11 +27,15 @@ template <> struct EnumNames<Quantity> {
 };
 
 /// How the elements are encoded. Blockwise: symmetric integers with one fp32 scale a block (ZeRO++, arXiv 2306.10209
-/// sec. 4); the scales stand behind the integers. Sign: one bit an element, one fp32 scale (1-bit Adam).
-enum class Codec : std::uint8_t { None, Int8Blockwise, Int4Blockwise, Sign };
+/// sec. 4); the scales stand behind the integers. Sign: one bit an element, one fp32 scale (1-bit Adam). Bits: the
+/// signs alone, whose scale is in a buffer of its own.
+enum class Codec : std::uint8_t { None, Int8Blockwise, Int4Blockwise, Sign, Bits };
 template <> struct EnumNames<Codec> {
-    static constexpr std::array<std::pair<Codec, std::string_view>, 4> table{
-        {{Codec::None, "none"}, {Codec::Int8Blockwise, "int8"}, {Codec::Int4Blockwise, "int4"}, {Codec::Sign, "sign"}}};
+    static constexpr std::array<std::pair<Codec, std::string_view>, 5> table{{{Codec::None, "none"},
+                                                                              {Codec::Int8Blockwise, "int8"},
+                                                                              {Codec::Int4Blockwise, "int4"},
+                                                                              {Codec::Sign, "sign"},
+                                                                              {Codec::Bits, "bits"}}};
 };
 
 /// What a buffer holds, besides the tensors of layers, whose shapes the kernels know.
@@ -61,16 +65,22 @@ enum class Verb : std::uint8_t {
                    // `content` it is (DeepSpeed's reduce to the owner); elsewhere what remains is void
     Broadcast,     // writes: from the group's first rank
     AllToAll,      // reads, writes: the pieces of the reads, one a rank, are exchanged
-    Clip,      // writes: gradients, scaled by min(1, limit / norm). The norm is of the reads, of the writes where there
-               // are none, and sums over `group`, whose ranks hold parts
-    Update,    // the optimizer steps: reads gradients; writes parameters and moments, matched by tensor
-    Compute,   // runs `kernel`
+    Clip,    // writes: gradients, scaled by min(1, limit / norm). The norm is of the reads, of the writes where there
+             // are none, and sums over `group`, whose ranks hold parts
+    Update,  // the optimizer steps: reads gradients; writes parameters and moments, matched by tensor. Of 1-bit Adam in
+             // two halves: without parameters it is the first moment's, without gradients that of the parameters
+    Compute, // runs `kernel`
     LoadBatch, // writes: tokens and labels of the next micro-batch, int64, tokens first
     Hold,      // writes: from here on they hold `content`; the data stay as they are (a bucket filled anew; one tensor
                // that no padding parts seen as its parts)
+    Compress,  // writes: values, what earlier compressions left over of them, their signs, the scale: the left over is
+               // added to the values, their code written, and what it does not say is left over for the next time.
+               // Padding is values like others
+    AverageSigns, // reads: signs of as many parts as ranks, their scales; writes: the mean of what they stand for
+    ExpandSigns,  // reads: the same; writes: what they stand for, one part after another
 };
 template <> struct EnumNames<Verb> {
-    static constexpr std::array<std::pair<Verb, std::string_view>, 14> table{{{Verb::Initialize, "initialize"},
+    static constexpr std::array<std::pair<Verb, std::string_view>, 17> table{{{Verb::Initialize, "initialize"},
                                                                               {Verb::Move, "move"},
                                                                               {Verb::Add, "add"},
                                                                               {Verb::AllGather, "all-gather"},
@@ -83,7 +93,10 @@ template <> struct EnumNames<Verb> {
                                                                               {Verb::Update, "update"},
                                                                               {Verb::Compute, "compute"},
                                                                               {Verb::LoadBatch, "load-batch"},
-                                                                              {Verb::Hold, "hold"}}};
+                                                                              {Verb::Hold, "hold"},
+                                                                              {Verb::Compress, "compress"},
+                                                                              {Verb::AverageSigns, "average-signs"},
+                                                                              {Verb::ExpandSigns, "expand-signs"}}};
 };
 
 /// What layers compute, in the words of Training::implementation "shardrun". Operands stand in the order given:

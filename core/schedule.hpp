@@ -261,6 +261,8 @@ struct Wait {
 
 /// A stretch of operations that happens `repeat` times in a row: the micro-steps in the middle are alike.
 /// The last repetition leaves the buffers as the first found them, up to those that the next segment knows of.
+/// repeat = 0, in schedules for execution only: no part of the step that is planned, but what stands in for the segment
+/// behind it while the optimizer warms up (1-bit Adam). It begins and ends with that one's buffers.
 struct Segment {
     std::string_view
         name; // "initialisation", "first micro-step", "micro-steps between", "last micro-step", "optimizer step"

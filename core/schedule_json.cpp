@@ -1,5 +1,7 @@
 #include "core/schedule_json.hpp"
 
+#include <utility>
+
 #include <fmt/format.h>
 
 namespace shardwright {
@@ -131,6 +133,9 @@ public:
                 "one for each buffer");
         if (m_schedule.actions.empty() || m_schedule.segments.empty())
             m_cursor.complain("no actions or no segments: nothing to carry out", "a schedule recorded for execution");
+        else if (m_schedule.segments.front().repeat == 0 || m_schedule.segments.back().repeat == 0)
+            m_cursor.complain("the first or the last segment happens 0 times",
+                              "0 only for a segment that stands in for the one behind it");
         checkLifetimes();
     }
 
@@ -300,20 +305,30 @@ private:
         segment.firstOp = static_cast<std::uint32_t>(row.integer(0, static_cast<std::int64_t>(m_schedule.ops.size())));
         segment.endOp =
             static_cast<std::uint32_t>(row.integer(segment.firstOp, static_cast<std::int64_t>(m_schedule.ops.size())));
-        segment.repeat = row.integer(1, kMost);
+        segment.repeat = row.integer(0, kMost); // 0: a stand-in
         const std::uint32_t begin = m_schedule.segments.empty() ? 0 : m_schedule.segments.back().endOp;
         if (row.good() && segment.firstOp != begin)
             row.complain(fmt::format("begins at operation {}", segment.firstOp), fmt::format("operation {}", begin));
         m_schedule.segments.push_back(segment);
     }
 
-    /// Every buffer comes to be once and goes at most once, and actions use what is there.
+    /// Every buffer comes to be once and goes at most once, and actions use what is there. A stand-in leaves it to the
+    /// segment behind it to do so again.
     void checkLifetimes()
     {
         enum class State : std::uint8_t { Unborn, Live, Deferred, Gone };
         std::vector<State> states(m_schedule.buffers.size(), State::Unborn);
+        std::vector<State> before; // the stand-in under way
+        std::size_t standInEnd = 0;
         for (std::size_t i = 0; i < m_schedule.ops.size(); ++i) {
             const Op& op = m_schedule.ops[i];
+            if (!before.empty() && i == standInEnd)
+                states = std::exchange(before, {});
+            for (const Segment& segment : m_schedule.segments)
+                if (segment.repeat == 0 && segment.firstOp == i && segment.endOp > i) {
+                    before = states;
+                    standInEnd = segment.endOp;
+                }
             const auto complain = [&](BufferId buffer, const std::string& what) {
                 m_cursor.findings().add(fmt::format("{}/ops/{}", m_cursor.pointer(), i),
                                         fmt::format("buffer {} {}", buffer, what),

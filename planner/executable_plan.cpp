@@ -29,7 +29,7 @@ ExecutablePlan executablePlan(const Scenario& scenario, const Strategy& strategy
                      "data parallelism alone");
     findings.throwIfAny();
     const auto rules = makeRules(input);
-    result.schedule = rules->emit();
+    result.schedule = rules->emitToRun();
     if (!result.schedule.executable())
         throw InputError(findings.file(), "strategy " + strategy.name,
                          "the schedule of this framework is not recorded for execution",

@@ -94,6 +94,14 @@ Bytes parseMemoryLimit(const std::string& text)
                      "such as 2GiB, 500MB or 1000000");
 }
 
+/// Whether the last step that was measured is none that the plan describes.
+bool endedWarmingUp(const ExecutablePlan& plan, const RunSettings& settings, std::int64_t steps)
+{
+    const std::vector<Segment>& segments = plan.schedule.segments;
+    return settings.resume.empty() && steps <= settings.executor.optimizer.warmUpSteps &&
+           std::any_of(segments.begin(), segments.end(), [](const Segment& each) { return each.repeat == 0; });
+}
+
 ExitCode run(RunOptions options)
 {
     const ExecutablePlan plan = readPlanFile(options.plan);
@@ -130,6 +138,9 @@ ExitCode run(RunOptions options)
                    measurement.complete ? "" : "stopped early: ", plan.model.id, plan.strategy.name, measurement.steps,
                    plan.ranks, plan.ranks == 1 ? "rank" : "ranks", measurement.losses.front(),
                    measurement.losses.back(), measurement.secondsPerStep, measurement.tokensPerSecond, tableOf(report));
+        if (endedWarmingUp(plan, options.settings, measurement.steps))
+            fmt::print("\nmeasured is a warm-up step; the plan is of those behind the first {} (--warm-up-steps)\n",
+                       options.settings.executor.optimizer.warmUpSteps);
     }
     if (!measurement.complete)
         return ExitCode::Interrupted;
@@ -152,6 +163,11 @@ Command addRun(CLI::App& root)
     app->add_option("--data", settings.text, "a text whose bytes are the tokens; without it, synthetic ones");
     app->add_option("--weights", settings.weights, "a safetensors file, or a folder of them as Hugging Face has it");
     app->add_option("--learning-rate", settings.executor.optimizer.learningRate, "of the optimizer")
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
+    app->add_option("--warm-up-steps", settings.executor.optimizer.warmUpSteps,
+                    "first steps of an optimizer that begins uncompressed (1-bit Adam's freeze_step); the plan says "
+                    "nothing of them")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
     app->add_option("--threads", settings.executor.threads, "of each rank's computing")

@@ -97,6 +97,7 @@ Row carriedOut(const std::string& path, const Options& options)
         const ScratchFolder scratch;
         RunSettings settings;
         settings.steps = options.steps;
+        settings.executor.optimizer.warmUpSteps = options.steps / 2; // the last step is one that the plan describes
         settings.executor.nvmeFolder = scratch.path();
         settings.stop = &stopRequested;
         const Measurement measurement = runPlan(plan, settings, makeThreadTransports(static_cast<int>(plan.ranks)));

@@ -23,7 +23,8 @@ int bitsAnElement(Codec codec)
     switch (codec) {
     case Codec::Int8Blockwise: return 8;
     case Codec::Int4Blockwise: return 4;
-    case Codec::Sign: return 1;
+    case Codec::Sign:
+    case Codec::Bits: return 1;
     case Codec::None: break;
     }
     throw std::logic_error("elements without a code are not encoded");
@@ -31,7 +32,7 @@ int bitsAnElement(Codec codec)
 
 std::int64_t blocksOf(const Encoding& encoding, std::int64_t elements)
 {
-    if (elements == 0)
+    if (elements == 0 || encoding.codec == Codec::Bits)
         return 0;
     return encoding.block == 0 ? 1 : ceilDivide(elements, encoding.block);
 }
@@ -115,6 +116,12 @@ float unpackedInt4(const std::byte* packed, std::int64_t element)
     return static_cast<float>(static_cast<int>(nibble ^ 8U) - 8); // the fourth bit is the sign's
 }
 
+void refuseBits(const Encoding& encoding)
+{
+    if (encoding.codec == Codec::Bits)
+        throw std::logic_error("signs whose scale is elsewhere are not coded by themselves");
+}
+
 void packSigns(const float* values, std::int64_t first, std::int64_t count, std::byte* packed)
 {
     for (std::int64_t i = 0; i < count; ++i)
@@ -140,6 +147,7 @@ void encodeBlock(Codec codec, const float* values, std::int64_t first, std::int6
         scale = signScaleOf(values, count);
         packSigns(values, first, count, packed);
         return;
+    case Codec::Bits:
     case Codec::None: return;
     }
 }
@@ -164,6 +172,7 @@ void decodeBlock(Codec codec, const std::byte* packed, float scale, std::int64_t
             values[i] = ((byte >> ((first + i) % 8)) & 1U) != 0 ? scale : -scale;
         }
         return;
+    case Codec::Bits:
     case Codec::None: return;
     }
 }
@@ -177,6 +186,7 @@ Bytes encodedBytes(const Encoding& encoding, std::int64_t elements)
 
 void encode(const Encoding& encoding, const void* from, DType dtype, std::int64_t elements, std::byte* to)
 {
+    refuseBits(encoding);
     const std::int64_t packed = packedBytes(encoding.codec, elements);
     std::fill_n(to, packed, std::byte{0});
     const auto* source = static_cast<const std::byte*>(from);
@@ -198,6 +208,7 @@ void encode(const Encoding& encoding, const void* from, DType dtype, std::int64_
 
 void decode(const Encoding& encoding, const std::byte* from, std::int64_t elements, void* to, DType dtype)
 {
+    refuseBits(encoding);
     const std::int64_t packed = packedBytes(encoding.codec, elements);
     auto* target = static_cast<std::byte*>(to);
     std::vector<float> wide;

@@ -10,6 +10,7 @@
 //   int4   q = round(x / s), s = m / 7: off by s (1/2 + 7 u) at most
 //   sign   +-s, s = |x|2 / sqrt(d), zero counting as positive: the whole block off by sqrt(2 (1 - 1 / sqrt(d))) |x|2
 //          (1 + 2 u) at most, and the same norm as x
+//   bits   the signs without their scale: of a size, but neither encoded nor decoded here (comm/sign_compression.hpp)
 // Blocks whose magnitudes stay below 2^-119 come back as zeros. A block with an infinity or a NaN comes back as NaNs:
 // an overflow is not lost. 16-bit elements are widened first and rounded once when decoded.
 

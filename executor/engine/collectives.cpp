@@ -79,7 +79,8 @@ void Collectives::record(const Op& op, const Communicator& group, Bytes payload)
 
 std::int64_t Collectives::filled(BufferId buffer) const
 {
-    return m_buffers.held(buffer)->filled;
+    const Held& held = *m_buffers.held(buffer);
+    return held.content.layout.tensors.empty() ? held.elements : held.filled; // scales lie in nothing but room
 }
 
 Bytes Collectives::filledBytes(BufferId buffer) const

@@ -44,6 +44,18 @@ struct Rule {
         }
     }
 
+    void oneBit(float* p, const float* g, float* m, float* v, std::int64_t count) const
+    {
+        for (std::int64_t i = 0; i < count; ++i) {
+            if (g != nullptr)
+                m[i] = beta1 * m[i] + (1 - beta1) * g[i];
+            if (g != nullptr && p != nullptr)
+                v[i] = beta2 * v[i] + (1 - beta2) * g[i] * g[i];
+            if (p != nullptr)
+                p[i] -= rate * (m[i] / (std::sqrt(v[i]) + epsilon) + decay * p[i]);
+        }
+    }
+
     void lion(float* p, const float* g, float* m, std::int64_t count) const
     {
         for (std::int64_t i = 0; i < count; ++i) {
@@ -94,7 +106,8 @@ bool isKnownOptimizer(Optimizer optimizer)
     case Optimizer::Adam:
     case Optimizer::Sgd:
     case Optimizer::SgdMomentum:
-    case Optimizer::Lion: return true;
+    case Optimizer::Lion:
+    case Optimizer::OneBitAdam: return true;
     default: return false;
     }
 }
@@ -103,6 +116,8 @@ void stepElements(const OptimizerRun& run, Optimizer optimizer, const OptimizerS
 {
     if (!isKnownOptimizer(optimizer))
         throw std::logic_error(fmt::format("no rule for the optimizer {}", nameOf(optimizer)));
+    if ((run.parameter == nullptr || run.gradient == nullptr) && optimizer != Optimizer::OneBitAdam)
+        throw std::logic_error(fmt::format("{} does not step in halves", nameOf(optimizer)));
     const auto exponent = static_cast<double>(step);
     const Rule rule{optimizer,
                     static_cast<float>(settings.learningRate),
@@ -118,13 +133,16 @@ void stepElements(const OptimizerRun& run, Optimizer optimizer, const OptimizerS
     std::array<float, kChunk> gradient;
     for (std::int64_t at = 0; at < run.count; at += kChunk) {
         const std::int64_t count = std::min(kChunk, run.count - at);
-        convertElements(static_cast<const std::byte*>(run.gradient) + bytesOf(at, run.gradientType).count(),
-                        run.gradientType, gradient.data(), DType::Fp32, count);
+        if (run.gradient != nullptr)
+            convertElements(static_cast<const std::byte*>(run.gradient) + bytesOf(at, run.gradientType).count(),
+                            run.gradientType, gradient.data(), DType::Fp32, count);
         float* p = parameter.open(at, count);
         float* m = first.open(at, count);
         float* v = second.open(at, count);
         if (optimizer == Optimizer::AdamW || optimizer == Optimizer::Adam)
             rule.adam(p, gradient.data(), m, v, count);
+        else if (optimizer == Optimizer::OneBitAdam)
+            rule.oneBit(p, run.gradient == nullptr ? nullptr : gradient.data(), m, v, count);
         else if (optimizer == Optimizer::Lion)
             rule.lion(p, gradient.data(), m, count);
         else

@@ -9,7 +9,8 @@
 
 namespace shardwright {
 
-/// Elements that stand one after another. Moments are nullptr where the optimizer has none.
+/// Elements that stand one after another. Moments are nullptr where the optimizer has none; 1-bit Adam steps without a
+/// parameter or without a gradient too.
 struct OptimizerRun {
     void* parameter = nullptr;
     DType parameterType = DType::Fp32;
@@ -29,6 +30,8 @@ bool isKnownOptimizer(Optimizer optimizer);
 ///   AdamW, Adam   torch.optim (Loshchilov and Hutter, arXiv 1711.05101: decoupled decay; Adam: decay in the gradient)
 ///   Sgd           with decay in the gradient; SgdMomentum: velocity = beta1 velocity + gradient, as torch.optim.SGD
 ///   Lion          arXiv 2302.06675: the sign of beta1 m + (1 - beta1) g, then m = beta2 m + (1 - beta2) g
+///   OneBitAdam    deepspeed/runtime/fp16/onebit/adam.py: AdamW without correction of the bias. Without a parameter the
+///                 first moment takes the gradient in; without a gradient the parameter takes the moments' step
 void stepElements(const OptimizerRun& run, Optimizer optimizer, const OptimizerSettings& settings, std::int64_t step);
 
 } // namespace shardwright

@@ -15,14 +15,13 @@
 #include "executor/engine/recorder.hpp"
 #include "executor/engine/residence.hpp"
 #include "executor/engine/saved_state.hpp"
+#include "executor/engine/sign_verbs.hpp"
 #include "executor/engine/updates.hpp"
 #include "executor/layers/device.hpp"
 
 namespace shardwright {
 
 namespace {
-
-constexpr std::string_view kInitialisation = "initialisation"; // the segment that is not repeated
 
 /// "backward of layer 3 (operation 118)": what messages call an operation.
 std::string describe(const Op& op, std::size_t id)
@@ -77,13 +76,26 @@ struct RankExecutor::Parts {
           mover(buffers, recorder), collectives(p, buffers, recorder, t),
           updates(p, options.optimizer, buffers, mover, recorder, t),
           residence(p.model, schedule, shapes, buffers, p.training.precision.mixed.value_or(p.training.precision.load)),
-          late(schedule.buffers.size(), false)
+          warmUpSteps(options.optimizer.warmUpSteps), late(schedule.buffers.size(), false)
     {
     }
 
-    void playSegment(const Segment& segment, const std::function<void()>& between)
+    /// The segments behind the initialisation; `warmsUp`: stand-ins instead of what they stand in for.
+    void playStep(bool warmsUp, const std::function<void()>& between)
     {
-        for (std::int64_t turn = 0; turn < segment.repeat; ++turn) {
+        bool stoodIn = false;
+        for (std::size_t i = 1; i < schedule.segments.size(); ++i) {
+            const Segment& segment = schedule.segments[i];
+            const bool standIn = segment.repeat == 0;
+            if (standIn ? warmsUp : !stoodIn)
+                playSegment(segment, standIn ? 1 : segment.repeat, between);
+            stoodIn = standIn && warmsUp;
+        }
+    }
+
+    void playSegment(const Segment& segment, std::int64_t turns, const std::function<void()>& between)
+    {
+        for (std::int64_t turn = 0; turn < turns; ++turn) {
             const std::vector<BufferId> before = buffers.liveIds();
             for (std::uint32_t op = segment.firstOp; op < segment.endOp; ++op) {
                 play(op);
@@ -91,7 +103,7 @@ struct RankExecutor::Parts {
                     between();
             }
             // The segment that follows knows the buffers by the names of one repetition.
-            if (turn + 1 < segment.repeat)
+            if (turn + 1 < turns)
                 takeBackNames(before);
         }
     }
@@ -195,6 +207,9 @@ struct RankExecutor::Parts {
             for (const BufferId buffer : writes)
                 buffers.hold(buffer, action.content);
             break;
+        case Verb::Compress:
+        case Verb::AverageSigns:
+        case Verb::ExpandSigns: runSignVerb(action.verb, buffers, reads, writes); break;
         }
     }
 
@@ -268,6 +283,7 @@ struct RankExecutor::Parts {
     Collectives collectives;
     Updates updates;
     Residence residence;
+    std::int64_t warmUpSteps;
     std::vector<bool> late; // by BufferId: allocated in the initialisation, made at the first optimizer step
     std::int64_t stepsDone = 0;
     std::int64_t microStep = 0;                 // of the step under way
@@ -287,9 +303,7 @@ RankExecutor::~RankExecutor() = default;
 
 void RankExecutor::initialise()
 {
-    for (const Segment& segment : m_parts->schedule.segments)
-        if (segment.name == kInitialisation)
-            m_parts->playSegment(segment, {});
+    m_parts->playSegment(m_parts->schedule.segments.front(), 1, {});
 }
 
 double RankExecutor::step(const std::function<void()>& between)
@@ -299,9 +313,7 @@ double RankExecutor::step(const std::function<void()>& between)
     parts.recorder.beginStep(parts.stepsDone == 0);
     parts.microStep = 0;
     const std::vector<BufferId> before = parts.buffers.liveIds();
-    for (const Segment& segment : parts.schedule.segments)
-        if (segment.name != kInitialisation)
-            parts.playSegment(segment, between);
+    parts.playStep(parts.stepsDone < parts.warmUpSteps, between);
     parts.takeBackNames(before);
     const double loss = parts.transport.sum(parts.kernels.takeLoss()) / parts.transport.ranks();
     parts.recorder.scalar(Bytes(sizeof(double)));

@@ -19,6 +19,8 @@ namespace shardwright {
 struct OptimizerSettings {
     double learningRate = 1e-3;
     double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weightDecay = 0.1; // of matrices; vectors do not decay
+    // Of optimizers that begin uncompressed (1-bit Adam's freeze_step): the first steps, which plans say nothing of.
+    std::int64_t warmUpSteps = 10;
 };
 
 struct ExecutorOptions {

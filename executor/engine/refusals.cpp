@@ -37,6 +37,9 @@ Operands needsOf(Verb verb)
     case Verb::Initialize:
     case Verb::LoadBatch: return {};
     case Verb::Hold: return {.content = true};
+    case Verb::Compress: return {.contents = true};
+    case Verb::AverageSigns:
+    case Verb::ExpandSigns: return {.reads = true, .contents = true};
     case Verb::Compute: return {.writes = false};
     }
     return {};
@@ -111,7 +114,8 @@ private:
         };
         if (needs.writes && action.writes == 0)
             wrong("writes nothing");
-        if (needs.reads && action.reads == 0)
+        const bool halves = action.verb == Verb::Update && m_plan.training.optimizer == Optimizer::OneBitAdam;
+        if (needs.reads && action.reads == 0 && !halves)
             wrong("reads nothing");
         const bool pairs = action.verb == Verb::ReduceScatter || action.verb == Verb::AllToAll ||
                            (action.verb == Verb::AllGather && action.reads > 0);

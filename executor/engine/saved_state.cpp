@@ -17,7 +17,7 @@ namespace {
 bool keepsState(Category category)
 {
     return category == Category::Parameters || category == Category::MasterParameters ||
-           category == Category::OptimizerStates || category == Category::CommunicationBuffers;
+           category == Category::OptimizerStates;
 }
 
 /// Live buffers with state, and how exact a copy each is.
@@ -35,9 +35,6 @@ std::vector<StateBuffer> stateBuffers(const Buffers& buffers)
         const Category category = buffers.classOf(buffer).spec->category;
         if (held == nullptr || held->content.quantity == Quantity::Gradients || held->content.codec != Codec::None ||
             !keepsState(category))
-            continue;
-        // Buckets hold copies that the next step makes anew; error feedback goes on from what stands in them.
-        if (category == Category::CommunicationBuffers && held->content.quantity != Quantity::Error)
             continue;
         found.push_back({buffer, held, {bitsOf(held->content.dtype), category == Category::MasterParameters}});
     }
@@ -70,6 +67,21 @@ bool isMine(const Content& content, const Schedule& schedule, std::int64_t rank)
 TensorView viewOf(std::byte* data, DType dtype, std::int64_t at, std::int64_t count)
 {
     return {data + bytesOf(at, dtype).count(), count, dtype};
+}
+
+/// All of a rank's error feedback of one tensor.
+StatePiece errorPiece(const Held& held, std::int64_t rank, std::int64_t ranks, std::byte* data)
+{
+    const Content& content = held.content;
+    const int whose = content.group < 0 ? 0 : 1; // the worker's is not cut
+    return {Quantity::Error,
+            whose,
+            content.layout.tensors.front(),
+            rank * held.elements,
+            held.elements,
+            viewOf(data, content.dtype, 0, held.elements),
+            true,
+            ranks};
 }
 
 /// One tensor's elements as some rank knows them.
@@ -126,7 +138,7 @@ public:
             m_open.emplace_back(m_buffers, each.buffer, OpenBuffer::Use::Change);
         for (std::size_t tensor = 0; tensor < m_parameters.size(); ++tensor)
             for (const auto& [quantity, moments] :
-                 {std::pair(Quantity::Parameters, 1), std::pair(Quantity::Moments, 2), std::pair(Quantity::Error, 1)})
+                 {std::pair(Quantity::Parameters, 1), std::pair(Quantity::Moments, 2)})
                 for (int moment = 0; moment < moments; ++moment)
                     restore(quantity, moment, static_cast<std::int32_t>(tensor));
         for (std::size_t i = 0; i < m_open.size(); ++i) {
@@ -193,19 +205,22 @@ TrainingState savedState(Buffers& buffers, const ExecutablePlan& plan, std::int6
             buffers.readFile(each.buffer, data);
         }
         const Content& content = each.held->content;
-        for (const Piece& piece : each.held->pieces) {
-            if (!isMostExact(each, piece.tensor, all))
-                continue;
-            const bool told = std::any_of(state.pieces.begin(), state.pieces.end(), [&](const StatePiece& other) {
-                return other.quantity == content.quantity && other.moment == piece.moment &&
-                       other.tensor == piece.tensor && other.first <= piece.first &&
-                       other.first + other.count >= piece.first + piece.count;
-            });
-            if (!told)
-                state.pieces.push_back({content.quantity, piece.moment, piece.tensor, piece.first, piece.count,
-                                        viewOf(data, content.dtype, piece.at, piece.count),
-                                        isMine(content, plan.schedule, rank)});
-        }
+        if (content.quantity == Quantity::Error)
+            state.pieces.push_back(errorPiece(*each.held, rank, plan.ranks, data));
+        else
+            for (const Piece& piece : each.held->pieces) {
+                if (!isMostExact(each, piece.tensor, all))
+                    continue;
+                const bool told = std::any_of(state.pieces.begin(), state.pieces.end(), [&](const StatePiece& other) {
+                    return other.quantity == content.quantity && other.moment == piece.moment &&
+                           other.tensor == piece.tensor && other.first <= piece.first &&
+                           other.first + other.count >= piece.first + piece.count;
+                });
+                if (!told)
+                    state.pieces.push_back({content.quantity, piece.moment, piece.tensor, piece.first, piece.count,
+                                            viewOf(data, content.dtype, piece.at, piece.count),
+                                            isMine(content, plan.schedule, rank)});
+            }
     }
     return state;
 }

@@ -115,14 +115,16 @@ void Updates::stretch(BufferId parameter, std::span<const BufferId> gradients, s
             next.parameterAt = piece.at + done;
             next.count = piece.count - done;
             next.decays = tensor.shape.size() >= 2;
-            const auto gradient = find(gradientsAt, next.parameterAt);
-            if (!gradient) { // another action's
-                done = nextFrom(gradientsAt, next.parameterAt, piece.at + piece.count) - piece.at;
-                continue;
+            if (!gradients.empty()) {
+                const auto gradient = find(gradientsAt, next.parameterAt);
+                if (!gradient) { // another action's
+                    done = nextFrom(gradientsAt, next.parameterAt, piece.at + piece.count) - piece.at;
+                    continue;
+                }
+                next.gradient = gradient->buffer;
+                next.gradientAt = gradient->at;
+                next.count = std::min(next.count, gradient->count);
             }
-            next.gradient = gradient->buffer;
-            next.gradientAt = gradient->at;
-            next.count = std::min(next.count, gradient->count);
             for (int which = 0; which < momentCount; ++which) {
                 const auto moment = find(momentsAt[which], next.parameterAt);
                 if (!moment)
@@ -137,6 +139,21 @@ void Updates::stretch(BufferId parameter, std::span<const BufferId> gradients, s
             done += next.count;
         }
     }
+}
+
+void Updates::stretchMoments(std::span<const BufferId> gradients, std::span<const BufferId> moments, Steps& steps) const
+{
+    for (const BufferId gradient : gradients)
+        for (const BufferId moment : moments)
+            for (const Run& run : common(*m_buffers.held(gradient), *m_buffers.held(moment), 0)) {
+                Stretch next;
+                next.gradient = gradient;
+                next.gradientAt = run.from;
+                next.moment[0] = moment;
+                next.momentAt[0] = run.to;
+                next.count = run.count;
+                steps.stretches.push_back(next);
+            }
 }
 
 Updates::Steps Updates::stepsOf(std::span<const BufferId> reads, std::span<const BufferId> writes) const
@@ -154,6 +171,8 @@ Updates::Steps Updates::stepsOf(std::span<const BufferId> reads, std::span<const
         return bitsOf(m_buffers.shape(left).dtype) > bitsOf(m_buffers.shape(right).dtype);
     });
     Steps steps;
+    if (parameters.empty())
+        stretchMoments(reads, moments, steps);
     for (std::size_t i = 0; i < parameters.size(); ++i) {
         const Held& held = *m_buffers.held(parameters[i]);
         std::int64_t elements = 0;
@@ -192,9 +211,11 @@ void Updates::update(const Action& action, std::span<const BufferId> reads, std:
     for (const Stretch& each : known->second.stretches) {
         OptimizerRun run;
         run.parameter = place(each.parameter, each.parameterAt);
-        run.parameterType = m_buffers.shape(each.parameter).dtype;
         run.gradient = place(each.gradient, each.gradientAt);
-        run.gradientType = m_buffers.shape(each.gradient).dtype;
+        if (each.parameter >= 0)
+            run.parameterType = m_buffers.shape(each.parameter).dtype;
+        if (each.gradient >= 0)
+            run.gradientType = m_buffers.shape(each.gradient).dtype;
         for (int which = 0; which < 2; ++which)
             if (each.moment[which] >= 0) {
                 run.moment[which] = place(each.moment[which], each.momentAt[which]);

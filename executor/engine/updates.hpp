@@ -22,7 +22,8 @@ public:
     /// the writes where there are none: over what the ranks of the action's group hold together, or, without a group,
     /// this rank alone.
     void clip(const Action& action, std::span<const BufferId> reads, std::span<const BufferId> writes);
-    /// Steps what `reads` hold the gradients of; `step` counts from 1.
+    /// Steps what `reads` hold the gradients of; `step` counts from 1. Without parameters the first moment alone,
+    /// without gradients the parameters alone.
     void update(const Action& action, std::span<const BufferId> reads, std::span<const BufferId> writes,
                 std::int64_t step);
 
@@ -46,6 +47,8 @@ private:
     };
 
     Steps stepsOf(std::span<const BufferId> reads, std::span<const BufferId> writes) const;
+    /// What `gradients` and `moments` have in common of the first moment.
+    void stretchMoments(std::span<const BufferId> gradients, std::span<const BufferId> moments, Steps& steps) const;
     void stretch(BufferId parameter, std::span<const BufferId> gradients, std::span<const BufferId> moments,
                  Steps& steps) const;
 

@@ -1,6 +1,7 @@
 #include "executor/state/checkpoint.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -24,11 +25,14 @@ constexpr const char* kModelFile = "model.safetensors";
 constexpr const char* kOptimizerFile = "optimizer.safetensors";
 constexpr std::int64_t kAtOnce = 1 << 18; // elements copied at a time
 // Quantities as tensor names begin; parameters of a full checkpoint bear their Hugging Face names alone.
-constexpr std::string_view kQuantities[] = {"parameters", "exp_avg", "exp_avg_sq"};
+constexpr std::string_view kQuantities[] = {"parameters", "exp_avg", "exp_avg_sq", "worker_error", "server_error"};
+constexpr std::size_t kFirstError = 3; // from here on what belongs to a number of ranks
 
 std::size_t quantityOf(const StatePiece& piece)
 {
-    return piece.quantity == Quantity::Parameters ? 0 : static_cast<std::size_t>(1 + piece.moment);
+    if (piece.quantity == Quantity::Parameters)
+        return 0;
+    return static_cast<std::size_t>(piece.moment) + (piece.quantity == Quantity::Error ? kFirstError : 1);
 }
 
 std::string pathIn(const std::string& folder, const std::string& name)
@@ -156,11 +160,13 @@ public:
     {
         return m_pieces.at({quantity, tensor}).front().tensor->dtype;
     }
+    /// Of what any number of ranks can go on from.
     std::vector<std::pair<std::size_t, std::string>> names() const
     {
         std::vector<std::pair<std::size_t, std::string>> all;
         for (const auto& [key, pieces] : m_pieces)
-            all.push_back(key);
+            if (key.first < kFirstError)
+                all.push_back(key);
         return all;
     }
 
@@ -402,9 +408,17 @@ void loadCheckpoint(const std::string& folder, const Model& model, TrainingState
             findings.add(parameter.name, fmt::format("has {} elements", index.elements(0, parameter.name)),
                          fmt::format("{}, as {} has", parameter.numel, model.id));
     findings.throwIfAny();
-    for (StatePiece& piece : state.pieces)
-        index.read(quantityOf(piece), parameters[static_cast<std::size_t>(piece.tensor)].name, piece.first, piece.count,
-                   piece.values);
+    for (StatePiece& piece : state.pieces) {
+        const std::size_t quantity = quantityOf(piece);
+        const std::string& tensor = parameters[static_cast<std::size_t>(piece.tensor)].name;
+        const bool fits = quantity < kFirstError || (index.has(quantity, tensor) &&
+                                                     index.elements(quantity, tensor) == piece.count * piece.ranks);
+        if (fits)
+            index.read(quantity, tensor, piece.first, piece.count, piece.values);
+        else
+            std::memset(piece.values.data, 0,
+                        static_cast<std::size_t>(bytesOf(piece.count, piece.values.dtype).count()));
+    }
     state.step = manifest.step;
 }
 

@@ -2,7 +2,8 @@
 
 // Checkpoints: a folder with a manifest that is written last. Sharded: every rank its file of pieces. Full: files with
 // Hugging Face names that no rank count is in. Either is read by any number of ranks under any strategy: pieces are
-// found by tensor and element.
+// found by tensor and element. Error feedback of 1-bit compression belongs to a number of ranks: where that one does
+// not go on, it begins at zero, as DeepSpeed's does after every load.
 
 #include <cstdint>
 #include <map>

@@ -27,6 +27,9 @@ public:
     /// segments, as the rank that needs the most memory sees it in steady state.
     virtual Schedule emit() const = 0;
 
+    /// The same with what a run needs besides: stand-ins for the steps before the steady state (Segment::repeat).
+    virtual Schedule emitToRun() const { return emit(); }
+
     /// Recomputes sizes for an input of the same model and equal structureKey().
     virtual void resize(const PlanInput& input) = 0;
 

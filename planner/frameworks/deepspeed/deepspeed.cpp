@@ -82,7 +82,8 @@ void refuseExecution(const PlanInput& input, const DeepSpeedOptions& options, st
     case Optimizer::Adam:
     case Optimizer::Lion:
     case Optimizer::SgdMomentum:
-    case Optimizer::Sgd: break;
+    case Optimizer::Sgd:
+    case Optimizer::OneBitAdam: break;
     default: reasons.push_back(fmt::format("shardrun does not step {} under DeepSpeed", nameOf(training.optimizer)));
     }
     if (wrapper == OptimizerWrapper::Fp16)

@@ -6,6 +6,7 @@
 
 #include "planner/frameworks/deepspeed/deepspeed_rules.hpp"
 #include "planner/frameworks/deepspeed/recording.hpp"
+#include "planner/frameworks/deepspeed/sign_exchange.hpp"
 #include "planner/frameworks/deepspeed/tensor_order.hpp"
 #include "planner/frameworks/optimizer_rules.hpp"
 
@@ -28,13 +29,6 @@ constexpr BufferSpec kMaster{"fp32 master parameters",
                              L::Persistent};
 constexpr BufferSpec kMoments{"optimizer states", "moments x 4 B x P", "ops/adam/fused_adam.py", C::OptimizerStates,
                               Place::Gpu,         S::Compute,          L::FromFirstStep};
-constexpr BufferSpec kErrors{"compression errors of worker and server",
-                             "4 B x P + 4 B x P/N",
-                             "runtime/fp16/onebit/adam.py worker_error, server_error",
-                             C::OptimizerStates,
-                             Place::Gpu,
-                             S::Compute,
-                             L::FromFirstStep};
 constexpr BufferSpec kLocalSteps{"momentum gathered over local steps",
                                  "4 B x P",
                                  "runtime/fp16/onebit/zoadam.py comm_buffer",
@@ -54,12 +48,12 @@ constexpr BufferSpec kGradientFlat{"flattened fp32 gradients", "4 B x P", "fused
                                    C::Temporaries};
 constexpr BufferSpec kForeach{"temporaries of the foreach optimizer", "4 B x P",
                               "torch/optim/adamw.py _multi_tensor_adamw", C::Temporaries};
-constexpr BufferSpec kCompressed{"signs of the momentum, packed", "P / 8 B",
-                                 "runtime/comm/nccl.py compressed_allreduce", C::CommunicationBuffers};
 
 class UnshardedRules final : public DeepSpeedRules {
 public:
-    explicit UnshardedRules(const PlanInput& input) : DeepSpeedRules(input), m_order(m_activations)
+    explicit UnshardedRules(const PlanInput& input)
+        : DeepSpeedRules(input), m_order(m_activations),
+          m_signs(m_order, fp16() || m_training.optimizer == Optimizer::OneBitLamb)
     {
         // engine allreduce_no_retain: a bucket goes out once it holds more than reduce_bucket_size elements
         std::int64_t elements = 0;
@@ -85,9 +79,8 @@ public:
                                                           bytesOf(frozenParameters(), m_dtypes.frozen));
         m_master = m_sizes.addBuffer(kMaster, fp16() ? bytesOf(elements, DType::Fp32) : Bytes(0));
         m_moments = m_sizes.addBuffer(kMoments, stateBytes(elements));
-        m_errors = m_sizes.addBuffer(
-            kErrors,
-            compressed() ? bytesOf(checkedAdd(elements, ceilDivide(elements, m_ranks)), DType::Fp32) : Bytes(0));
+        if (compressed())
+            m_signs.define(m_sizes, m_ranks, m_world, m_dtypes.model, executes());
         m_localSteps = m_sizes.addBuffer(
             kLocalSteps, m_training.optimizer == Optimizer::ZeroOneAdam ? bytesOf(elements, DType::Fp32) : Bytes(0));
         m_module = m_sizes.addBuffer(kModule, fp16() ? bytesOf(elements, m_dtypes.model) : Bytes(0));
@@ -114,15 +107,11 @@ public:
         m_gradientCasts = m_sizes.addBuffer(kGradientCasts, fp16() ? wide : Bytes(0));
         m_gradientFlat = m_sizes.addBuffer(kGradientFlat, fp16() ? wide : Bytes(0));
         m_foreach = m_sizes.addBuffer(kForeach, foreachTemporaries(m_training) ? wide : Bytes(0));
-        const Bytes signs(ceilDivide(elements, 8)); // one bit an element
-        m_compressed = m_sizes.addBuffer(kCompressed, compressed() ? signs : Bytes(0));
         defineCopies(elements, wide);
-        m_signs = m_sizes.addPayload({"signs of the momentum and a scale per rank", "P / 8 B + 4 B x N",
-                                      "runtime/comm/nccl.py compressed_allreduce",
-                                      signs + bytesOf(m_ranks, DType::Fp32), m_dtypes.model});
     }
 
-    std::string structureKey() const override { return commonKey(); }
+    /// One rank exchanges no signs.
+    std::string structureKey() const override { return commonKey() + (exchanges() ? " signs" : ""); }
 
     ModelStates modelStates() const override
     {
@@ -131,11 +120,12 @@ public:
         states.parameters = bytesOf(elements, m_dtypes.model) + bytesOf(frozenParameters(), m_dtypes.frozen);
         states.gradients = bytesOf(elements, m_dtypes.model);
         states.masterParameters = fp16() ? bytesOf(elements, DType::Fp32) : Bytes(0);
-        states.optimizerStates = stateBytes(elements);
+        states.optimizerStates = stateBytes(elements) + (compressed() ? m_signs.errorBytes() : Bytes(0));
         return states;
     }
 
-    Schedule emit() const override { return Emission(*this).run(); }
+    Schedule emit() const override { return Emission(*this, false).run(); }
+    Schedule emitToRun() const override { return Emission(*this, compressed()).run(); }
 
 protected:
     std::int64_t steppedElements() const override { return m_order.elements(); }
@@ -143,6 +133,7 @@ protected:
 private:
     bool fp16() const { return m_wrapper == OptimizerWrapper::Fp16; }
     bool compressed() const { return isOneBit(m_training.optimizer); }
+    bool exchanges() const { return compressed() && m_ranks > 1; }
 
     void defineCopies(std::int64_t elements, Bytes wide)
     {
@@ -181,28 +172,14 @@ private:
                                         narrowing);
         m_update =
             add("update after the exchange", "11 x 4 B x P", "runtime/fp16/onebit/adam.py step", wide * 11 + narrowing);
-        // runtime/comm/nccl.py compressed_allreduce, kernel by kernel, in bytes of an fp32 element read and written:
-        // the error added 12, the norm 4; the new error from sign 8, add_ 8, bool 5, float 5, add_ 8, mul_ 8, scaling 8
-        // and the subtraction 12; then sign_ 8, add_ 8, bool 5 and the packing of a byte a sign 1.
-        const std::int64_t compressing = 100;
-        // A byte a sign unpacked 1, float 5, add_ 8, mul_ 8; scaled 8.
-        const std::int64_t expanding = 30;
-        const auto bytes = [elements](std::int64_t perElement) { return Bytes(checkedMultiply(elements, perElement)); };
-        m_compress = add("momentum compressed to signs", "100 B x P", "runtime/comm/nccl.py compressed_allreduce",
-                         bytes(compressing));
-        // All ranks' signs of this rank's part, P in all: divided by the ranks 8 and summed 4; then compressed again.
-        m_recompress = add("signs averaged and compressed again", "42 B x P + 100 B x P/N",
-                           "runtime/comm/nccl.py compressed_allreduce",
-                           bytes(expanding + 12) + share(bytes(compressing), 1, m_ranks));
-        m_decompress = add("gathered signs decompressed", "38 B x P", "runtime/comm/nccl.py compressed_allreduce",
-                           bytes(expanding + 8)); // and copied to the momentum
     }
 
     class Emission final : public StageObserver {
     public:
-        explicit Emission(const UnshardedRules& rules)
+        /// `warmsUp`: with a stand-in for the steps that the optimizer begins with.
+        Emission(const UnshardedRules& rules, bool warmsUp)
             : m_rules(rules), m_builder(rules.m_sizes, rules.recording()), m_record(m_builder),
-              m_walk(rules.m_activations)
+              m_walk(rules.m_activations), m_signs(rules.m_signs, m_builder, m_record), m_warmsUp(warmsUp)
         {
             if (m_record.records())
                 m_all = wholeLayout(tensorsOf(rules.m_order));
@@ -219,8 +196,9 @@ private:
             m_parameters = m_record.allocate(m_rules.m_parameters, Quantity::Parameters, model, m_all);
             m_master = m_record.allocate(m_rules.m_master, Quantity::Parameters, DType::Fp32, m_all);
             m_moments = m_record.allocate(m_rules.m_moments, Quantity::Moments, m_rules.m_dtypes.states, m_all);
-            for (const BufferClassId persistent : {m_rules.m_errors, m_rules.m_localSteps})
-                m_record.allocateScratch(persistent);
+            if (m_rules.compressed())
+                m_signs.allocateErrors();
+            m_record.allocateScratch(m_rules.m_localSteps);
             m_record.initialize({module, m_parameters, m_moments});
             m_record.move({m_parameters}, {m_master});
             m_builder.free(module);
@@ -233,6 +211,12 @@ private:
                     m_builder.beginSegment(step.name, step.repeat);
                     microStep(step);
                 }
+            if (m_warmsUp) {
+                m_builder.beginSegment("warm-up optimizer step", 0);
+                const std::vector<std::vector<BufferId>> held = m_held;
+                warmUpStep();
+                m_held = held;
+            }
             m_builder.beginSegment("optimizer step");
             optimizerStep();
             return m_builder.finish();
@@ -349,36 +333,39 @@ private:
             m_builder.move(m_rules.m_step);
             if (m_rules.fp16())
                 m_builder.blockHost(prepared); // the overflow is read on the host: item()
-            m_record.update(gradients, {m_parameters, m_moments});
+            m_record.update(gradients,
+                            m_rules.compressed() ? std::vector{m_moments} : std::vector{m_parameters, m_moments});
             const BufferId foreach = m_record.allocateScratch(m_rules.m_foreach);
             m_builder.free(foreach);
-            if (m_rules.compressed())
-                exchangeSigns();
+            if (m_rules.exchanges())
+                m_signs.exchange(m_moments);
+            else if (m_rules.compressed())
+                m_signs.keepErrors();
+            if (m_rules.compressed()) {
+                m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
+                m_builder.move(m_rules.m_update);
+                m_record.update({}, {m_parameters, m_moments});
+            }
             m_builder.op(OpKind::Release, Stream::Compute, Phase::AfterStep);
             m_builder.free(flat);
             dropGradients();
         }
 
-        void exchangeSigns()
+        /// Until freeze_step the gradients are all-reduced (engine enable_backward_allreduce) and both moments follow.
+        void warmUpStep()
         {
-            m_builder.op(OpKind::Quantize, Stream::Compute, Phase::Optimizer);
-            m_builder.move(m_rules.m_compress);
-            const BufferId mine = m_builder.allocate(m_rules.m_compressed);
-            m_builder.op(OpKind::AllToAll, Stream::Compute, Phase::Optimizer);
-            const BufferId received = m_builder.allocate(m_rules.m_compressed);
-            m_builder.send(m_rules.m_signs, m_rules.m_world);
-            m_builder.free(mine);
-            m_builder.free(received);
-            m_builder.op(OpKind::Quantize, Stream::Compute, Phase::Optimizer);
-            m_builder.move(m_rules.m_recompress);
-            m_builder.op(OpKind::AllGather, Stream::Compute, Phase::Optimizer);
-            const BufferId gathered = m_builder.allocate(m_rules.m_compressed);
-            m_builder.send(m_rules.m_signs, m_rules.m_world);
-            m_builder.op(OpKind::Dequantize, Stream::Compute, Phase::Optimizer);
-            m_builder.move(m_rules.m_decompress);
-            m_builder.free(gathered);
+            for (std::size_t bucket = 0; bucket < m_rules.m_buckets.size(); ++bucket)
+                reduce(bucket);
+            m_builder.op(OpKind::Copy, Stream::Compute, Phase::Optimizer);
+            m_builder.move(m_rules.m_prepare);
+            const std::vector<BufferId> gradients = heldGradients();
+            if (m_rules.m_training.gradientClipping)
+                m_record.clip(-1, gradients);
             m_builder.op(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer);
-            m_builder.move(m_rules.m_update);
+            m_builder.move(m_rules.m_step);
+            m_record.update(gradients, {m_parameters, m_moments});
+            m_builder.op(OpKind::Release, Stream::Compute, Phase::AfterStep);
+            dropGradients();
         }
 
         void dropGradients()
@@ -395,6 +382,8 @@ private:
         ScheduleBuilder m_builder;
         ContentRecorder m_record;
         ActivationWalk m_walk;
+        SignExchangeEmission m_signs;
+        bool m_warmsUp;
         std::vector<std::vector<BufferId>> m_held;
         Layout m_all;
         BufferId m_parameters = -1, m_master = -1, m_moments = -1;
@@ -402,18 +391,18 @@ private:
     };
 
     FlatOrder m_order;
+    SignExchange m_signs;
     std::vector<std::int64_t> m_buckets;
     std::vector<std::size_t> m_bucketEnds; // one behind each one's last tensor
-    BufferClassId m_parameters = -1, m_master = -1, m_moments = -1, m_errors = -1, m_localSteps = -1, m_module = -1;
-    BufferClassId m_gradientCasts = -1, m_gradientFlat = -1, m_foreach = -1, m_compressed = -1;
+    BufferClassId m_parameters = -1, m_master = -1, m_moments = -1, m_localSteps = -1, m_module = -1;
+    BufferClassId m_gradientCasts = -1, m_gradientFlat = -1, m_foreach = -1;
     std::vector<std::vector<BufferClassId>> m_gradients; // by layer type and module
     std::vector<BufferClassId> m_flatten;                // by bucket
     std::vector<BufferClassId> m_casts;
     std::vector<PayloadId> m_reduce;
     std::vector<PayloadId> m_bucketCopies;
     std::vector<std::vector<PayloadId>> m_accumulations; // by layer type and module
-    PayloadId m_signs = -1, m_prepare = -1, m_step = -1, m_update = -1;
-    PayloadId m_compress = -1, m_recompress = -1, m_decompress = -1;
+    PayloadId m_prepare = -1, m_step = -1, m_update = -1;
 };
 
 } // namespace

@@ -169,6 +169,31 @@ TEST(DeepSpeedRecordings, StatesGoThroughSwapBuffersWhereSubGroupsAreLarge)
     }
 }
 
+/// While 1-bit Adam warms up it is all-reduced like any other: the stand-in in its place makes a whole step.
+TEST(DeepSpeedRecordings, WarmUpStandsInForTheStep)
+{
+    for (const int gpus : {1, 2, 3})
+        for (const std::int64_t accumulation : {1, 3}) {
+            DeepSpeedOptions options;
+            options.stage = 0;
+            options.reduceBucketSize = 150;
+            Conditions run{1, gpus, accumulation, {}};
+            run.optimizer = Optimizer::OneBitAdam;
+            const SmallInput input = inputOf(options, run);
+            const auto rules = input.rules();
+            EXPECT_EQ(rules->emit().segments.size() + 1, rules->emitToRun().segments.size());
+            Schedule schedule = rules->emitToRun();
+            Segment& standIn = schedule.segments[schedule.segments.size() - 2];
+            ASSERT_EQ(standIn.repeat, 0);
+            standIn.repeat = 1;
+            schedule.segments.pop_back();
+            EXPECT_EQ(textOf(problemsOf(
+                          {schedule, input.model, input.training, gpus, rules->activations()->classes().size()})),
+                      "")
+                << gpus << " ranks, accumulation " << accumulation;
+        }
+}
+
 TEST(DeepSpeedRecordings, WhatIsNotSaidIsRefusedByName)
 {
     DeepSpeedOptions ratio;
@@ -179,8 +204,8 @@ TEST(DeepSpeedRecordings, WhatIsNotSaidIsRefusedByName)
     DeepSpeedOptions compressed;
     compressed.stage = 0;
     Conditions run{1, 2, 1, {}};
-    run.optimizer = Optimizer::OneBitAdam;
-    EXPECT_EQ(textOf(reasonsOf(compressed, run)), "\n  shardrun does not step onebit-adam under DeepSpeed");
+    run.optimizer = Optimizer::OneBitLamb;
+    EXPECT_EQ(textOf(reasonsOf(compressed, run)), "\n  shardrun does not step onebit-lamb under DeepSpeed");
     DeepSpeedOptions nvme;
     nvme.offloadParam = OffloadDevice::Nvme;
     nvme.maxInCpu = 100;

@@ -60,6 +60,7 @@ Bytes RecordedBuffers::encodedBytes(const Content& content, std::int64_t element
     case Codec::Int8Blockwise: return shardwright::bytesOf(elements, DType::Int8) + scales(content.block);
     case Codec::Int4Blockwise: return Bytes(ceilDivide(elements, 2)) + scales(content.block);
     case Codec::Sign: return Bytes(ceilDivide(elements, 8)) + shardwright::bytesOf(1, DType::Fp32);
+    case Codec::Bits: return Bytes(ceilDivide(elements, 8));
     }
     return {};
 }

@@ -134,7 +134,8 @@ TEST(DeepSpeedTraffic, OneBitAdamSendsSigns)
     question.training.precision.mixed = DType::Fp16;
     EXPECT_DOUBLE_EQ(question.traffic().psi, 2);
     question.training.optimizer = Optimizer::OneBitAdam;
-    const double oneHop = kTinyParameters / 8.0 + 4 * 8; // signs and a scale for each of 8 ranks
+    // Signs, padded to whole bytes of each of 8 ranks, and a scale for each of them.
+    const double oneHop = static_cast<double>(roundUp(kTinyParameters, 8 * 8)) / 8 + 4 * 8;
     EXPECT_DOUBLE_EQ(question.traffic().psi, 2 * oneHop / 2 / kTinyParameters);
 }
 
