@@ -142,10 +142,27 @@ private:
             Tolerance::Exact);
         row("NVMe written a step, a node", "B", predicted(prediction, "/nvme/write_bytes_per_step") / share, written,
             Tolerance::Exact);
-        row("host to device a step", "B", predicted(prediction, "/traffic/host_to_device_bytes"),
-            m_most->hostToDevice.asDouble(), Tolerance::Exact);
-        row("device to host a step", "B", predicted(prediction, "/traffic/device_to_host_bytes"),
-            m_most->deviceToHost.asDouble(), Tolerance::Exact);
+        hostLink("host to device a step", "/traffic/host_to_device_bytes", &RankMeasurement::hostToDevice);
+        hostLink("device to host a step", "/traffic/device_to_host_bytes", &RankMeasurement::deviceToHost);
+    }
+
+    /// The plan is the first rank's. Others may keep shorter stretches, or tensors whose ends are another rank's: what
+    /// they move is told beside it.
+    void hostLink(const std::string& name, const std::string& pointer, Bytes RankMeasurement::*moved)
+    {
+        const std::vector<RankMeasurement>& ranks = m_measurement.ranks;
+        const auto first = std::min_element(ranks.begin(), ranks.end(),
+                                            [](const auto& one, const auto& other) { return one.rank < other.rank; });
+        const double expected = predicted(m_plan.prediction, pointer);
+        row(name, "B", expected, ((*first).*moved).asDouble(), Tolerance::Exact);
+        const RankMeasurement* furthest = &*first;
+        for (const RankMeasurement& rank : ranks)
+            if (std::abs((rank.*moved).asDouble() - expected) > std::abs(((*furthest).*moved).asDouble() - expected))
+                furthest = &rank;
+        if (furthest->*moved != (*first).*moved)
+            row("  of the rank furthest from it", "B", expected, (furthest->*moved).asDouble(),
+                Tolerance::ForInformation,
+                fmt::format("rank {}; the plan is that of rank {}", furthest->rank, first->rank));
     }
 
     bool solo() const { return m_measurement.ranks.size() == 1 && m_plan.ranks > 1; }

@@ -85,6 +85,20 @@ TEST(Validation, EveryFigureCanBeOut)
     EXPECT_TRUE(within(slow, false));
 }
 
+/// The plan is the first rank's, and other ranks of another stretch are told, not taken for it.
+TEST(Validation, WhatGoesOverTheHostLinkIsTheFirstRanks)
+{
+    Measurement other = measurement();
+    other.ranks[1].deviceToHost = Bytes(8);
+    EXPECT_TRUE(within(other));
+    EXPECT_NE(tableOf(validate(plan(), other, true)).find("rank 1; the plan is that of rank 0"), std::string::npos);
+    std::swap(other.ranks[0], other.ranks[1]);
+    EXPECT_TRUE(within(other)); // in whatever order they were measured
+    Measurement first = measurement();
+    first.ranks[0].hostToDevice = Bytes(8);
+    EXPECT_FALSE(within(first));
+}
+
 /// 13 planned, 14 measured: two calls of two ways around are rounded by less than four bytes, and what was measured is
 /// what the row says.
 TEST(Validation, SentBytesPartByLessThanAByteACallAndWay)
