@@ -124,6 +124,9 @@ TEST(PlanFile, ImpossibleSchedulesAreRefused)
               std::string::npos);
     EXPECT_NE(failure(changed([](ExecutablePlan& p) { p.schedule.segments[1].firstOp = 0; })).find("/segments/1"),
               std::string::npos);
+    // A stand-in has something behind it to stand in for.
+    EXPECT_NE(failure(changed([](ExecutablePlan& p) { p.schedule.segments[1].repeat = 0; })).find("happens 0 times"),
+              std::string::npos);
     EXPECT_NE(failure(changed([](ExecutablePlan& p) { p.schedule.ops[2].firstEvent = 1; })).find("/ops/2"),
               std::string::npos);
 }

@@ -268,20 +268,23 @@ std::vector<double> uncompressedLosses(Tiny tiny, std::int64_t steps)
     return run(planOf(tiny), settings).losses;
 }
 
-TEST(OneBitAdam, LossesFollowUncompressedAdamAndFall)
+/// The exchange itself is held to the reference above; here that what trains with it learns as Adam does. A frozen
+/// variance takes longer steps where gradients grow smaller, so losses may well be lower.
+TEST(OneBitAdam, LossesFallNoSlowerThanUncompressedAdams)
 {
     constexpr std::int64_t kSteps = 40;
     constexpr double kDocumented = 0.05; // executor/README.md
     for (const Tiny& tiny : {Tiny{.ranks = 2}, Tiny{.ranks = 3, .accumulation = 2}, Tiny{.ranks = 4}, Tiny{.ranks = 7},
                              Tiny{.ranks = 8}}) {
-        const std::vector<double> expected = uncompressedLosses(tiny, kSteps);
+        const std::vector<double> adam = uncompressedLosses(tiny, kSteps);
         const ExecutablePlan plan = planOf(tiny);
         const Measurement measured = run(plan, settingsOf(kSteps));
-        for (std::size_t step = 0; step < expected.size(); ++step)
-            EXPECT_NEAR(measured.losses[step], expected[step],
-                        (step <= kWarmUpSteps ? 1e-5 : kDocumented) * expected[step])
-                << tiny.ranks << " ranks, step " << step;
-        EXPECT_LT(measured.losses.back(), measured.losses[kWarmUpSteps] * 0.97) << tiny.ranks << " ranks";
+        for (std::size_t step = 0; step < adam.size(); ++step) {
+            if (step <= kWarmUpSteps)
+                EXPECT_NEAR(measured.losses[step], adam[step], 1e-5 * adam[step]) << tiny.ranks << ", step " << step;
+            EXPECT_LT(measured.losses[step], adam[step] * (1 + kDocumented)) << tiny.ranks << ", step " << step;
+        }
+        EXPECT_LT(measured.losses.back(), measured.losses[kWarmUpSteps] * 0.9) << tiny.ranks << " ranks";
         for (const ValidationRow& row : validate(plan, measured, false).rows)
             EXPECT_TRUE(row.within()) << tiny.ranks << " ranks: " << row.quantity << ": predicted " << row.predicted
                                       << ", measured " << row.measured << ' ' << row.remark;
