@@ -55,10 +55,11 @@ void checkZeroPlusPlus(const DeepSpeedOptions& options, Problems& problems)
     // runtime/zero/stage3.py: all_to_all_reduce needs reduce_scatter
     if (options.quantizedGradients && !options.reduceScatter)
         problems.add("zero_optimization/reduce_scatter", "is false beside zero_quantized_gradients", "true");
-    // runtime/zero/mics.py: no offload
+    // runtime/zero/mics.py allreduce_mics_shard_grads raises "Local sharding has no support for CPU offloading"
     if (options.micsShardSize > 0 &&
         (options.offloadOptimizer != OffloadDevice::None || options.offloadParam != OffloadDevice::None))
-        problems.add("zero_optimization/mics_shard_size", "is set together with offload", "MiCS without offload");
+        problems.add("zero_optimization/mics_shard_size",
+                     "is set together with offload, which DeepSpeed's MiCS does not support", "MiCS without offload");
     if (options.micsShardSize > 0 && options.hpzPartitionSize > 1)
         problems.add("zero_optimization/zero_hpz_partition_size", "is set beside mics_shard_size", "one of the two");
 }

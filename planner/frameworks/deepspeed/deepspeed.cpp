@@ -104,15 +104,14 @@ void refuseExecution(const PlanInput& input, const DeepSpeedOptions& options, st
     if (options.quantizedWeights && (options.hpzPartitionSize > 1 || options.offloadParam != OffloadDevice::None))
         reasons.push_back("shardrun carries out zero_quantized_weights without zero_hpz_partition_size and "
                           "offload_param only");
-    if (options.micsShardSize > 0 && (options.offloadOptimizer != OffloadDevice::None ||
-                                      options.offloadParam != OffloadDevice::None || dtypes.wire != dtypes.accumulate))
-        reasons.push_back("shardrun carries out MiCS without offload and with gradients sent as they are kept only");
+    if (options.micsShardSize > 0 && dtypes.wire != dtypes.accumulate)
+        reasons.push_back("shardrun carries out MiCS with gradients sent as they are kept only");
     if (options.offloadParam == OffloadDevice::Nvme && options.maxInCpu > 0 &&
         options.maxInCpu < input.model.parameters())
         reasons.push_back("shardrun keeps parameters on NVMe all or none: offload_param.max_in_cpu 0, or at least the "
                           "model's parameters");
-    if (options.offloadOptimizer != OffloadDevice::None && options.offloadRatio < 1 && options.stage == 3)
-        reasons.push_back("shardrun offloads the whole optimizer or nothing of it: offload_optimizer.ratio 1");
+    if (options.offloadOptimizer == OffloadDevice::Nvme && options.offloadRatio < 1)
+        reasons.push_back("shardrun offloads part of the optimizer to host memory only: offload_optimizer.ratio 1");
     const std::int64_t buffers = (2 + optimizerMoments(training.optimizer)) * (options.pipelineRead ? 2 : 1);
     if (options.offloadOptimizer == OffloadDevice::Nvme && options.optimizerBufferCount < buffers)
         reasons.push_back(fmt::format("shardrun needs offload_optimizer.buffer_count {} here: master weights, "

@@ -64,6 +64,11 @@ private:
         bool compressesAll = false;
         bool asItIs = false; // reduced where it lies
     };
+    /// The fp32 gradients of a flush at the boundary.
+    struct WideMoves {
+        PayloadId down = -1; // to the host
+        PayloadId keep = -1; // of sub-groups that are stepped on the GPU
+    };
     struct GradientClasses {
         BufferClassId bucketed = -1;
         BufferClassId large = -1;
@@ -80,6 +85,9 @@ private:
         BufferClassId flat = -1;
         BufferClassId wide = -1;
         BufferClassId foreach = -1;
+        std::int64_t persistent =
+            0; // of its elements, or of those that go up with it: kept on the GPU under offload_param
+        PayloadId persistentUp = -1;
         PayloadId parametersUp = -1;
         PayloadId stateRead = -1;
         PayloadId stateWrite = -1;
@@ -96,10 +104,12 @@ private:
     void definePieces();
     void defineGradients();
     void defineFlushes();
+    void defineWideMoves();
     void defineFlushCopies(FlushClasses& classes, std::int64_t padded, std::int64_t compressed, std::int64_t shard,
                            bool asItIs, Bytes inside, Bytes between);
     void defineStep();
-    void uploadAtOnce();
+    void stepAtOnce();
+    void definePersistentUp();
 
     std::int64_t shardOf(const FlatTensor& tensor) const { return ceilDivide(tensor.numel, m_shardRanks); }
     std::int64_t paddedElements(const TensorRuns& runs, std::int64_t ranks, bool frozen) const;
@@ -117,11 +127,17 @@ private:
     /// Sub-groups whose states are in swap buffers at once: pipeline_read brings the next one's while one is stepped.
     std::int64_t swapSets() const { return m_options.pipelineRead ? 2 : 1; }
     bool gathersNothing() const { return m_shardRanks == 1 && m_options.offloadParam == OffloadDevice::None; }
+    /// One rank alone gathers nothing, so it quantises nothing either (partition_parameters.py _no_gather_coalesced).
+    bool quantizesWeights() const { return m_options.quantizedWeights && !gathersNothing(); }
     bool optimizerOn(OffloadDevice device) const { return m_options.offloadOptimizer == device; }
     bool paramOn(OffloadDevice device) const { return m_options.offloadParam == device; }
     std::int64_t offloadedElements() const;
     /// Elements of the sub-groups that are stepped on the host and have their states there.
     std::int64_t onHostElements() const;
+    /// offload_optimizer.ratio < 1: sub-groups that are stepped on the GPU while others are not.
+    bool stepsInTwoPlaces() const { return offloadsOptimizer() && m_subGroups.front().onGpu; }
+    /// Whether a tensor is in a sub-group that is stepped on the GPU.
+    bool steppedOnGpu(const FlatTensor& tensor) const;
     std::int64_t onGpuElements() const { return m_shard - offloadedElements(); }
     Bytes nvmeParameterBytes() const;
 
@@ -143,6 +159,7 @@ private:
                   m_bucket = -1, m_persistent = -1;
     BufferClassId m_hostShards = -1, m_hostMaster = -1, m_hostNarrowGradients = -1, m_hostWideGradients = -1,
                   m_hostMoments = -1, m_swapBuffers = -1, m_paramBuffers = -1;
+    BufferClassId m_wideGradients = -1;
     BufferClassId m_swapMaster = -1, m_swapGradient = -1, m_swapMoments = -1;
     BufferClassId m_nvmeMaster = -1, m_nvmeGradients = -1, m_nvmeMoments = -1, m_nvmeParameters = -1;
     BufferClassId m_overflow = -1, m_norm = -1;
@@ -152,9 +169,9 @@ private:
     std::vector<BufferClassId> m_secondaries;  // by unit type
     std::vector<std::vector<GradientClasses>> m_gradients;
     std::vector<FlushClasses> m_flushes;      // by flush kind
+    std::vector<WideMoves> m_wideMoves;       // by flush, where sub-groups are stepped in two places
     std::vector<PayloadId> m_secondaryCopies; // by unit type
-    PayloadId m_persistentGather = -1, m_parametersDown = -1, m_persistentUp = -1, m_nvmeParameterWrite = -1,
-              m_check = -1;
+    PayloadId m_persistentGather = -1, m_parametersDown = -1, m_nvmeParameterWrite = -1, m_check = -1;
 };
 
 } // namespace shardwright

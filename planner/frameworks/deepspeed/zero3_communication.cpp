@@ -129,7 +129,7 @@ void Zero3Rules::defineCalls()
             tensors = checkedAdd(tensors, run.count);
         CallClasses call;
         call.coalesced = tensors > 1;
-        const bool quantized = m_options.quantizedWeights;
+        const bool quantized = quantizesWeights();
         const Bytes whole = paddedBytes(runs, m_shardRanks);
         const Bytes sent = quantized ? quantizedBytes(runs) : whole;
         const Bytes held = gathersNothing() ? Bytes(0) : sent;
@@ -278,6 +278,31 @@ void Zero3Rules::defineFlushes()
                                 bytesOf(shard, m_dtypes.master), m_dtypes.master});
         defineFlushCopies(classes, padded, compressed, shard, asItIs, inside, between);
         m_flushes.push_back(classes);
+    }
+    defineWideMoves();
+}
+
+/// Flushes of one kind may lie in sub-groups that are stepped in different places.
+void Zero3Rules::defineWideMoves()
+{
+    m_wideMoves.clear();
+    if (!stepsInTwoPlaces())
+        return;
+    for (const BucketFlush& flush : m_buckets.flushes) {
+        std::int64_t here = 0;
+        std::int64_t offloaded = 0;
+        for (std::size_t i = flush.firstTensor; i < flush.endTensor; ++i) {
+            const FlatTensor& tensor = m_buckets.tensors[i];
+            std::int64_t& elements = steppedOnGpu(tensor) ? here : offloaded;
+            elements = checkedAdd(elements, shardOf(tensor));
+        }
+        WideMoves moves;
+        moves.down = m_sizes.addPayload({"fp32 gradient shard to the host", "4 B x shard", "stage3.py partition_grads",
+                                         bytesOf(offloaded, m_dtypes.master), m_dtypes.master});
+        moves.keep =
+            m_sizes.addPayload({"fp32 gradient shard kept on the GPU", "(a + 4) B x shard", "stage3.py partition_grads",
+                                bytesOf(here, m_dtypes.accumulate) + bytesOf(here, m_dtypes.master), m_dtypes.master});
+        m_wideMoves.push_back(moves);
     }
 }
 

@@ -144,7 +144,7 @@ void Zero3Emission::initialiseStates()
 {
     const DeepSpeedDtypes& dtypes = m_rules.m_dtypes;
     using Part = Zero3Rules::SubGroup;
-    const Tensors onGpu = tensorsWhere([](const Part& group) { return group.onGpu; });
+    m_onGpu = tensorsWhere([](const Part& group) { return group.onGpu; });
     m_onHost = tensorsWhere([](const Part& group) { return !group.onGpu && !group.onNvme; });
     m_onNvme = tensorsWhere([](const Part& group) { return group.onNvme; });
     const Tensors all = records() ? tensorsOf(m_rules.m_order) : Tensors{};
@@ -160,10 +160,11 @@ void Zero3Emission::initialiseStates()
         m_record.initialize({buffer});
         return buffer;
     };
-    m_master = master(m_rules.m_master, onGpu);
+    m_master = master(m_rules.m_master, m_onGpu);
     m_gradientShards = zeros(m_rules.m_gradientShards, Quantity::Gradients, dtypes.accumulate, all);
     m_bucket = m_record.allocateScratch(m_rules.m_bucket);
-    m_moments = zeros(m_rules.m_moments, Quantity::Moments, dtypes.states, onGpu);
+    m_moments = zeros(m_rules.m_moments, Quantity::Moments, dtypes.states, m_onGpu);
+    m_wideGradients = zeros(m_rules.m_wideGradients, Quantity::Gradients, dtypes.master, m_onGpu);
     m_hostMaster = master(m_rules.m_hostMaster, m_onHost);
     m_hostNarrow = zeros(m_rules.m_hostNarrowGradients, Quantity::Gradients, dtypes.accumulate, all);
     m_hostWide = zeros(m_rules.m_hostWideGradients, Quantity::Gradients, dtypes.master, m_onHost);

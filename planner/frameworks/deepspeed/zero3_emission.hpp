@@ -65,12 +65,8 @@ private:
         return tensors;
     }
 
-    bool anyPersistent(const Tensors& tensors) const
-    {
-        const Tensors& persistent = m_rules.m_gathers.persistentTensors;
-        return std::find_first_of(tensors.begin(), tensors.end(), persistent.begin(), persistent.end()) !=
-               tensors.end();
-    }
+    /// Whether some of a flush's tensors are among these.
+    bool flushTouches(std::int32_t flush, const Tensors& tensors) const;
 
     void initialise();
 
@@ -78,7 +74,7 @@ private:
 
     void play(std::uint32_t end);
 
-    bool quantized() const { return m_rules.m_options.quantizedWeights; }
+    bool quantized() const { return m_rules.quantizesWeights(); }
     const Zero3Rules::CallClasses& classesOf(std::size_t call) const;
 
     void gather(std::size_t index);
@@ -156,6 +152,7 @@ private:
     void optimizerStep();
 
     void stepGroup(std::size_t index);
+    void stepBesideTheHost(std::size_t index);
 
     /// This rank's gradients of the step, of all tensors.
     BufferId gradients() const { return m_rules.offloadsOptimizer() ? m_hostNarrow : m_gradientShards; }
@@ -191,10 +188,10 @@ private:
     bool m_steppedOnHost = false;
     BufferId m_shards = -1, m_hostShards = -1, m_nvmeShards = -1, m_paramBuffers = -1, m_persistent = -1;
     BufferId m_master = -1, m_moments = -1, m_hostMaster = -1, m_hostMoments = -1;
-    BufferId m_gradientShards = -1, m_hostNarrow = -1, m_hostWide = -1, m_bucket = -1;
+    BufferId m_gradientShards = -1, m_hostNarrow = -1, m_hostWide = -1, m_wideGradients = -1, m_bucket = -1;
     Swapped m_nvme;
     std::vector<Swapped> m_swaps;
-    Tensors m_onHost, m_onNvme; // whose states are there
+    Tensors m_onGpu, m_onHost, m_onNvme; // whose states are there
     std::size_t m_visit = 0;
     std::uint32_t m_command = 0;
     std::size_t m_arrival = 0;

@@ -259,9 +259,18 @@ OpId Zero3Emission::offload(std::int32_t flush, const Zero3Rules::FlushClasses& 
     }
     if (!m_last)
         return last;
+    PayloadId wide = classes.wideCopy;
+    if (m_rules.stepsInTwoPlaces()) {
+        const Zero3Rules::WideMoves& moves = m_rules.m_wideMoves[static_cast<std::size_t>(flush)];
+        wide = moves.down;
+        copy(OpKind::Copy, m_reduceStream, Phase::Backward, moves.keep);
+        if (records() && flushTouches(flush, m_onGpu))
+            m_record.move(reduced, {m_wideGradients});
+    }
     // fp32_grad_tensor.copy_() without non_blocking
-    last = copy(OpKind::CopyToHost, m_reduceStream, Phase::Backward, classes.wideCopy);
-    m_record.move(reduced, {m_hostWide});
+    last = copy(OpKind::CopyToHost, m_reduceStream, Phase::Backward, wide);
+    if (records() && flushTouches(flush, m_onHost))
+        m_record.move(reduced, {m_hostWide});
     const BufferId landed = landGradients(flush, reduced);
     block(last, Phase::Backward);
     if (m_rules.optimizerOn(OffloadDevice::Nvme) && (!records() || landed >= 0)) {
@@ -269,6 +278,12 @@ OpId Zero3Emission::offload(std::int32_t flush, const Zero3Rules::FlushClasses& 
         m_record.move({landed}, {m_nvme.gradient});
     }
     return last;
+}
+
+bool Zero3Emission::flushTouches(std::int32_t flush, const Tensors& tensors) const
+{
+    const Tensors going = tensorsOfFlush(flush);
+    return std::find_first_of(going.begin(), going.end(), tensors.begin(), tensors.end()) != going.end();
 }
 
 BufferId Zero3Emission::landGradients(std::int32_t flush, const Buffers& reduced)

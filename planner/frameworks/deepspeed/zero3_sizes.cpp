@@ -72,6 +72,13 @@ constexpr BufferSpec kFlatSubGroup{"flattened gradient of a sub-group", "a x sub
                                    "stage3.py _prepare_fp32_grad_for_sub_group", C::Temporaries};
 constexpr BufferSpec kWideSubGroup{"fp32 gradient of a sub-group", "4 B x sub-group",
                                    "stage3.py _prepare_fp32_grad_for_sub_group", C::Temporaries};
+constexpr BufferSpec kWideGradients{"fp32 gradients of the sub-groups stepped on the GPU",
+                                    "4 B x sub-groups",
+                                    "stage3.py initialize_optimizer_states: subgroup_to_device",
+                                    C::Gradients,
+                                    Place::Gpu,
+                                    S::Compute,
+                                    L::Persistent};
 constexpr BufferSpec kForeach{"temporaries of the foreach optimizer", "4 B x sub-group",
                               "torch/optim/adamw.py _multi_tensor_adamw", C::Temporaries};
 constexpr BufferSpec kOverflow{"overflow check of the gradient shards", "3 B x shard", "stage3.py _has_inf_or_nan",
@@ -93,14 +100,19 @@ Zero3Rules::Zero3Rules(const PlanInput& input) : DeepSpeedRules(input), m_order(
 std::string Zero3Rules::structureKey() const
 {
     // Sub-groups are counted in elements of a rank, so their number, and where they are stepped, can change with the
-    // ranks: "g2n5h1" are two on the GPU, five from NVMe, the last one in host memory.
+    // ranks: "g2n5h1" are two on the GPU, five from NVMe, the last one in host memory; a "p" where persistent
+    // parameters go up with them.
     std::string groups;
     for (std::size_t first = 0, end = 0; first < m_subGroups.size(); first = end) {
         const SubGroup& group = m_subGroups[first];
         while (end < m_subGroups.size() && m_subGroups[end].onGpu == group.onGpu &&
-               m_subGroups[end].onNvme == group.onNvme)
+               m_subGroups[end].onNvme == group.onNvme && (m_subGroups[end].persistent > 0) == (group.persistent > 0))
             ++end;
-        groups += fmt::format("{}{}", group.onGpu ? 'g' : group.onNvme ? 'n' : 'h', end - first);
+        groups += fmt::format("{}{}{}",
+                              group.onGpu    ? 'g'
+                              : group.onNvme ? 'n'
+                                             : 'h',
+                              group.persistent > 0 ? "p" : "", end - first);
     }
     return commonKey() + fmt::format(" groups {} nothing{} kept{}", groups, gathersNothing(), m_persistentShard > 0);
 }
@@ -200,6 +212,13 @@ std::int64_t Zero3Rules::onHostElements() const
     return elements;
 }
 
+bool Zero3Rules::steppedOnGpu(const FlatTensor& tensor) const
+{
+    const auto first =
+        std::find_if(m_subGroups.begin(), m_subGroups.end(), [](const SubGroup& group) { return !group.onGpu; });
+    return first == m_subGroups.end() || tensor.offset < m_order.tensors()[first->firstTensor].offset;
+}
+
 std::int64_t Zero3Rules::offloadedElements() const
 {
     std::int64_t elements = 0;
@@ -224,6 +243,8 @@ void Zero3Rules::defineStates()
     m_moments = m_sizes.addBuffer(kMoments, stateBytes(onGpuElements()));
     m_gradientShards =
         m_sizes.addBuffer(kGradientShards, offloadsOptimizer() ? Bytes(0) : bytesOf(m_shard, m_dtypes.accumulate));
+    m_wideGradients =
+        m_sizes.addBuffer(kWideGradients, offloadsOptimizer() ? bytesOf(onGpuElements(), m_dtypes.master) : Bytes(0));
     m_bucket = m_sizes.addBuffer(
         kBucket, m_options.contiguousGradients ? bytesOf(m_options.reduceBucketSize, m_dtypes.model) : Bytes(0));
     m_persistent =
@@ -250,10 +271,11 @@ void Zero3Rules::defineStep()
                                   offloadsOptimizer() ? Bytes(0) : Bytes(checkedMultiply(m_shard, checking + norming)),
                                   m_dtypes.accumulate});
     for (SubGroup& group : m_subGroups) {
+        const bool flattens = !offloadsOptimizer(); // with it the gradients arrive flat and in fp32
         group.flat =
-            m_sizes.addBuffer(kFlatSubGroup, group.onGpu ? bytesOf(group.elements, m_dtypes.accumulate) : Bytes(0));
-        group.wide = m_sizes.addBuffer(kWideSubGroup,
-                                       group.onGpu && casts ? bytesOf(group.elements, m_dtypes.master) : Bytes(0));
+            m_sizes.addBuffer(kFlatSubGroup, flattens ? bytesOf(group.elements, m_dtypes.accumulate) : Bytes(0));
+        group.wide =
+            m_sizes.addBuffer(kWideSubGroup, flattens && casts ? bytesOf(group.elements, m_dtypes.master) : Bytes(0));
         group.foreach = m_sizes.addBuffer(kForeach, group.onGpu && foreachTemporaries(m_training)
                                                         ? bytesOf(group.elements, m_dtypes.states)
                                                         : Bytes(0));
@@ -264,10 +286,11 @@ void Zero3Rules::defineStep()
         const Bytes narrow = bytesOf(group.elements, m_dtypes.accumulate);
         const Bytes master = bytesOf(group.elements, m_dtypes.master);
         // Flattened, cast, and divided by the loss scale and the clipping factor together.
-        group.prepare = m_sizes.addPayload(
-            {"gradient flattened, cast and unscaled", "(3 a + 12) B x sub-group",
-             "stage3.py _prepare_fp32_grad_for_sub_group, unscale_and_clip_grads",
-             group.onGpu ? narrow * 2 + (casts ? narrow + master : Bytes(0)) + master * 2 : Bytes(0), m_dtypes.master});
+        group.prepare = m_sizes.addPayload({"gradient flattened, cast and unscaled", "(3 a + 12) B x sub-group",
+                                            "stage3.py _prepare_fp32_grad_for_sub_group, unscale_and_clip_grads",
+                                            (flattens ? narrow * 2 + (casts ? narrow + master : Bytes(0)) : Bytes(0)) +
+                                                (group.onGpu ? master * 2 : Bytes(0)),
+                                            m_dtypes.master});
         // DeepSpeedCPUAdam is one pass too; the host unscales before it and narrows the parameters after it.
         group.step = m_sizes.addPayload(
             {"optimizer step", "accesses x sub-group + 6 B x sub-group", "ops/adam; stage3.py _optimizer_step",
@@ -283,35 +306,69 @@ void Zero3Rules::defineStep()
             m_sizes.addPayload({"master and moments to NVMe", "(4 + 8) B x sub-group",
                                 "runtime/swap_tensor/partitioned_optimizer_swapper.py", states, m_dtypes.master});
     }
+    definePersistentUp();
     if (executes())
-        uploadAtOnce();
-    m_persistentUp =
-        m_sizes.addPayload({"updated shards of persistent parameters to the GPU", "d x persistent/N",
-                            "zero/parameter_offload.py mark_persistent_parameters",
-                            bytesOf(std::min(m_shard, m_persistentShard), m_dtypes.model), m_dtypes.model});
-    m_parametersDown = m_sizes.addPayload({"updated shards to the host", "d x shard",
-                                           "stage3.py _reassign_or_swap_out_partitioned_parameters",
-                                           bytesOf(onGpuElements(), m_dtypes.model), m_dtypes.model});
+        stepAtOnce();
 }
 
-/// The executor steps all sub-groups in host memory as one, at the first of them; their parameters go up with the last.
-void Zero3Rules::uploadAtOnce()
+/// stage3.py _reassign_or_swap_out_partitioned_parameters: each sub-group's new parameters go to where they are kept,
+/// those of persistent parameters from the master weights in host memory, or in a swap buffer, to the GPU. Where
+/// tensors have no names, all of them count with the last sub-group.
+void Zero3Rules::definePersistentUp()
+{
+    std::int64_t onGpu = 0;
+    for (SubGroup& group : m_subGroups) {
+        group.persistent = 0;
+        const std::vector<std::int32_t>& persistent = m_gathers.persistentTensors;
+        for (std::size_t i = group.firstTensor; i < group.endTensor && executes(); ++i) {
+            const FlatTensor& tensor = m_order.tensors()[i];
+            if (std::find(persistent.begin(), persistent.end(), tensor.tensor) != persistent.end())
+                group.persistent = checkedAdd(group.persistent, shardOf(tensor));
+        }
+        if (group.onGpu)
+            onGpu += std::exchange(group.persistent, 0);
+    }
+    SubGroup& last = m_subGroups.back();
+    if (!executes() && !last.onGpu)
+        last.persistent = std::min(m_shard, m_persistentShard);
+    for (SubGroup& group : m_subGroups) {
+        if (paramOn(OffloadDevice::None))
+            group.persistent = 0;
+        group.persistentUp =
+            m_sizes.addPayload({"updated shards of persistent parameters to the GPU", "d x persistent/N",
+                                "stage3.py _reassign_or_swap_out_partitioned_parameters",
+                                bytesOf(group.persistent, m_dtypes.model), m_dtypes.model});
+    }
+    m_parametersDown = m_sizes.addPayload({"updated shards to the host", "d x shard",
+                                           "stage3.py _reassign_or_swap_out_partitioned_parameters",
+                                           bytesOf(onGpuElements() - onGpu, m_dtypes.model), m_dtypes.model});
+}
+
+/// The executor steps all sub-groups in host memory as one, at the first of them, and so those on the GPU beside them;
+/// their parameters go up with the last, the persistent ones with the first.
+void Zero3Rules::stepAtOnce()
 {
     const auto bytesAt = [this](PayloadId payload) -> Bytes& {
         return m_sizes.payloads[static_cast<std::size_t>(payload)].bytes;
     };
-    SubGroup* first = nullptr;
-    SubGroup* last = nullptr;
-    for (SubGroup& group : m_subGroups) {
-        if (group.onGpu || group.onNvme)
+    for (const bool onGpu : {false, true}) {
+        if (onGpu && !offloadsOptimizer())
             continue;
-        if (last != nullptr) {
-            bytesAt(group.parametersUp) += std::exchange(bytesAt(last->parametersUp), Bytes(0));
-            bytesAt(first->step) += std::exchange(bytesAt(group.step), Bytes(0));
-        } else {
-            first = &group;
+        SubGroup* first = nullptr;
+        SubGroup* last = nullptr;
+        for (SubGroup& group : m_subGroups) {
+            if (group.onGpu != onGpu || group.onNvme)
+                continue;
+            if (last != nullptr) {
+                bytesAt(group.parametersUp) += std::exchange(bytesAt(last->parametersUp), Bytes(0));
+                bytesAt(first->step) += std::exchange(bytesAt(group.step), Bytes(0));
+                bytesAt(first->persistentUp) += std::exchange(bytesAt(group.persistentUp), Bytes(0));
+                first->persistent += std::exchange(group.persistent, 0);
+            } else {
+                first = &group;
+            }
+            last = &group;
         }
-        last = &group;
     }
 }
 
@@ -322,8 +379,8 @@ ModelStates Zero3Rules::modelStates() const
         states.parameters = bytesOf(std::min(m_shard, m_persistentShard), m_dtypes.model);
     if (paramOn(OffloadDevice::None))
         states.parameters = bytesOf(m_shard, m_dtypes.model) + bytesOf(m_frozenShard, m_dtypes.frozen);
-    if (!offloadsOptimizer())
-        states.gradients = bytesOf(m_shard, m_dtypes.accumulate);
+    states.gradients =
+        offloadsOptimizer() ? bytesOf(onGpuElements(), m_dtypes.master) : bytesOf(m_shard, m_dtypes.accumulate);
     states.masterParameters = bytesOf(onGpuElements(), m_dtypes.master);
     states.optimizerStates = stateBytes(onGpuElements());
     return states;

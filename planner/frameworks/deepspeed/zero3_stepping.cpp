@@ -20,14 +20,6 @@ void Zero3Emission::optimizerStep()
         m_record.move({m_master}, {m_shards, m_hostShards});
         block(down, Phase::Optimizer);
     }
-    if (!m_rules.paramOn(OffloadDevice::None) && m_rules.m_persistentShard > 0 &&
-        m_rules.onGpuElements() < m_rules.m_shard) {
-        const OpId up = copy(OpKind::CopyToDevice, Stream::Compute, Phase::Optimizer, m_rules.m_persistentUp);
-        for (const auto& [master, tensors] : {std::pair(m_hostMaster, &m_onHost), std::pair(m_nvme.master, &m_onNvme)})
-            if (anyPersistent(*tensors))
-                m_record.move({master}, {m_shards});
-        block(up, Phase::Optimizer);
-    }
     if (m_rules.paramOn(OffloadDevice::Nvme)) {
         block(m_lastStateWrite, Phase::Optimizer);
         const OpId write = copy(OpKind::NvmeWrite, Stream::Nvme, Phase::Optimizer, m_rules.m_nvmeParameterWrite);
@@ -59,6 +51,10 @@ void Zero3Emission::stepGroup(std::size_t index)
     const DeepSpeedDtypes& dtypes = m_rules.m_dtypes;
     const Tensors tensors = records() ? tensorsOfGroup(group) : Tensors{};
     copy(OpKind::Copy, Stream::Compute, Phase::Optimizer, group.prepare);
+    if (m_rules.offloadsOptimizer()) {
+        stepBesideTheHost(index);
+        return;
+    }
     BufferId flat = allocateShards(group.flat, Quantity::Gradients, dtypes.accumulate, tensors);
     m_record.move({gradients()}, {flat});
     BufferId gradient = flat;
@@ -76,6 +72,19 @@ void Zero3Emission::stepGroup(std::size_t index)
         m_record.move({m_master}, {m_shards});
     drop(wide);
     drop(flat);
+}
+
+/// stage3.py backup_optimizer. All such sub-groups are stepped with the first.
+void Zero3Emission::stepBesideTheHost(std::size_t index)
+{
+    copy(OpKind::OptimizerStep, Stream::Compute, Phase::Optimizer, m_rules.m_subGroups[index].step);
+    once(m_rules.m_subGroups[index].foreach);
+    if (index > 0)
+        return;
+    clip(m_wideGradients);
+    m_record.update({m_wideGradients}, {m_master, m_moments});
+    if (m_rules.paramOn(OffloadDevice::None))
+        m_record.move({m_master}, {m_shards});
 }
 
 void Zero3Emission::clip(BufferId gradient)
@@ -103,6 +112,11 @@ void Zero3Emission::stepOnHost(std::size_t index)
     else if (!m_steppedOnHost)
         stepAllOnHost();
     block(stepped, Phase::Optimizer);
+    if (group.persistent > 0) {
+        const OpId up = copy(OpKind::CopyToDevice, Stream::Compute, Phase::Optimizer, group.persistentUp);
+        m_record.move({group.onNvme ? swapOf(index).master : m_hostMaster}, {m_shards});
+        block(up, Phase::Optimizer);
+    }
     if (group.onNvme) {
         if (m_rules.m_options.pipelineWrite)
             block(m_lastStateWrite, Phase::Optimizer);

@@ -197,10 +197,10 @@ TEST(DeepSpeedRecordings, WarmUpStandsInForTheStep)
 TEST(DeepSpeedRecordings, WhatIsNotSaidIsRefusedByName)
 {
     DeepSpeedOptions ratio;
-    ratio.offloadOptimizer = OffloadDevice::Cpu;
+    ratio.offloadOptimizer = OffloadDevice::Nvme;
     ratio.offloadRatio = 0.5;
     EXPECT_EQ(textOf(reasonsOf(ratio)),
-              "\n  shardrun offloads the whole optimizer or nothing of it: offload_optimizer.ratio 1");
+              "\n  shardrun offloads part of the optimizer to host memory only: offload_optimizer.ratio 1");
     DeepSpeedOptions compressed;
     compressed.stage = 0;
     Conditions run{1, 2, 1, {}};
