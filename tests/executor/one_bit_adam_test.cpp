@@ -13,6 +13,7 @@
 #include "executor/run/run_plan.hpp"
 #include "planner/executable_plan.hpp"
 #include "tests/executor/comm/thread_ranks.hpp"
+#include "tests/paths.hpp"
 
 namespace shardwright {
 namespace {
@@ -30,7 +31,7 @@ struct Tiny {
 
 ExecutablePlan planOf(const Tiny& tiny)
 {
-    const std::string file = std::string(SHARDWRIGHT_SOURCE_DIR) + "/scenarios/clusters/host-4-threads.json";
+    const std::string file = inSource("scenarios/clusters/host-4-threads.json");
     Json cluster = parseJson(readTextFile(file), file);
     cluster["gpus_per_node"] = tiny.ranks;
     cluster["nodes"] = 1;
