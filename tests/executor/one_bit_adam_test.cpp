@@ -281,8 +281,9 @@ TEST(OneBitAdam, LossesFallNoSlowerThanUncompressedAdams)
         const ExecutablePlan plan = planOf(tiny);
         const Measurement measured = run(plan, settingsOf(kSteps));
         for (std::size_t step = 0; step < adam.size(); ++step) {
-            if (step <= kWarmUpSteps)
+            if (step <= kWarmUpSteps) {
                 EXPECT_NEAR(measured.losses[step], adam[step], 1e-5 * adam[step]) << tiny.ranks << ", step " << step;
+            }
             EXPECT_LT(measured.losses[step], adam[step] * (1 + kDocumented)) << tiny.ranks << ", step " << step;
         }
         EXPECT_LT(measured.losses.back(), measured.losses[kWarmUpSteps] * 0.9) << tiny.ranks << " ranks";
