@@ -5,6 +5,7 @@
 
 #include "core/cluster_file.hpp"
 #include "core/model_file.hpp"
+#include "planner/search/inverse.hpp"
 #include "planner/search/memory_check.hpp"
 #include "planner/search/search.hpp"
 #include "planner/search/simulated_clock.hpp"
@@ -93,16 +94,32 @@ BENCHMARK(searchMegatron530B)
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime();
 
-/// Llama-2-70B over every whole number of nodes up to 64 and all data-parallel ways, as `--objective cost` asks.
-void searchManyClusters(benchmark::State& state)
+/// Llama-2-70B over every whole number of nodes up to 64 and all data-parallel ways, as `--objective cost` asks: more
+/// than ten million candidates.
+void searchTenMillion(benchmark::State& state)
 {
     const Scenario scenario = scenarioOf("llama-2-70b", "dgx-a100-80gb", 64);
     Space space = defaultSpace(scenario, Objective::Cost, 15120);
-    space.shardGroup = {kWholeGroup, kNodeGroup, 2, 4, 16, 32, 64, 128};
-    space.checkpointEvery = {1, 2, 3, 4, 5, 8, 10, 16};
+    space.shardGroup = {kWholeGroup, kNodeGroup, 2, 4, 16, 24, 32, 48, 64, 96, 128};
+    space.checkpointEvery = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 40};
     searchWhole(state, scenario, space, 10, Objective::Cost);
 }
-BENCHMARK(searchManyClusters)->Arg(1)->Arg(2)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK(searchTenMillion)->Arg(1)->Arg(2)->Unit(benchmark::kMillisecond)->UseRealTime();
+
+/// The largest model of a family on 4 nodes: 160 depths at 10 widths.
+void searchLargestModel(benchmark::State& state)
+{
+    const Scenario scenario = scenarioOf("llama-2-13b", "ethernet-a100-80gb", 4);
+    Request request;
+    request.threads = static_cast<int>(state.range(0));
+    request.top = 1;
+    request.objective = Objective::LargestModel;
+    const Space space = defaultSpace(scenario, Objective::LargestModel);
+    for (auto _ : state)
+        state.counters["parameters"] =
+            static_cast<double>(solveInverse(scenario, space, request, simulatedClock).scenario.model.parameters());
+}
+BENCHMARK(searchLargestModel)->Arg(1)->Arg(2)->Unit(benchmark::kMillisecond)->UseRealTime();
 
 } // namespace
 } // namespace shardwright::search

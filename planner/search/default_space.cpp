@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "planner/search/model_scaling.hpp"
 #include "planner/search/space.hpp"
 
 namespace shardwright::search {
@@ -134,8 +135,9 @@ Space defaultSpace(const Scenario& scenario, Objective objective, std::int64_t g
     constexpr std::int64_t kLongestSequence = 1048576;
     const std::int64_t positions = scenario.model.architecture.maxPositions;
     space.sequence = {kSequenceStep, std::max(kLongestSequence, positions), kSequenceStep};
-    constexpr std::int64_t kMostLayers = 2000;
-    space.layers = {1, std::max(kMostLayers, scenario.model.architecture.layers), 1};
+    constexpr std::int64_t kMostLayers = 160; // published models end at 126 (Llama-3.1-405B): larger ones are wider
+    space.layers = {1, std::max(kMostLayers, 2 * scenario.model.architecture.layers), 1};
+    space.heads = usualHeads(scenario.model);
     constexpr std::int64_t kLargestMicroBatch = 65536;
     space.microBatches = {1, kLargestMicroBatch, 1};
     return space;

@@ -10,6 +10,15 @@ namespace shardwright::search {
 namespace {
 
 constexpr std::size_t kMostPlans = 256; // kept at a time, some kilobytes each
+constexpr std::size_t kStrategyKnown =
+    static_cast<std::size_t>(Axis::ShardGroup) + 1; // all but checkpoints and batches
+
+/// Of memory that depends neither on checkpointing, unless it keeps inputs on the host, nor on the micro-batch, nor on
+/// how long gradients are accumulated where they are.
+bool isOutside(Obstacle obstacle)
+{
+    return obstacle == Obstacle::HostMemory || obstacle == Obstacle::Nvme;
+}
 
 } // namespace
 
@@ -81,7 +90,7 @@ std::optional<Bytes> PlanExplorer::leastBelow(const Path& path, const Assignment
     m_candidates.apply(so, m_candidate);
     if (!refusals(input()).empty())
         return Bytes(0);
-    if (const double miss = statesExcess(input(), so, m_structures); miss > 0) {
+    if (const double miss = statesExcess(input(), so, m_structures, m_everyReason); miss > 0) {
         reject({Obstacle::GpuMemory, "GPU memory for the model states alone"}, path, miss);
         return std::nullopt;
     }
@@ -119,7 +128,6 @@ double PlanExplorer::leastSeconds(const Assignment& assignment)
 std::optional<Score> PlanExplorer::floor(const Path& path)
 {
     constexpr std::size_t kFrameworkKnown = static_cast<std::size_t>(Axis::Framework) + 1;
-    constexpr std::size_t kStrategyKnown = static_cast<std::size_t>(Axis::ShardGroup) + 1;
     const Assignment so = m_candidates.assignment(path);
     if (!divides(path, so))
         return std::nullopt;
@@ -159,6 +167,12 @@ std::optional<Score> PlanExplorer::evaluate(const Path& path, const Archive& arc
 {
     const Assignment so = m_candidates.assignment(path);
     m_candidates.apply(so, m_candidate);
+    const std::pair strategy(path.first(kStrategyKnown), m_candidates.accumulation(so) > 1);
+    const bool keepsOutside = so.checkpointing == Checkpointing::Cpu;
+    if (const auto known = m_outside.find(strategy); known != m_outside.end() && !m_everyReason && !keepsOutside) {
+        m_tally.add(*known->second.obstacle, path, 1, known->second.miss);
+        return std::nullopt;
+    }
     try {
         const std::vector<Part>& parts = m_structures.partsOf(input(), so);
         if (timed() && !m_everyReason) {
@@ -168,6 +182,8 @@ std::optional<Score> PlanExplorer::evaluate(const Path& path, const Archive& arc
         }
         const MemoryVerdict memory = checkMemory(parts);
         if (memory.obstacle) {
+            if (!keepsOutside && isOutside(memory.obstacle->obstacle))
+                m_outside.emplace(strategy, memory);
             m_tally.add(*memory.obstacle, path, 1, memory.miss);
             return std::nullopt;
         }

@@ -1,39 +1,9 @@
 #include "planner/search/inverse.hpp"
 
+#include <algorithm>
 #include <stdexcept>
 
-#include <fmt/format.h>
-
 namespace shardwright::search {
-
-Model withBlocks(const Model& model, std::int64_t blocks)
-{
-    Model changed = model;
-    changed.layers.clear();
-    std::int64_t made = 0;
-    int lastBlock = -1;
-    const auto addMissing = [&] {
-        for (; lastBlock >= 0 && made < blocks; ++made)
-            changed.layers.push_back(lastBlock);
-    };
-    for (std::size_t i = 0; i < model.layers.size(); ++i) {
-        if (model.layer(i).kind == LayerKind::Block) {
-            lastBlock = model.layers[i];
-            if (made < blocks) {
-                changed.layers.push_back(lastBlock);
-                ++made;
-            }
-            continue;
-        }
-        addMissing();
-        changed.layers.push_back(model.layers[i]);
-    }
-    addMissing();
-    changed.architecture.layers = blocks;
-    if (blocks != model.architecture.layers)
-        changed.id = fmt::format("{} with {} blocks", model.id, blocks);
-    return changed;
-}
 
 namespace {
 
@@ -46,25 +16,32 @@ public:
 
     Inverse solve()
     {
-        std::int64_t index = largestByFloor();
-        while (index >= 0 && m_proven && passing(index, m_space, Request::Judge::Plan) == std::nullopt)
-            --index;
+        std::vector<Width> widths = widthsByFloor();
         Inverse inverse;
-        inverse.proven = m_proven;
-        if (index < 0 || !m_proven)
-            return inverse;
-        inverse.value = m_range.at(index);
-        inverse.atEnd = index + 1 == m_range.count();
-        inverse.space = m_space;
-        take(*inverse.value, inverse.scenario, inverse.space);
-        Request request = m_request;
-        request.objective = Objective::StepTime;
-        inverse.best = search({inverse.scenario, inverse.space}, request, m_makeClock);
-        inverse.proven = inverse.best.proven;
+        while (m_proven) {
+            // Of what may still fit, the most first. A width of equal size comes after those before it.
+            const auto width = std::max_element(widths.begin(), widths.end(), [this](const Width& a, const Width& b) {
+                return sizeAt(a, a.last) < sizeAt(b, b.last);
+            });
+            if (width->last < 0)
+                return inverse;
+            if (passing(*width, width->last, m_space, Request::Judge::Plan)) {
+                answer(*width, inverse);
+                return inverse;
+            }
+            --width->last;
+        }
+        inverse.proven = false;
         return inverse;
     }
 
 private:
+    /// A width of the model, or the one that the scenario has, and the last index of the range that may fit.
+    struct Width {
+        Model model;
+        std::int64_t last = -1;
+    };
+
     Range rangeOf() const
     {
         switch (m_request.objective) {
@@ -75,12 +52,24 @@ private:
         }
     }
 
+    void answer(const Width& width, Inverse& inverse)
+    {
+        inverse.value = m_range.at(width.last);
+        inverse.atEnd = width.last + 1 == m_range.count() && sizeAt(width, width.last) == m_most;
+        inverse.space = m_space;
+        take(width, *inverse.value, inverse.scenario, inverse.space);
+        Request request = m_request;
+        request.objective = Objective::StepTime;
+        inverse.best = search({inverse.scenario, inverse.space}, request, m_makeClock);
+        inverse.proven = inverse.best.proven;
+    }
+
     /// The scenario at a value, and `space` there.
-    void take(std::int64_t value, Scenario& scenario, Space& space) const
+    void take(const Width& width, std::int64_t value, Scenario& scenario, Space& space) const
     {
         scenario = m_scenario;
         if (m_request.objective == Objective::LargestModel) {
-            scenario.model = withBlocks(m_scenario.model, value);
+            scenario.model = withBlocks(width.model, value);
             scenario.modelConfig.clear();
         } else if (m_request.objective == Objective::LongestSequence) {
             scenario.training.sequenceLength = value;
@@ -92,11 +81,49 @@ private:
         }
     }
 
+    /// What is to be the largest.
+    std::int64_t sizeAt(const Width& width, std::int64_t index) const
+    {
+        if (index < 0 || m_request.objective != Objective::LargestModel)
+            return index;
+        return withBlocks(width.model, m_range.at(index)).parameters();
+    }
+
+    /// The first index of a width at which it is larger than `size`.
+    std::int64_t firstAbove(const Width& width, std::int64_t size) const
+    {
+        std::int64_t below = -1;
+        for (std::int64_t above = m_range.count(); above - below > 1;) {
+            const std::int64_t middle = below + (above - below) / 2;
+            (sizeAt(width, middle) > size ? above : below) = middle;
+        }
+        return below + 1;
+    }
+
+    /// Every width with the last index at which it may fit: none that is larger does.
+    std::vector<Width> widthsByFloor()
+    {
+        std::vector<Width> widths;
+        if (m_request.objective != Objective::LargestModel)
+            widths.push_back({m_scenario.model});
+        else
+            for (const std::int64_t heads : m_space.heads)
+                if (auto model = withHeads(m_scenario.model, heads))
+                    widths.push_back({std::move(*model)});
+        std::int64_t largest = -1;
+        for (Width& width : widths) {
+            m_most = std::max(m_most, sizeAt(width, m_range.count() - 1));
+            width.last = largestByFloor(width, firstAbove(width, largest) - 1);
+            largest = std::max(largest, sizeAt(width, width.last));
+        }
+        return widths;
+    }
+
     /// A candidate of `space` that passes at a value of the range, if there is one.
-    std::optional<Assignment> passing(std::int64_t index, Space space, Request::Judge judge)
+    std::optional<Assignment> passing(const Width& width, std::int64_t index, Space space, Request::Judge judge)
     {
         Scenario scenario;
-        take(m_range.at(index), scenario, space);
+        take(width, m_range.at(index), scenario, space);
         Request request = m_request;
         request.judge = judge;
         request.top = 1;
@@ -114,17 +141,16 @@ private:
         std::int64_t multipleOf = 1;
     };
 
-    /// The last index at which tensors and overheads of any candidate fit; -1: none.
-    std::int64_t largestByFloor()
+    /// The last index above `best` at which tensors and overheads of any candidate fit; `best` where none do.
+    std::int64_t largestByFloor(const Width& width, std::int64_t best)
     {
-        std::int64_t best = -1;
         for (const Part& part : parts()) {
             std::int64_t next = nextOf(best + 1, part);
             while (next < m_range.count() && m_proven) {
-                const auto candidate = passing(next, part.space, Request::Judge::Floor);
+                const auto candidate = passing(width, next, part.space, Request::Judge::Floor);
                 if (!candidate)
                     break;
-                best = largestOf({only(*candidate, part.space), part.least, part.multipleOf}, next);
+                best = largestOf(width, {only(*candidate, part.space), part.least, part.multipleOf}, next);
                 next = nextOf(best + 1, part);
             }
         }
@@ -133,10 +159,10 @@ private:
 
     /// The last index from `good` on at which the one candidate of `one` fits: it does at `good`. Doubling first, for
     /// ranges reach far beyond what fits; then halving.
-    std::int64_t largestOf(const Part& one, std::int64_t good)
+    std::int64_t largestOf(const Width& width, const Part& one, std::int64_t good)
     {
         const auto fits = [&](std::int64_t index) {
-            return passing(index, one.space, Request::Judge::Floor).has_value();
+            return passing(width, index, one.space, Request::Judge::Floor).has_value();
         };
         std::int64_t bad = m_range.count();
         for (std::int64_t stride = 1; m_proven; stride *= 2) {
@@ -160,29 +186,31 @@ private:
         return good;
     }
 
-    /// What a candidate takes never falls when the value grows, but depths that do not suit a pipeline are refused:
-    /// each way to cut the model is looked through on its own, over the depths that suit it. Megatron-LM wants equally
-    /// many blocks in every chunk, others one at least (sliceRefusals).
+    /// What a candidate takes never falls when the value grows, but depths that do not suit a pipeline or a checkpoint
+    /// of several blocks are refused: each way to cut the model is looked through on its own, over the depths that suit
+    /// it. Megatron-LM wants equally many blocks in every chunk, others one at least (sliceRefusals).
     std::vector<Part> parts() const
     {
         if (m_request.objective != Objective::LargestModel)
             return {{m_space}};
         std::vector<Part> parts;
-        for (const std::int64_t pipeline : m_space.pipeline) {
-            if (pipeline == 1) {
-                parts.push_back({m_space});
-                parts.back().space.pipeline = {1};
-                continue;
-            }
-            for (const std::int64_t chunks : m_space.virtualStages)
-                for (const Framework framework : m_space.frameworks) {
-                    const std::int64_t all = checkedMultiply(pipeline, chunks);
-                    parts.push_back({m_space, all, framework == Framework::Megatron ? all : 1});
-                    parts.back().space.pipeline = {pipeline};
-                    parts.back().space.virtualStages = {chunks};
-                    parts.back().space.frameworks = {framework};
-                }
-        }
+        for (const std::int64_t segment : m_space.checkpointSegment)
+            for (const std::int64_t pipeline : m_space.pipeline)
+                for (const std::int64_t chunks :
+                     pipeline > 1 ? m_space.virtualStages : std::vector<std::int64_t>{m_space.virtualStages.front()})
+                    for (const Framework framework : m_space.frameworks) {
+                        Part part{m_space};
+                        part.space.checkpointSegment = {segment};
+                        part.space.pipeline = {pipeline};
+                        part.space.virtualStages = {chunks};
+                        part.space.frameworks = {framework};
+                        if (segment > 1)
+                            part.space.checkpointing = {Checkpointing::Full};
+                        const std::int64_t cuts = pipeline > 1 ? checkedMultiply(pipeline, chunks) : 1;
+                        part.least = checkedMultiply(cuts, segment);
+                        part.multipleOf = framework == Framework::Megatron || segment > 1 ? part.least : 1;
+                        parts.push_back(std::move(part));
+                    }
         return parts;
     }
 
@@ -224,6 +252,7 @@ private:
     const Request& m_request;
     const MakeClock& m_makeClock;
     Range m_range;
+    std::int64_t m_most = 0; // size of the largest that is declared
     bool m_proven = true;
 };
 

@@ -2,6 +2,7 @@
 
 // The inverse questions: the largest value of something for which any candidate of the space still fits.
 
+#include "planner/search/model_scaling.hpp"
 #include "planner/search/search.hpp"
 
 namespace shardwright::search {
@@ -15,15 +16,13 @@ struct Inverse {
     Result best; // the fastest candidates there
 };
 
-/// LargestModel: blocks of the scenario's model, its width unchanged, over Space::layers. LongestSequence: tokens, over
-/// Space::sequence, at the space's global batch. LargestMicroBatch: over Space::microBatches, with the scenario's
-/// accumulation, so that the global batch follows.
+/// LargestModel, by parameters: blocks over Space::layers at every width of Space::heads (model_scaling.hpp); the value
+/// found is the number of blocks. LongestSequence: tokens, over Space::sequence, at the space's global batch.
+/// LargestMicroBatch: over Space::microBatches, with the scenario's accumulation, so that the global batch follows.
 ///
 /// Exact: what tensors and overheads take never falls when the value grows, so halving finds the last value at which
-/// they fit. At and below it candidates are planned with the allocator until one fits.
+/// they fit. At and below it candidates are planned with the allocator until one fits. Of several widths only what is
+/// larger than the largest so far is looked at.
 Inverse solveInverse(const Scenario& scenario, const Space& space, const Request& request, const MakeClock& makeClock);
-
-/// The model with so many blocks: the first ones where there are fewer, otherwise the last block again and again.
-Model withBlocks(const Model& model, std::int64_t blocks);
 
 } // namespace shardwright::search

@@ -72,11 +72,15 @@ MemoryVerdict checkPart(const Part& part)
 
 } // namespace
 
-double statesExcess(const PlanInput& input, const Assignment& assignment, Structures& structures)
+double statesExcess(const PlanInput& input, const Assignment& assignment, Structures& structures, bool exactly)
 {
     double most = 0;
-    for (const Held& part : structures.heldBy(input, assignment))
-        most = std::max(most, excess(part.states, bytesOf(input.cluster.gpu.memory)));
+    for (std::size_t slice = 0; exactly || most <= 0; ++slice) {
+        const std::vector<Held>& held = structures.heldBy(input, assignment, slice + 1);
+        if (slice >= held.size())
+            break;
+        most = std::max(most, excess(held[slice].states, bytesOf(input.cluster.gpu.memory)));
+    }
     return most;
 }
 

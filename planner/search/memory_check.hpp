@@ -21,7 +21,8 @@ MemoryVerdict checkMemory(const std::vector<Part>& parts);
 
 /// By how many bytes the model states of a candidate that is not refused, and the overheads, pass the GPU's memory on
 /// the stage that needs most; 0 where they fit.
-double statesExcess(const PlanInput& input, const Assignment& assignment, Structures& structures);
+/// Unless `exactly`, the first stage found to have none is enough.
+double statesExcess(const PlanInput& input, const Assignment& assignment, Structures& structures, bool exactly);
 
 /// What a candidate that is not refused uses at least, on the stage that needs most: the states that stay, the
 /// overheads and what the micro-batches in flight keep for backward, all there at one moment of every schedule. Never

@@ -21,7 +21,7 @@ std::string wanted(Objective objective)
     case Objective::GpuHours: return "the fewest GPU-hours";
     case Objective::Cost: return "the least money";
     case Objective::FewestGpus: return "the fewest GPUs";
-    case Objective::LargestModel: return "the deepest model";
+    case Objective::LargestModel: return "the largest model";
     case Objective::LongestSequence: return "the longest sequence";
     case Objective::LargestMicroBatch: return "the largest micro-batch";
     }
@@ -210,8 +210,10 @@ std::string inverseText(const Asked& asked, const Inverse& inverse, const Output
     std::string answer;
     switch (asked.request.objective) {
     case Objective::LargestModel:
-        answer = fmt::format("{} blocks of {}'s width: {} parameters", grouped(*inverse.value), asked.scenario.model.id,
-                             spokenCount(inverse.scenario.model.parameters()));
+        answer = fmt::format("{} parameters: {} blocks, {} heads, hidden size {}",
+                             spokenCount(inverse.scenario.model.parameters()), grouped(*inverse.value),
+                             grouped(inverse.scenario.model.architecture.heads),
+                             grouped(inverse.scenario.model.architecture.hidden));
         break;
     case Objective::LongestSequence: answer = fmt::format("{} tokens", grouped(*inverse.value)); break;
     default: answer = fmt::format("{} sequences per GPU and micro-step", grouped(*inverse.value)); break;
@@ -220,7 +222,11 @@ std::string inverseText(const Asked& asked, const Inverse& inverse, const Output
     if (inverse.atEnd)
         text += paragraph(style, "That is the end of the declared range: there may be more beyond.");
     else
-        text += paragraph(style, "The next value of the declared range fits in no way that the space declares.");
+        text +=
+            paragraph(style, asked.request.objective == Objective::LargestModel
+                                 ? "Nothing larger of the declared depths and widths fits in any way that the space "
+                                   "declares."
+                                 : "The next value of the declared range fits in no way that the space declares.");
     const Asked there{inverse.scenario, inverse.space, asked.request, asked.explainRejected};
     return text + "\nthe fastest ways there:\n\n" + listed(there, inverse.best, style);
 }

@@ -101,6 +101,7 @@ Json inverseJson(const Asked& asked, const Inverse& inverse)
         return json;
     }
     json["model_parameters"] = inverse.scenario.model.parameters();
+    json["model_heads"] = inverse.scenario.model.architecture.heads;
     addResult(json, {inverse.scenario, inverse.space, asked.request, asked.explainRejected}, inverse.best);
     json["proven"] = inverse.proven;
     return json;

@@ -81,8 +81,9 @@ struct Space {
     std::vector<std::int64_t> checkpointSegment;
     std::vector<std::int64_t> microBatch;
     // Of the inverse questions alone.
-    Range sequence; // tokens
-    Range layers;   // blocks of the model
+    Range sequence;                  // tokens
+    Range layers;                    // blocks of the model
+    std::vector<std::int64_t> heads; // attention heads of the model, which its widths follow (model_scaling.hpp)
     Range microBatches;
 
     /// Whether any candidate splits the model itself.

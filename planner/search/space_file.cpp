@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "core/json_fields.hpp"
+#include "planner/search/model_scaling.hpp"
 #include "planner/search/space.hpp"
 
 namespace shardwright::search {
@@ -177,7 +178,23 @@ template <typename Visitor, typename SpaceType> void visitAxes(Visitor& axis, Sp
     axis("micro_batch", space.microBatch);
     axis("sequence_length", space.sequence);
     axis("layers", space.layers);
+    axis("heads", space.heads);
     axis("micro_batch_range", space.microBatches);
+}
+
+/// Widths that the scenario's model can be brought to.
+void checkHeads(const JsonCursor& cursor, const Model& model)
+{
+    const auto member = cursor.find("heads");
+    if (!member || !member->json().is_array())
+        return;
+    for (const JsonCursor& element : member->elements())
+        if (element.json().is_number_integer() && !withHeads(model, element.json().get<std::int64_t>())) {
+            const std::vector<std::int64_t> usual = usualHeads(model);
+            element.complain(fmt::format("is {} heads, at which {}'s dimensions do not keep their proportions",
+                                         element.json().get<std::int64_t>(), model.id),
+                             fmt::format("{}", fmt::join(usual, ", ")));
+        }
 }
 
 /// The cluster gives parts of one node and whole nodes, no more than it has.
@@ -218,6 +235,7 @@ Space spaceFromJson(const Json& json, const std::string& file, const Scenario& s
         visitAxes(axis, space);
         fields.finish();
         checkGpus(cursor, scenario.cluster);
+        checkHeads(cursor, scenario.model);
     }
     findings.throwIfAny();
     return space;

@@ -35,7 +35,7 @@ Held heldBy(const PlanInput& part)
 
 } // namespace
 
-const std::vector<Held>& Structures::heldBy(const PlanInput& input, const Assignment& so)
+const std::vector<Held>& Structures::heldBy(const PlanInput& input, const Assignment& so, std::size_t slices)
 {
     const StrategyKey key{number(so.framework),
                           number(so.sharding),
@@ -50,15 +50,18 @@ const std::vector<Held>& Structures::heldBy(const PlanInput& input, const Assign
                           so.context,
                           so.expert,
                           so.expertTensor};
-    const auto [known, isNew] = m_held.try_emplace(key);
-    if (!isNew)
-        return known->second;
-    if (!needsSlices(input))
-        known->second.push_back(search::heldBy(input));
-    else
-        for (const ModelSlice& slice : slicesOf(input))
-            known->second.push_back(search::heldBy(inputOf(input, slice)));
-    return known->second;
+    std::vector<Held>& held = m_held[key];
+    if (!needsSlices(input)) {
+        if (held.empty())
+            held.push_back(search::heldBy(input));
+        return held;
+    }
+    if (held.size() >= slices)
+        return held;
+    const std::vector<ModelSlice>& all = slicesOf(input);
+    while (held.size() < std::min(slices, all.size()))
+        held.push_back(search::heldBy(inputOf(input, all[held.size()])));
+    return held;
 }
 
 const std::vector<ModelSlice>& Structures::slicesOf(const PlanInput& input)

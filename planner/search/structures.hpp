@@ -82,8 +82,9 @@ public:
     /// The parts of the model alone.
     const std::vector<ModelSlice>& slicesOf(const PlanInput& input);
 
-    /// By slice, of a candidate that is not refused.
-    const std::vector<Held>& heldBy(const PlanInput& input, const Assignment& assignment);
+    /// By slice, of a candidate that is not refused: of so many of its slices at least.
+    const std::vector<Held>& heldBy(const PlanInput& input, const Assignment& assignment,
+                                    std::size_t slices = SIZE_MAX);
 
     /// Of a candidate that is not refused; they hold until the next call.
     const StageFloors& floorsOf(const PlanInput& input)

@@ -41,6 +41,7 @@ Space fullShardOnly(const Scenario& asked, Objective objective)
     space.sharding = {Sharding::Parameters};
     space.offload = {Offload::None};
     space.checkpointing = {Checkpointing::Full};
+    space.heads = {asked.model.architecture.heads};
     return space;
 }
 
@@ -91,6 +92,27 @@ TEST(SearchInverseTest, TheDeepestModelFitsAndTheNextDoesNot)
     EXPECT_FALSE(planFits(asked));
 }
 
+TEST(SearchInverseTest, NoOtherDepthAndWidthThatFitsHasMoreParameters)
+{
+    Scenario asked = scenario(20e9);
+    const Model small = asked.model;
+    Space space = fullShardOnly(asked, Objective::LargestModel);
+    space.layers = {1, 12, 1};
+    space.heads = {32, 16, 48, 64};
+    const Inverse inverse = solve(asked, space, Objective::LargestModel);
+    ASSERT_TRUE(inverse.value);
+    EXPECT_FALSE(inverse.atEnd);
+    std::int64_t most = 0;
+    for (const std::int64_t heads : space.heads)
+        for (std::int64_t blocks = 1; blocks <= 12; ++blocks) {
+            asked.model = withBlocks(*withHeads(small, heads), blocks);
+            if (asked.model.parameters() > most && planFits(asked))
+                most = asked.model.parameters();
+        }
+    EXPECT_EQ(inverse.scenario.model.parameters(), most);
+    EXPECT_NE(inverse.scenario.model.architecture.heads, small.architecture.heads);
+}
+
 /// Under a pipeline of three stages depths between multiples of three are refused: the search must not stop there.
 TEST(SearchInverseTest, DepthsThatAPipelineRefusesAreSteppedOver)
 {
@@ -104,6 +126,7 @@ TEST(SearchInverseTest, DepthsThatAPipelineRefusesAreSteppedOver)
     space.virtualStages = {1};
     space.checkpointing = {Checkpointing::Full};
     space.microBatch = {1};
+    space.heads = {asked.model.architecture.heads};
     const Inverse inverse = solve(asked, space, Objective::LargestModel);
     ASSERT_TRUE(inverse.value);
     EXPECT_EQ(*inverse.value % 3, 0);

@@ -7,7 +7,9 @@
 
 #include "core/cluster_file.hpp"
 #include "core/model_file.hpp"
+#include "planner/frameworks/rules.hpp"
 #include "planner/plan_builder.hpp"
+#include "planner/readers/memory_replay.hpp"
 
 namespace shardwright::search {
 
@@ -146,6 +148,44 @@ RC_GTEST_PROP(SearchTest, EveryRejectedCandidateIsCounted, ())
     const Result result = search(candidates, request, madeUpClock);
     RC_ASSERT(result.rejected.total() + std::int64_t(plans.all.size()) == plans.candidates);
     RC_ASSERT(result.answers.size() == plans.all.size());
+}
+
+/// What is told of one candidate holds for all that differ from it in checkpointing and micro-batch, once and again
+/// where they accumulate gradients (PlanExplorer::evaluate).
+RC_GTEST_PROP(SearchTest, HostsAndDrivesHoldTheSameWhateverTheMicroBatch, ())
+{
+    Scenario asked = scenario();
+    asked.model = readModel(*rc::gen::element("gpt2", "llama-3.2-1b", "qwen1.5-moe-a2.7b"));
+    asked.cluster.nvmeCapacity.value = 1e13;
+    Space space = defaultSpace(asked, Objective::StepTime, 64);
+    space.offload = {Offload::Optimizer, Offload::Cpu, Offload::Nvme};
+    space.frameworks = {Framework::Fsdp1, Framework::Fsdp2, Framework::DeepSpeed};
+    const Candidates candidates(asked, space);
+    std::mt19937 random(*rc::gen::resize(100, rc::gen::inRange(0, 1 << 30)));
+    constexpr std::size_t kStrategyKnown = static_cast<std::size_t>(Axis::ShardGroup) + 1;
+    std::optional<Path> strategy;
+    std::array<std::optional<std::array<Bytes, 4>>, 2> firsts; // of those that do not accumulate, and do
+    for (int turn = 0; turn < 12; ++turn) {
+        Path path = strategy.value_or(Path{});
+        while (path.size() < kAxes && candidates.choices(path) > 0)
+            path.push(random() % candidates.choices(path));
+        if (path.size() < kAxes)
+            continue;
+        strategy = path.first(kStrategyKnown);
+        const Assignment so = candidates.assignment(path);
+        Candidate candidate = candidates.start();
+        candidates.apply(so, candidate);
+        const PlanInput input{asked.model, candidate.cluster, candidate.training, candidate.strategy};
+        if (candidates.accumulation(so) == 0 || !refusals(input).empty())
+            continue;
+        const auto rules = makeRules(input);
+        const MemoryReplay replay = replayMemory(rules->emit(), false);
+        const std::array<Bytes, 4> held{replay.hostPinned.bytes, replay.hostPageable.bytes, replay.nvme.bytes,
+                                        rules->hostInitPeakPerNode()};
+        auto& first = firsts[candidate.training.gradientAccumulation > 1 ? 1 : 0];
+        RC_ASSERT(held == first.value_or(held));
+        first = held;
+    }
 }
 
 TEST(SearchTest, WhatIsFoundIsWhatAPlanSays)
