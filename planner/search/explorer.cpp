@@ -169,32 +169,32 @@ std::optional<Score> PlanExplorer::evaluate(const Path& path, const Archive& arc
     m_candidates.apply(so, m_candidate);
     const std::pair strategy(path.first(kStrategyKnown), m_candidates.accumulation(so) > 1);
     const bool keepsOutside = so.checkpointing == Checkpointing::Cpu;
-    if (const auto known = m_outside.find(strategy); known != m_outside.end() && !m_everyReason && !keepsOutside) {
+    if (const auto known = m_outside.find(strategy); known != m_outside.end() && !timed() && !keepsOutside) {
         m_tally.add(*known->second.obstacle, path, 1, known->second.miss);
         return std::nullopt;
     }
     try {
         const std::vector<Part>& parts = m_structures.partsOf(input(), so);
-        if (timed() && !m_everyReason) {
-            const double seconds = (1 - kSameSeconds) * m_clock->bound(input(), parts);
-            if (!archive.admits(score(seconds, leastUsed(input(), so, m_structures), so.gpus), path))
-                return std::nullopt;
-        }
         const MemoryVerdict memory = checkMemory(parts);
         if (memory.obstacle) {
-            if (!keepsOutside && isOutside(memory.obstacle->obstacle))
+            if (!timed() && !keepsOutside && isOutside(memory.obstacle->obstacle))
                 m_outside.emplace(strategy, memory);
             m_tally.add(*memory.obstacle, path, 1, memory.miss);
             return std::nullopt;
         }
         if (m_measure == Measure::FittingByFloor)
             return score(0, memory.used, so.gpus);
-        const double seconds = timed() ? m_clock->seconds(input(), parts, m_structures) : 0;
+        const auto mayGetIn = [&](double seconds) {
+            return archive.admits(score((1 - kSameSeconds) * seconds, memory.used, so.gpus), path);
+        };
+        double seconds = timed() ? m_clock->bound(input(), parts) : 0;
+        if (timed() && std::isfinite(seconds) && mayGetIn(seconds))
+            seconds = m_clock->seconds(input(), parts, m_structures);
         if (!std::isfinite(seconds)) {
             m_tally.add({Obstacle::Untimed, "the cluster leaves out what its step time depends on"}, path);
             return std::nullopt;
         }
-        if (!archive.admits(score((1 - kSameSeconds) * seconds, memory.used, so.gpus), path))
+        if (!mayGetIn(seconds))
             return std::nullopt;
         return planned(path, so.gpus);
     } catch (const NumberTooLarge&) {

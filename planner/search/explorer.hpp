@@ -60,7 +60,8 @@ private:
     Structures m_structures;
     Candidate m_candidate;
     Tally m_tally;
-    // Strategies that hosts or drives have no room for, without accumulation of gradients and with it.
+    // Strategies that hosts or drives have no room for, without accumulation of gradients and with it: where any that
+    // fits will do. Elsewhere what is told must not depend on what was asked before.
     std::map<std::pair<Path, bool>, MemoryVerdict> m_outside;
     std::map<Path, Plan> m_plans;                  // of candidates that fit
     std::map<std::int64_t, double> m_leastSeconds; // by GPUs: what leastSeconds() gave

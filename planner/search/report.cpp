@@ -51,7 +51,7 @@ std::string counts(const Result& result)
                                                    : other) += rejected.candidates;
     return fmt::format(
         "{} candidates declared: {} do not divide the GPUs or the global batch, {} are refused by their "
-        "framework, {} have no room, {} are ruled out by a bound on their time; {} were judged one by one",
+        "framework, {} have no room, {} are ruled out by a bound on their time; in all, {} had to be judged one by one",
         grouped(result.declared), grouped(uneven), grouped(refused), grouped(other), grouped(result.counts.beaten),
         grouped(result.counts.evaluated));
 }

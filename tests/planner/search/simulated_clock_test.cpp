@@ -141,6 +141,37 @@ void holdAgainstEnumeration(const Scenario& asked, const Space& space)
     EXPECT_GT(result.counts.beaten + result.counts.evaluated, 100);
 }
 
+/// What is found and what is told of the others, whoever looked at what, and whatever each had compiled.
+TEST(SearchSimulatedClockTest, ThreadsChangeNothing)
+{
+    Scenario asked = scenario("gpt2", Implementation::HuggingFace);
+    asked.cluster.gpu.memory.value = 3e9;
+    const Space space = defaultSpace(asked, Objective::StepTime);
+    const Candidates candidates(asked, space);
+    for (const bool front : {false, true}) {
+        std::optional<Result> first;
+        for (const int threads : {1, 2, 5}) {
+            Request request;
+            request.front = front;
+            request.threads = threads;
+            Result result = search(candidates, request, simulatedClock);
+            if (!first) {
+                first = std::move(result);
+                continue;
+            }
+            ASSERT_EQ(result.answers.size(), first->answers.size());
+            for (std::size_t i = 0; i < result.answers.size(); ++i)
+                EXPECT_EQ(candidates.describe(result.answers[i].assignment),
+                          candidates.describe(first->answers[i].assignment));
+            EXPECT_EQ(result.counts.evaluated, first->counts.evaluated);
+            EXPECT_EQ(result.counts.beaten, first->counts.beaten);
+            ASSERT_EQ(result.rejected.reasons().size(), first->rejected.reasons().size());
+            for (const auto& [reason, rejected] : result.rejected.reasons())
+                EXPECT_EQ(rejected.candidates, first->rejected.reasons().at(reason).candidates) << reason.text;
+        }
+    }
+}
+
 TEST(SearchSimulatedClockTest, TheOptimumIsThatOfAllPlans)
 {
     Scenario asked = scenario("gpt2", Implementation::HuggingFace);
