@@ -1,5 +1,6 @@
 #include "planner/search/stage_floors.hpp"
 
+#include <deque>
 #include <functional>
 
 #include <gtest/gtest.h>
@@ -28,14 +29,23 @@ struct Job : SmallInput {
         strategy.parallelism.expert = 2;
         strategy.parallelism.expertTensor = 1;
     }
+};
 
-    StageFloors floors(FloorTable& table) const
+/// A table, and the models that it asks about, which outlive it.
+class Asked {
+public:
+    StageFloors of(const Job& job)
     {
-        if (!needsSlices(input()))
-            return table.of(input(), nullptr);
-        const std::vector<ModelSlice> slices = sliceModel(input());
-        return table.of(input(), &slices);
+        const PlanInput input = m_jobs.emplace_back(job).input();
+        if (!needsSlices(input))
+            return m_table.of(input, nullptr);
+        return m_table.of(input, &m_slices.emplace_back(sliceModel(input)));
     }
+
+private:
+    std::deque<Job> m_jobs;
+    std::deque<std::vector<ModelSlice>> m_slices;
+    FloorTable m_table;
 };
 
 using Change = std::function<void(Job&)>;
@@ -76,15 +86,13 @@ const std::vector<std::pair<std::string, Change>>& changes()
 
 TEST(SearchStageFloorsTest, WhatIsKnownOfOneCandidateIsNotTakenForAnother)
 {
-    FloorTable table;
-    const Job base;
-    const StageFloors first = base.floors(table);
+    Asked table;
+    const StageFloors first = table.of(Job());
     for (const auto& [name, change] : changes()) {
         Job job;
         change(job);
-        FloorTable fresh;
-        const StageFloors alone = job.floors(fresh);
-        const StageFloors after = job.floors(table);
+        const StageFloors alone = Asked().of(job);
+        const StageFloors after = table.of(job);
         EXPECT_EQ(after.seconds, alone.seconds) << name;
         EXPECT_EQ(after.kept, alone.kept) << name;
         EXPECT_TRUE(alone.kept != first.kept || alone.seconds != first.seconds) << name;
@@ -98,8 +106,7 @@ TEST(SearchStageFloorsTest, OfCheckpointSegmentsAreWhatForwardPassesKeep)
     const auto floors = [](int segment) {
         Job job;
         job.training.checkpointSegment = segment;
-        FloorTable table;
-        return job.floors(table);
+        return Asked().of(job);
     };
     EXPECT_EQ(floors(1).kept.front() - floors(4).kept.front(), 6 * 32 * 64 * 2);
     EXPECT_EQ(floors(1).seconds, floors(4).seconds);
@@ -112,8 +119,7 @@ TEST(SearchStageFloorsTest, AreBelowWhatIsSimulated)
         change(job);
         if (const auto reasons = refusals(job.input()); !reasons.empty())
             continue;
-        FloorTable table;
-        const StageFloors floors = job.floors(table);
+        const StageFloors floors = Asked().of(job);
         const std::vector<ModelSlice> slices = sliceModel(job.input());
         for (std::size_t slice = 0; slice < slices.size(); ++slice) {
             const auto rules = makeRules(inputOf(job.input(), slices[slice]));
