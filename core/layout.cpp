@@ -37,7 +37,7 @@ std::int64_t touchedElements(const Layout& layout, const std::vector<NamedParame
 {
     std::int64_t elements = 0;
     for (const Extent& extent : extentsOf(flatOf(layout), parameters, part))
-        elements += of(parameters, extent.tensor).numel;
+        elements = checkedAdd(elements, of(parameters, extent.tensor).numel);
     return elements;
 }
 
@@ -51,8 +51,8 @@ std::int64_t partElements(const Layout& layout, const std::vector<NamedParameter
     }
     std::int64_t elements = 0;
     for (const std::int32_t tensor : layout.tensors)
-        elements = layout.cut == Cut::Flat ? roundUp(elements, layout.align) + of(parameters, tensor).numel
-                                           : elements + pieceOf(layout, of(parameters, tensor));
+        elements = layout.cut == Cut::Flat ? checkedAdd(roundUp(elements, layout.align), of(parameters, tensor).numel)
+                                           : checkedAdd(elements, pieceOf(layout, of(parameters, tensor)));
     if (layout.cut == Cut::Flat)
         return roundUp(elements, checkedMultiply(layout.parts, layout.multiple)) / layout.parts;
     return elements;

@@ -155,8 +155,10 @@ void readNumbers(const JsonCursor& cursor, const std::string& key, std::vector<d
     if (!list || !list->expectArray())
         return;
     for (const JsonCursor& element : list->elements())
-        if (const auto value =
-                element.asNumber(std::numeric_limits<double>::lowest(), std::numeric_limits<double>::max()))
+        if (element.json().is_null()) // JSON has no word for what a loss becomes that diverges
+            target.push_back(std::numeric_limits<double>::quiet_NaN());
+        else if (const auto value =
+                     element.asNumber(std::numeric_limits<double>::lowest(), std::numeric_limits<double>::max()))
             target.push_back(*value);
 }
 

@@ -11,6 +11,7 @@ namespace shardwright {
 namespace {
 
 constexpr const char* kKind = "shardwright-plan";
+constexpr std::int64_t kMostRanks = 1 << 20;
 
 /// FNV-1a, 64 bits: tells a file that was cut or edited, nothing more.
 std::uint64_t checksumOf(const std::string& text)
@@ -87,8 +88,8 @@ ExecutablePlan planFromText(const std::string& text, const std::string& file)
     cursor.rejectUnknownKeys(
         {"scenario", "strategy", "ranks", "ranks_per_node", "training", "model_id", "model", "schedule", "prediction"});
     cursor.read("scenario", plan.scenario);
-    cursor.read("ranks", plan.ranks, 1);
-    cursor.read("ranks_per_node", plan.ranksPerNode, 1);
+    cursor.read("ranks", plan.ranks, 1, kMostRanks);
+    cursor.read("ranks_per_node", plan.ranksPerNode, 1, kMostRanks);
     std::string id;
     cursor.read("model_id", id);
     if (const auto training = cursor.require("training", "how the model is trained"))

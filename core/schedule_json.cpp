@@ -293,6 +293,10 @@ private:
         range(row, op.firstEvent, op.eventCount, m_schedule.events, before.firstEvent + before.eventCount);
         range(row, op.firstWait, op.waitCount, m_schedule.waits, before.firstWait + before.waitCount);
         range(row, op.firstAction, op.actionCount, m_schedule.actions, before.firstAction + before.actionCount);
+        for (std::uint32_t i = 0; row.good() && i < op.waitCount; ++i)
+            if (const OpId awaited = m_schedule.waits[op.firstWait + i].op;
+                static_cast<std::size_t>(awaited) >= m_schedule.ops.size())
+                row.complain(fmt::format("waits for operation {}", awaited), "one before it");
         if (row.good() && op.kind >= OpKind::AllGather && op.kind <= OpKind::AllToAll && op.group < 0)
             row.complain("a collective over no group", "the group it runs over");
         m_schedule.ops.push_back(op);

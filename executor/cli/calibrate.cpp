@@ -1,7 +1,5 @@
 // shardrun calibrate: this machine as a cluster file.
 
-#include <cstdio>
-#include <fstream>
 #include <thread>
 
 #include <unistd.h>
@@ -11,9 +9,10 @@
 
 #include "core/cluster_file.hpp"
 #include "executor/cli/commands.hpp"
+#include "executor/cli/output.hpp"
 #include "executor/cli/progress.hpp"
 #include "executor/run/calibration.hpp"
-#include "executor/state/safetensors.hpp"
+#include "executor/state/durable_file.hpp"
 
 namespace shardwright::cli {
 
@@ -35,8 +34,8 @@ struct CalibrateOptions {
 
 ExitCode runCalibration(const CalibrateOptions& options)
 {
-    if (!options.output.empty() && !options.force && std::ifstream(options.output).good())
-        throw InputError("command line", "-o", fmt::format("{} exists", options.output), "another name, or --force");
+    if (!options.output.empty())
+        requireOutput(options.output, options.force);
     const StopOnSignal stopOnSignal;
     bool stopped = false;
     const bool terminal = ::isatty(STDERR_FILENO) != 0;
@@ -47,18 +46,18 @@ ExitCode runCalibration(const CalibrateOptions& options)
             if (stopRequested)
                 throw Stopped{};
             if (terminal)
-                fmt::print(stderr, "\r\033[K{}", what);
+                printErr("\r\033[K" + what);
         });
     } catch (const Stopped&) {
         stopped = true;
     }
     if (terminal)
-        fmt::print(stderr, "\r\033[K");
+        printErr("\r\033[K");
     if (stopped)
         return ExitCode::Interrupted;
     const std::string text = toJson(cluster).dump(2) + "\n";
     if (options.output.empty())
-        fmt::print("{}", text);
+        printOut(text);
     else
         writeFileDurably(options.output, text);
     return ExitCode::Done;

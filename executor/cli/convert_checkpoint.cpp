@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "executor/cli/commands.hpp"
+#include "executor/cli/output.hpp"
 #include "executor/state/checkpoint.hpp"
 
 namespace shardwright::cli {
@@ -37,7 +38,7 @@ ExitCode convert(const ConvertOptions& options)
     if (!options.force && std::filesystem::exists(options.to) && !std::filesystem::is_empty(options.to))
         throw InputError("command line", options.to, "is there already", "a new folder, or --force");
     convertCheckpoint(checkpointFolder(options.from), options.to, kind, options.ranks);
-    fmt::print("{}: {} checkpoint of step {}\n", options.to, options.kind, readManifest(options.to).step);
+    printOut(fmt::format("{}: {} checkpoint of step {}\n", options.to, options.kind, readManifest(options.to).step));
     return ExitCode::Done;
 }
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <csignal>
-#include <cstdio>
 #include <exception>
 #include <new>
 #include <string>
@@ -11,8 +10,10 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/diagnostics.hpp"
 #include "core/units.hpp"
 #include "executor/cli/commands.hpp"
+#include "executor/cli/output.hpp"
 #include "executor/comm/transport.hpp"
 #include "executor/engine/rank_executor.hpp"
 
@@ -49,6 +50,31 @@ std::vector<std::string> withCommand(int argc, const char* const* argv, const CL
     return words;
 }
 
+/// CLI11's words, and what would be right where they do not say it.
+InputError findingOf(const CLI::ParseError& error, const CLI::App& command)
+{
+    const std::string text = error.what();
+    const std::string help =
+        fmt::format("what `{}{} --help` shows", command.get_parent() == nullptr ? "" : "shardrun ", command.get_name());
+    if (error.get_name() == "ValidationError") // names the option and the values there are
+        return {"command line", "", text};
+    if (error.get_name() == "ArgumentMismatch")
+        return {"command line", text.substr(0, text.find(':')), "has no value or is given twice", help};
+    if (error.get_name() == "RequiredError")
+        return {"command line", text.substr(0, text.find(' ')), "is missing", help};
+    const std::vector<std::string> extras = command.remaining();
+    if (extras.empty())
+        return {"command line", "", text, help};
+    const std::string& word = extras.front();
+    std::vector<std::string> known;
+    for (const CLI::Option* option : command.get_options())
+        for (const std::string& name : option->get_lnames())
+            known.push_back("--" + name);
+    const std::string nearest = nearestWord(word.substr(0, word.find('=')), known);
+    return {"command line", word, word.front() == '-' ? "is no option" : "is one argument too many",
+            nearest.empty() ? help : nearest + " perhaps"};
+}
+
 ExitCode parseAndRun(int argc, const char* const* argv)
 {
     CLI::App root(kDescription, "shardrun");
@@ -64,18 +90,19 @@ ExitCode parseAndRun(int argc, const char* const* argv)
         std::reverse(words.begin(), words.end()); // CLI11 takes them from the back
         root.parse(words);
     } catch (const CLI::CallForHelp&) {
-        fmt::print("{}", root.help());
+        printOut(root.help());
         return ExitCode::Done;
     } catch (const CLI::CallForVersion& asked) {
-        fmt::print("{}\n", asked.what());
+        printOut(fmt::format("{}\n", asked.what()));
         return ExitCode::Done;
     } catch (const CLI::ParseError& error) {
-        throw InputError("command line", "", error.what(), "what `shardrun --help` shows");
+        const auto named = root.get_subcommands();
+        throw findingOf(error, named.empty() ? root : *named.front());
     }
     for (const Command& command : commands)
         if (command.app->parsed())
             return command.run();
-    fmt::print(stderr, "{}", root.help());
+    printErr(root.help());
     return ExitCode::BadInput;
 }
 
@@ -83,25 +110,29 @@ ExitCode parseAndRun(int argc, const char* const* argv)
 
 int runShardrun(int argc, const char* const* argv)
 {
-    std::signal(SIGPIPE, SIG_IGN); // a closed pipe is seen where it is written to
+    occupyClosedStreams();
+    // A closed pipe, and a file that grows past what the shell allows (ulimit -f), are seen where they are written to.
+    std::signal(SIGPIPE, SIG_IGN);
+    std::signal(SIGXFSZ, SIG_IGN);
     ExitCode code = ExitCode::Environment;
     try {
         code = parseAndRun(argc, argv);
     } catch (const InputError& error) {
-        fmt::print(stderr, "{}\n", error.what());
+        printErr(fmt::format("{}\n", error.what()));
         code = ExitCode::BadInput;
     } catch (const NumberTooLarge& error) {
-        fmt::print(stderr, "the numbers of this input leave 64 bits: {}; expected smaller ones\n", error.what());
+        printErr(fmt::format("the numbers of this input leave 64 bits: {}; expected smaller ones\n", error.what()));
         code = ExitCode::BadInput;
     } catch (const OutOfMemory& error) {
-        fmt::print(stderr, "shardrun: {}\n", error.what());
+        printErr(fmt::format("shardrun: {}\n", error.what()));
         code = ExitCode::No;
+    } catch (const ClosedPipe&) { // nobody to tell
+    } catch (const HeardError&) { // the process that failed tells it
     } catch (const std::bad_alloc&) {
-        fmt::print(stderr, "shardrun: this machine has no more memory\n");
+        printErr("shardrun: this machine has no more memory\n");
     } catch (const std::exception& error) { // EnvironmentError, TransportError, a rank's failure
-        fmt::print(stderr, "shardrun: {}\n", error.what());
+        printErr(fmt::format("shardrun: {}\n", error.what()));
     }
-    std::fflush(stdout);
     return static_cast<int>(code);
 }
 

@@ -1,11 +1,12 @@
 #include "executor/cli/progress.hpp"
 
 #include <csignal>
-#include <cstdio>
 
 #include <unistd.h>
 
 #include <fmt/format.h>
+
+#include "executor/cli/output.hpp"
 
 namespace shardwright::cli {
 
@@ -28,15 +29,14 @@ void Progress::show(const StepDone& done) const
 {
     if (!m_shown)
         return;
-    fmt::print(stderr, "\rstep {}/{}  loss {:.4f}  {:.0f} tokens/s  device memory {}   ", done.step, done.steps,
-               done.loss, done.tokensPerSecond, formatBinary(done.peak));
-    std::fflush(stderr);
+    printErr(fmt::format("\rstep {}/{}  loss {:.4f}  {:.0f} tokens/s  device memory {}   ", done.step, done.steps,
+                         done.loss, done.tokensPerSecond, formatBinary(done.peak)));
 }
 
 void Progress::finish() const
 {
     if (m_shown)
-        fmt::print(stderr, "\n");
+        printErr("\n");
 }
 
 } // namespace shardwright::cli

@@ -1,7 +1,7 @@
 // shardrun run: a plan, carried out.
 
 #include <algorithm>
-#include <fstream>
+#include <cmath>
 #include <memory>
 #include <utility>
 
@@ -10,10 +10,11 @@
 
 #include "core/validation.hpp"
 #include "executor/cli/commands.hpp"
+#include "executor/cli/output.hpp"
 #include "executor/cli/progress.hpp"
 #include "executor/comm/transports.hpp"
 #include "executor/run/run_plan.hpp"
-#include "executor/state/safetensors.hpp"
+#include "executor/state/durable_file.hpp"
 
 namespace shardwright::cli {
 
@@ -27,6 +28,7 @@ struct RunOptions {
     bool strict = false;
     bool calibrated = false;
     bool force = false;
+    std::int64_t timeLimit = std::chrono::duration_cast<std::chrono::seconds>(TransportOptions{}.timeLimit).count();
     RunSettings settings;
 };
 
@@ -52,10 +54,10 @@ std::vector<std::unique_ptr<Transport>> soloEnd(const std::string& text, const E
     return ends;
 }
 
-std::vector<std::unique_ptr<Transport>> mpiEnd(const ExecutablePlan& plan)
+std::vector<std::unique_ptr<Transport>> mpiEnd(const ExecutablePlan& plan, const TransportOptions& options)
 {
     std::vector<std::unique_ptr<Transport>> ends;
-    ends.push_back(makeMpiTransport());
+    ends.push_back(makeMpiTransport(options));
     if (ends.front()->ranks() != plan.ranks)
         throw InputError(
             "command line", "mpirun",
@@ -68,9 +70,28 @@ std::vector<std::unique_ptr<Transport>> endsFor(const RunOptions& options, const
 {
     if (!options.solo.empty())
         return soloEnd(options.solo, plan);
+    ThreadTransportOptions transport;
+    transport.timeLimit = std::chrono::seconds(options.timeLimit);
     if (startedByMpi())
-        return mpiEnd(plan);
-    return makeThreadTransports(static_cast<int>(plan.ranks));
+        return mpiEnd(plan, transport);
+    constexpr std::int64_t kMostThreads = 10000;
+    if (plan.ranks > kMostThreads)
+        throw InputError(plan.file, "/plan/ranks", fmt::format("{} ranks cannot be threads of one process", plan.ranks),
+                         fmt::format("at most {}, or mpirun, or --solo R/{}", kMostThreads, plan.ranks));
+    return makeThreadTransports(static_cast<int>(plan.ranks), transport);
+}
+
+/// Options that contradict each other, and places that cannot be written, before anything is read or done.
+void check(const RunOptions& options)
+{
+    if (!options.solo.empty() && startedByMpi())
+        throw InputError("command line", "--solo", "is alone, but mpirun has started this process",
+                         "shardrun without mpirun, or no --solo");
+    if (!options.solo.empty() && !options.settings.checkpoints.empty())
+        throw InputError("command line", "--checkpoint", "would be of one rank of many under --solo",
+                         "no --checkpoint, or all ranks");
+    if (!options.output.empty())
+        requireOutput(options.output, options.force);
 }
 
 /// "2GiB", "500 MB", or bytes.
@@ -105,8 +126,7 @@ bool endedWarmingUp(const ExecutablePlan& plan, const RunSettings& settings, std
 ExitCode run(RunOptions options)
 {
     const ExecutablePlan plan = readPlanFile(options.plan);
-    if (!options.output.empty() && !options.force && std::ifstream(options.output).good())
-        throw InputError("command line", "-o", fmt::format("{} exists", options.output), "another name, or --force");
+    check(options);
     if (!options.memoryLimit.empty())
         options.settings.executor.memoryLimit = parseMemoryLimit(options.memoryLimit);
     const StopOnSignal stopOnSignal;
@@ -114,8 +134,10 @@ ExitCode run(RunOptions options)
     const Progress progress;
     const auto ends = endsFor(options, plan);
     const bool speaks = ends.front()->rank() == 0 || !options.solo.empty();
-    if (speaks)
+    if (speaks) {
         options.settings.afterStep = [&](const StepDone& done) { progress.show(done); };
+        options.settings.remark = [](const std::string& text) { printErr("shardrun: " + text + '\n'); };
+    }
     Measurement measurement;
     try {
         measurement = runPlan(plan, options.settings, ends);
@@ -124,23 +146,26 @@ ExitCode run(RunOptions options)
         throw;
     }
     progress.finish();
-    if (speaks && !options.output.empty())
-        writeFileDurably(options.output, toJson(measurement).dump(1) + '\n');
     if (measurement.steps == 0) {
-        fmt::print(stderr, "shardrun: stopped before the first step was done\n");
+        if (speaks)
+            printErr("shardrun: stopped before the first step was done\n");
         return ExitCode::Interrupted;
     }
+    if (speaks && !options.output.empty())
+        writeFileDurably(options.output, toJson(measurement).dump(1) + '\n');
     constexpr double kShortestStep = 0.2; // seconds below which a step is mostly what no plan describes
     const bool timeCounts = options.calibrated && measurement.secondsPerStep > kShortestStep;
     const ValidationReport report = validate(plan, measurement, timeCounts);
     if (speaks) {
-        fmt::print("{}{} under {}: {} steps on {} {}, loss {:.4f} -> {:.4f}, {:.3g} s a step, {:.0f} tokens/s\n\n{}",
-                   measurement.complete ? "" : "stopped early: ", plan.model.id, plan.strategy.name, measurement.steps,
-                   plan.ranks, plan.ranks == 1 ? "rank" : "ranks", measurement.losses.front(),
-                   measurement.losses.back(), measurement.secondsPerStep, measurement.tokensPerSecond, tableOf(report));
+        printOut(fmt::format(
+            "{}{} under {}: {} steps on {} {}, loss {:.4f} -> {:.4f}, {:.3g} s a step, {:.0f} tokens/s\n\n{}",
+            measurement.complete ? "" : "stopped early: ", plan.model.id, plan.strategy.name, measurement.steps,
+            plan.ranks, plan.ranks == 1 ? "rank" : "ranks", measurement.losses.front(), measurement.losses.back(),
+            measurement.secondsPerStep, measurement.tokensPerSecond, tableOf(report)));
         if (endedWarmingUp(plan, options.settings, measurement.steps))
-            fmt::print("\nmeasured is a warm-up step; the plan is of those behind the first {} (--warm-up-steps)\n",
-                       options.settings.executor.optimizer.warmUpSteps);
+            printOut(fmt::format(
+                "\nmeasured is a warm-up step; the plan is of those behind the first {} (--warm-up-steps)\n",
+                options.settings.executor.optimizer.warmUpSteps));
     }
     if (!measurement.complete)
         return ExitCode::Interrupted;
@@ -154,6 +179,19 @@ Command addRun(CLI::App& root)
     CLI::App* app = root.add_subcommand("run", "carry out a plan and lay measured beside predicted");
     const auto options = std::make_shared<RunOptions>();
     RunSettings& settings = options->settings;
+    const CLI::Validator rate( // CLI::Range lets NaN through
+        [](const std::string& text) {
+            double value = 0;
+            const bool good = CLI::detail::lexical_cast(text, value) && value >= 0 && std::isfinite(value);
+            return good ? std::string() : fmt::format("\"{}\" is no learning rate; expected 0 or more", text);
+        },
+        "RATE");
+    constexpr int kMostPatience = 86400; // a day
+    const CLI::Validator notEmpty(       // as an unset variable of a script leaves it
+        [](const std::string& text) {
+            return text.empty() ? std::string("is \"\"; expected a rank of ranks, such as 3/64") : std::string();
+        },
+        "TEXT");
     app->add_option("plan", options->plan, "plan.json, as `shardplan compare --emit-plan STRATEGY` writes it")
         ->required();
     app->add_option("--steps", settings.steps, "optimizer steps to do")
@@ -164,7 +202,7 @@ Command addRun(CLI::App& root)
     app->add_option("--weights", settings.weights, "a safetensors file, or a folder of them as Hugging Face has it");
     app->add_option("--learning-rate", settings.executor.optimizer.learningRate, "of the optimizer")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(rate);
     app->add_option("--warm-up-steps", settings.executor.optimizer.warmUpSteps,
                     "first steps of an optimizer that begins uncompressed (1-bit Adam's freeze_step); the plan says "
                     "nothing of them")
@@ -179,7 +217,12 @@ Command addRun(CLI::App& root)
     app->add_option("--checkpoint-every", settings.checkpointEvery, "steps between two; else after the last one only")
         ->check(CLI::NonNegativeNumber);
     app->add_option("--resume", settings.resume, "checkpoint, or folder of them, to go on from");
-    app->add_option("--solo", options->solo, "R/N: be rank R of N alone; collectives are counted, not carried out");
+    app->add_option("--solo", options->solo, "R/N: be rank R of N alone; collectives are counted, not carried out")
+        ->check(notEmpty);
+    app->add_option("--time-limit", options->timeLimit,
+                    "seconds that a rank waits for another one before the run is given up")
+        ->capture_default_str()
+        ->check(CLI::Range(1, kMostPatience));
     app->add_option("-o,--output", options->output, "measurement.json");
     app->add_flag("--force", options->force, "write over the file of -o");
     app->add_flag("--calibrated", options->calibrated,

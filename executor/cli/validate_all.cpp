@@ -12,6 +12,7 @@
 
 #include "core/validation.hpp"
 #include "executor/cli/commands.hpp"
+#include "executor/cli/output.hpp"
 #include "executor/cli/progress.hpp"
 #include "executor/comm/transports.hpp"
 #include "executor/run/run_plan.hpp"
@@ -128,20 +129,21 @@ void print(const std::vector<Row>& rows, bool markdown)
 {
     constexpr double kKib = 1024;
     if (markdown)
-        fmt::print("| plan | ranks | loss | peak predicted, KiB | measured, KiB | figures | out |\n"
-                   "|---|---:|---|---:|---:|---:|---|\n");
+        printOut("| plan | ranks | loss | peak predicted, KiB | measured, KiB | figures | out |\n"
+                 "|---|---:|---|---:|---:|---:|---|\n");
     else
-        fmt::print("{:<40} {:>5}  {:<16} {:>12} {:>12} {:>8}  {}\n", "plan", "ranks", "loss", "peak, KiB", "measured",
-                   "figures", "out of tolerance");
+        printOut(fmt::format("{:<40} {:>5}  {:<16} {:>12} {:>12} {:>8}  {}\n", "plan", "ranks", "loss", "peak, KiB",
+                             "measured", "figures", "out of tolerance"));
     for (const Row& row : rows) {
         const std::string loss = fmt::format("{:.4f} -> {:.4f}", row.firstLoss, row.lastLoss);
         if (markdown)
-            fmt::print("| {} | {} | {} | {:.1f} | {:.1f} | {} | {} |\n", row.name, row.ranks, loss,
-                       row.predictedPeak / kKib, row.measuredPeak / kKib, row.figures, fmt::join(row.out, "; "));
+            printOut(fmt::format("| {} | {} | {} | {:.1f} | {:.1f} | {} | {} |\n", row.name, row.ranks, loss,
+                                 row.predictedPeak / kKib, row.measuredPeak / kKib, row.figures,
+                                 fmt::join(row.out, "; ")));
         else
-            fmt::print("{:<40} {:>5}  {:<16} {:>12.1f} {:>12.1f} {:>8}  {}\n", row.name, row.ranks, loss,
-                       row.predictedPeak / kKib, row.measuredPeak / kKib, row.figures,
-                       row.out.empty() ? "none" : fmt::format("{}", fmt::join(row.out, "; ")));
+            printOut(fmt::format("{:<40} {:>5}  {:<16} {:>12.1f} {:>12.1f} {:>8}  {}\n", row.name, row.ranks, loss,
+                                 row.predictedPeak / kKib, row.measuredPeak / kKib, row.figures,
+                                 row.out.empty() ? "none" : fmt::format("{}", fmt::join(row.out, "; "))));
     }
 }
 
@@ -153,13 +155,13 @@ ExitCode validateAll(const Options& options)
     std::vector<Row> rows;
     for (const std::string& path : paths) {
         if (terminal)
-            fmt::print(stderr, "\r\033[K{} of {}: {}", rows.size() + 1, paths.size(), path);
+            printErr(fmt::format("\r\033[K{} of {}: {}", rows.size() + 1, paths.size(), path));
         rows.push_back(carriedOut(path, options));
         if (stopRequested)
             break;
     }
     if (terminal)
-        fmt::print(stderr, "\r\033[K");
+        printErr("\r\033[K");
     if (stopRequested)
         rows.pop_back();
     print(rows, options.markdown);
@@ -169,7 +171,7 @@ ExitCode validateAll(const Options& options)
     for (const Row& row : rows)
         figures += row.figures;
     if (!options.markdown)
-        fmt::print("{} of {} plans within tolerance, {} figures\n", good, rows.size(), figures);
+        printOut(fmt::format("{} of {} plans within tolerance, {} figures\n", good, rows.size(), figures));
     if (stopRequested)
         return ExitCode::Interrupted;
     return good == rows.size() ? ExitCode::Done : ExitCode::No;

@@ -19,6 +19,12 @@ public:
     using std::runtime_error::runtime_error;
 };
 
+/// Another process has failed and says why to this one: it tells its user itself.
+class HeardError : public TransportError {
+public:
+    using TransportError::TransportError;
+};
+
 /// What went out, by collective.
 struct SentBytes {
     std::int64_t calls = 0;

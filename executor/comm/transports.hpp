@@ -15,8 +15,9 @@ namespace shardwright {
 enum class CollectiveAlgorithm : std::uint8_t { BySize, Direct, Ring };
 
 struct TransportOptions {
-    /// How long a rank waits for another one before it gives the run up.
-    std::chrono::milliseconds timeLimit{10000};
+    /// How long a rank waits for another one before it gives the run up. With what it then takes to end all of them
+    /// (MPI's launcher gives processes seconds), nobody waits longer than ten seconds for one that stalls.
+    std::chrono::milliseconds timeLimit{8000};
 };
 
 struct ThreadTransportOptions : TransportOptions {

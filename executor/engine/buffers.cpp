@@ -48,7 +48,8 @@ void Buffers::allocate(BufferId buffer)
     fresh.live = true;
     fresh.written = 0;
     if (spec.place == Place::Nvme) {
-        fresh.file = m_files->create(bytes);
+        if (bytes > Bytes(0))
+            fresh.file = m_files->create(bytes);
         return;
     }
     const auto size = static_cast<std::size_t>(bytes.count());
@@ -114,6 +115,8 @@ std::byte* Buffers::data(BufferId buffer) const
 TensorView Buffers::view(BufferId buffer) const
 {
     const BufferShape& known = shape(buffer);
+    if (const Held* content = held(buffer); content != nullptr && content->content.codec != Codec::None)
+        fail(buffer, "is encoded: it has to be moved to one that is not");
     return {data(buffer), known.bytes.count() * 8 / bitsOf(known.dtype), known.dtype};
 }
 
@@ -121,14 +124,16 @@ void Buffers::readFile(BufferId buffer, std::byte* to) const
 {
     if (!live(buffer))
         fail(buffer, "is read but not there");
-    m_files->read(slot(buffer).file, to, shape(buffer).bytes);
+    if (slot(buffer).file >= 0)
+        m_files->read(slot(buffer).file, to, shape(buffer).bytes);
 }
 
 void Buffers::writeFile(BufferId buffer, const std::byte* from)
 {
     if (!live(buffer))
         fail(buffer, "is written but not there");
-    m_files->write(slot(buffer).file, from, shape(buffer).bytes);
+    if (slot(buffer).file >= 0)
+        m_files->write(slot(buffer).file, from, shape(buffer).bytes);
 }
 
 } // namespace shardwright

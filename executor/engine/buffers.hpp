@@ -41,6 +41,7 @@ public:
 
     /// Its memory; it must be live and in memory.
     std::byte* data(BufferId buffer) const;
+    /// Its elements, which are not encoded.
     TensorView view(BufferId buffer) const;
     /// A file's content, whole.
     void readFile(BufferId buffer, std::byte* to) const;

@@ -56,7 +56,7 @@ void Collectives::run(const Op& op, const Action& action, std::span<const Buffer
     case Verb::AllToAll:
         for (std::size_t i = 0; i < writes.size(); ++i) {
             const Bytes bytes = m_buffers.shape(reads[i]).bytes;
-            if (bytes != m_buffers.shape(writes[i]).bytes || bytes.count() % group.size() != 0)
+            if (reads[i] == writes[i] || bytes != m_buffers.shape(writes[i]).bytes || bytes.count() % group.size() != 0)
                 throw std::logic_error(fmt::format("all-to-all of \"{}\" ({} B) into \"{}\" ({} B) over {} ranks",
                                                    m_buffers.nameOf(reads[i]), bytes.count(),
                                                    m_buffers.nameOf(writes[i]),
@@ -109,6 +109,10 @@ void Collectives::allGather(const Op& op, Communicator& group, BufferId part, Bu
     std::byte* to = m_buffers.data(all);
     const Bytes bytes = filledBytes(all);
     const std::int64_t each = bytes.count() / group.size();
+    if (part >= 0 && part != all && m_buffers.shape(part).bytes < Bytes(each))
+        throw std::logic_error(fmt::format("\"{}\" ({} B) is no {}th part of \"{}\" ({} B)", m_buffers.nameOf(part),
+                                           m_buffers.shape(part).bytes.count(), group.size(), m_buffers.nameOf(all),
+                                           bytes.count()));
     const std::byte* own = part < 0 || part == all ? to + group.rank() * each : m_buffers.data(part);
     group.allGather(own, to, each);
     record(op, group, bytes);
@@ -119,6 +123,8 @@ void Collectives::gatherTensors(const Op& op, Communicator& group, BufferId part
     Content sent = m_buffers.held(part)->content;
     sent.layout.tensors = m_buffers.held(all)->content.layout.tensors;
     sent.layout.room = 0;
+    if (sent.codec != Codec::None || m_buffers.held(all)->content.codec != Codec::None)
+        throw std::logic_error(fmt::format("some tensors of \"{}\" are gathered encoded", m_buffers.nameOf(part)));
     if (sent.layout.parts != group.size())
         throw std::logic_error(fmt::format("\"{}\" is cut into {} parts, not into the {} of the group",
                                            m_buffers.nameOf(part), sent.layout.parts, group.size()));
@@ -145,7 +151,7 @@ void Collectives::reduceScatter(const Op& op, Communicator& group, BufferId all,
 {
     const TensorView whole = m_buffers.view(all);
     const std::int64_t elements = filled(all) / group.size();
-    const bool alone = group.size() == 1 && filled(part) == filled(all);
+    const bool alone = group.size() == 1 && filled(part) == filled(all) && m_buffers.view(part).dtype == whole.dtype;
     if (part != all && !alone && !isPartOf(part, all, group))
         throw std::logic_error(fmt::format("\"{}\" ({} {}) is not one of {} parts of \"{}\" ({} {})",
                                            m_buffers.nameOf(part), filled(part),

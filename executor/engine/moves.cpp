@@ -91,6 +91,8 @@ void Mover::move(std::span<const BufferId> reads, std::span<const BufferId> writ
 void Mover::copyBytes(BufferId from, BufferId to, bool add)
 {
     const BufferShape& shape = m_buffers.shape(from);
+    if (m_buffers.held(from) == nullptr && m_buffers.written(from) == 0)
+        throw std::logic_error(fmt::format("\"{}\" is read before anything wrote it", m_buffers.nameOf(from)));
     if (shape.bytes != m_buffers.shape(to).bytes)
         throw std::logic_error(fmt::format("\"{}\" ({} B) does not go into \"{}\" ({} B)", m_buffers.nameOf(from),
                                            shape.bytes.count(), m_buffers.nameOf(to),
@@ -108,6 +110,9 @@ void Mover::copyBytes(BufferId from, BufferId to, bool add)
 
 void Mover::copyElements(BufferId from, BufferId to, bool add)
 {
+    if (m_buffers.held(from) == nullptr)
+        throw std::logic_error(
+            fmt::format("\"{}\" has no content that \"{}\" could take", m_buffers.nameOf(from), m_buffers.nameOf(to)));
     const std::vector<Run>& shared = runs(from, to);
     const Held& source = *m_buffers.held(from);
     const Held& target = *m_buffers.held(to);

@@ -48,18 +48,16 @@ NvmeFiles::NvmeFiles(const std::string& folder, std::int64_t rank) : m_parts(std
     std::error_code error;
     if (!std::filesystem::is_directory(folder, error))
         throw EnvironmentError(fmt::format("{}: is not a folder that NVMe buffers could have their files in", folder));
-    // Of this process too: two runs may share the folder.
-    m_parts->folder = fmt::format("{}/shardrun-{}-rank-{}", folder, ::getpid(), rank);
-    if (::mkdir(m_parts->folder.c_str(), 0700) != 0 && errno != EEXIST)
-        fail(m_parts->folder, "make the folder", errno);
+    // A name of its own: runs of several machines may share the folder, and one that was killed leaves its own there.
+    m_parts->folder = fmt::format("{}/shardrun-rank-{}-XXXXXX", folder, rank);
+    if (::mkdtemp(m_parts->folder.data()) == nullptr)
+        fail(folder, "make a folder in it for NVMe buffers", errno);
 }
 
 NvmeFiles::~NvmeFiles()
 {
-    for (const auto& [id, file] : m_parts->files) {
+    for (const auto& [id, file] : m_parts->files)
         ::close(file.descriptor);
-        ::unlink(file.path.c_str());
-    }
     ::rmdir(m_parts->folder.c_str());
 }
 
@@ -78,10 +76,10 @@ int NvmeFiles::create(Bytes bytes)
         open(0);
     if (file.descriptor < 0)
         fail(file.path, "make the file", errno);
+    ::unlink(file.path.c_str()); // however this process ends, the disk is free again
     if (bytes > Bytes(0))
         if (const int error = ::posix_fallocate(file.descriptor, 0, roundUp(bytes.count(), kIoAlignment)); error != 0) {
             ::close(file.descriptor);
-            ::unlink(file.path.c_str());
             fail(file.path, fmt::format("reserve {}", formatBinary(bytes)).c_str(), error);
         }
     m_parts->files.emplace(id, std::move(file));
@@ -94,7 +92,6 @@ void NvmeFiles::remove(int file) noexcept
     if (found == m_parts->files.end())
         return;
     ::close(found->second.descriptor);
-    ::unlink(found->second.path.c_str());
     m_parts->files.erase(found);
 }
 

@@ -11,8 +11,8 @@
 
 namespace shardwright {
 
-/// One rank's files. EnvironmentError with one clear cause where the folder is missing, full or read-only. Files go
-/// when this goes.
+/// One rank's files. EnvironmentError with one clear cause where the folder is missing, full or read-only. Files have
+/// no names: the disk is free again however the process ends.
 class NvmeFiles {
 public:
     /// Makes a folder of its own for the rank within `folder`.

@@ -32,16 +32,20 @@ std::string describe(const Op& op, std::size_t id)
     return fmt::format("{} (operation {}, {})", text, id, nameOf(op.phase));
 }
 
-bool usesNvme(const Schedule& schedule)
+/// Buffers of no bytes may say that they are there: they need no file.
+bool usesNvme(const Schedule& schedule, const Shapes& shapes)
 {
-    return std::any_of(schedule.buffers.begin(), schedule.buffers.end(), [&](BufferClassId id) {
-        return schedule.sizes.buffers[static_cast<std::size_t>(id)].spec->place == Place::Nvme;
-    });
+    for (std::size_t i = 0; i < schedule.buffers.size(); ++i)
+        if (schedule.sizes.buffers[static_cast<std::size_t>(schedule.buffers[i])].spec->place == Place::Nvme &&
+            shapes.buffers[i].bytes > Bytes(0))
+            return true;
+    return false;
 }
 
-std::unique_ptr<NvmeFiles> filesFor(const ExecutablePlan& plan, const ExecutorOptions& options, std::int64_t rank)
+std::unique_ptr<NvmeFiles> filesFor(const ExecutablePlan& plan, const Shapes& shapes, const ExecutorOptions& options,
+                                    std::int64_t rank)
 {
-    if (!usesNvme(plan.schedule))
+    if (!usesNvme(plan.schedule, shapes))
         return nullptr;
     if (options.nvmeFolder.empty())
         throw InputError("command line", "--nvme", "is missing: the plan keeps buffers on NVMe",
@@ -72,7 +76,7 @@ struct RankExecutor::Parts {
         : plan(p), schedule(p.schedule), transport(t), weights(w), batches(b), device(makeHostDevice(options.threads)),
           kernels(p.model, p.training, p.training.gradientAccumulation, *device),
           shapes(knownShapes(p, kernels, t.rank())), arena(options.memoryLimit), recorder(schedule),
-          files(filesFor(p, options, t.rank())), buffers(schedule, shapes, arena, files.get()),
+          files(filesFor(p, shapes, options, t.rank())), buffers(schedule, shapes, arena, files.get()),
           mover(buffers, recorder), collectives(p, buffers, recorder, t),
           updates(p, options.optimizer, buffers, mover, recorder, t),
           residence(p.model, schedule, shapes, buffers, p.training.precision.mixed.value_or(p.training.precision.load)),
@@ -235,8 +239,11 @@ struct RankExecutor::Parts {
         call.kernel = action.kernel;
         call.layer = action.layer;
         call.module = action.module;
-        for (const BufferId buffer : reads)
+        for (const BufferId buffer : reads) {
+            if (buffers.held(buffer) == nullptr && buffers.written(buffer) == 0)
+                throw std::logic_error(fmt::format("\"{}\" is read before anything wrote it", buffers.nameOf(buffer)));
             call.reads.push_back(buffers.view(buffer));
+        }
         for (const BufferId buffer : writes)
             call.writes.push_back(buffers.view(buffer));
         if (action.module >= 0)
@@ -255,13 +262,18 @@ struct RankExecutor::Parts {
     void loadBatch(std::span<const BufferId> writes)
     {
         const Training& training = plan.training;
-        const std::int64_t number = (stepsDone * training.gradientAccumulation + microStep) * transport.ranks();
+        const std::int64_t number = checkedMultiply(
+            checkedAdd(checkedMultiply(stepsDone, training.gradientAccumulation), microStep), transport.ranks());
         for (const BufferId buffer : writes) {
-            auto* tokens = buffers.view(buffer).as<std::int64_t>();
+            const TensorView batch = buffers.view(buffer);
+            if (batch.dtype != DType::Int64 || batch.elements != 2 * training.tokensPerMicroBatch())
+                throw std::logic_error(fmt::format("\"{}\" is no place for tokens and labels", buffers.nameOf(buffer)));
+            auto* tokens = batch.as<std::int64_t>();
             std::int64_t* labels = tokens + training.tokensPerMicroBatch();
             for (std::int64_t i = 0; i < training.microBatch; ++i)
-                batches.read((number + transport.rank()) * training.microBatch + i, training.sequenceLength,
-                             tokens + i * training.sequenceLength, labels + i * training.sequenceLength);
+                batches.read(checkedMultiply(number + transport.rank(), training.microBatch) + i,
+                             training.sequenceLength, tokens + i * training.sequenceLength,
+                             labels + i * training.sequenceLength);
             buffers.touch(buffer);
         }
         ++microStep;
@@ -301,9 +313,9 @@ RankExecutor::RankExecutor(const ExecutablePlan& plan, const ExecutorOptions& op
 
 RankExecutor::~RankExecutor() = default;
 
-void RankExecutor::initialise()
+void RankExecutor::initialise(const std::function<void()>& between)
 {
-    m_parts->playSegment(m_parts->schedule.segments.front(), 1, {});
+    m_parts->playSegment(m_parts->schedule.segments.front(), 1, between);
 }
 
 double RankExecutor::step(const std::function<void()>& between)

@@ -46,10 +46,9 @@ public:
                  const WeightSource& weights, const BatchSource& batches);
     ~RankExecutor();
 
-    /// The schedule's initialisation.
-    void initialise();
-    /// One optimizer step; returns the mean loss over all ranks and micro-steps. `between` is called after each
-    /// operation (progress, cancellation: it may throw).
+    /// The schedule's initialisation. `between` is called after each operation (cancellation: it may throw).
+    void initialise(const std::function<void()>& between = {});
+    /// One optimizer step; returns the mean loss over all ranks and micro-steps.
     double step(const std::function<void()>& between = {});
 
     /// Views of the state between two steps; what is on NVMe is brought to memory for as long as the result lives.

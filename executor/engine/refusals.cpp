@@ -64,6 +64,7 @@ public:
         }
         training();
         segments();
+        contents();
         for (std::size_t i = 0; i < m_schedule.ops.size(); ++i)
             operation(i);
         for (const auto& [text, count] : m_silent)
@@ -90,6 +91,34 @@ private:
     {
         if (m_schedule.segments.empty() || m_schedule.segments.front().name != "initialisation")
             add("the schedule does not begin with its initialisation");
+        std::int64_t batches = 0; // of a step
+        for (const Segment& segment : m_schedule.segments) {
+            std::int64_t loads = 0;
+            for (std::uint32_t op = segment.firstOp; op < segment.endOp; ++op)
+                for (std::uint32_t i = 0; i < m_schedule.ops[op].actionCount; ++i)
+                    loads += m_schedule.actions[m_schedule.ops[op].firstAction + i].verb == Verb::LoadBatch ? 1 : 0;
+            batches = checkedAdd(batches, checkedMultiply(loads, segment.repeat));
+            if (loads == 0 && segment.repeat > 1)
+                add(fmt::format("the segment \"{}\" is repeated {} times and loads no batch", segment.name,
+                                segment.repeat));
+        }
+        if (batches != m_plan.training.gradientAccumulation)
+            add(fmt::format("a step loads {} batches, but training.gradient_accumulation is {}", batches,
+                            m_plan.training.gradientAccumulation));
+        const std::uint32_t end = m_schedule.segments.empty() ? 0 : m_schedule.segments.back().endOp;
+        if (end != m_schedule.ops.size())
+            add(fmt::format("operations from {} on belong to no segment", end));
+    }
+
+    void contents()
+    {
+        for (std::size_t i = 0; i < m_schedule.contents.size(); ++i) {
+            const Content& content = m_schedule.contents[i];
+            if (bitsOf(content.dtype) < 8) // two elements a byte: pieces could begin within one
+                add(fmt::format("content {}: elements of {} are not carried out", i, nameOf(content.dtype)));
+            if (content.layout.parts > m_plan.ranks)
+                add(fmt::format("content {}: {} parts of {} ranks", i, content.layout.parts, m_plan.ranks));
+        }
     }
 
     void operation(std::size_t id)
@@ -123,6 +152,8 @@ private:
             wrong(fmt::format("has {} reads for {} writes", action.reads, action.writes));
         if (needs.group && action.group < 0)
             wrong("names no group");
+        if (needs.group && m_schedule.ops[id].group < 0)
+            wrong("stands in an operation over no group");
         if (needs.content && action.content < 0)
             wrong("names no content");
         if (action.verb == Verb::Compute && action.kernel == Kernel::None)

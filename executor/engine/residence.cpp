@@ -56,7 +56,9 @@ TensorView Residence::within(BufferId buffer, std::int32_t tensor) const
 {
     const auto index = static_cast<std::size_t>(tensor);
     const Held* held = m_buffers.held(buffer);
-    const Piece* piece = held == nullptr ? nullptr : held->whole(tensor, m_parameters[index].numel);
+    const Piece* piece = held == nullptr || held->content.codec != Codec::None
+                             ? nullptr
+                             : held->whole(tensor, m_parameters[index].numel);
     if (piece == nullptr)
         throw std::logic_error(
             fmt::format("\"{}\" does not hold {} whole", m_buffers.nameOf(buffer), m_parameters[index].name));

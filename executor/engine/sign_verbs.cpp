@@ -52,6 +52,7 @@ void decode(Verb verb, Buffers& buffers, std::span<const BufferId> reads, Buffer
         throw std::logic_error(fmt::format("{} reads signs and their scales", nameOf(verb)));
     const std::int64_t parts = bytesOf(buffers, reads[1]) / kFloatBytes;
     const std::int64_t elements = bytesOf(buffers, to) / kFloatBytes;
+    expect(parts > 0, buffers, verb, reads[1], to);
     const std::int64_t count = verb == Verb::AverageSigns ? elements : elements / parts;
     expect(count % 8 == 0 && bytesOf(buffers, reads[0]) == count * parts / 8 &&
                (verb == Verb::AverageSigns || count * parts == elements),

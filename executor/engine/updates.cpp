@@ -203,22 +203,26 @@ void Updates::update(const Action& action, std::span<const BufferId> reads, std:
     auto known = m_steps.find(&action);
     if (known == m_steps.end())
         known = m_steps.emplace(&action, stepsOf(reads, writes)).first;
-    const auto place = [this](BufferId buffer, std::int64_t at) -> std::byte* {
+    const auto place = [this](BufferId buffer, std::int64_t at, std::int64_t count) -> std::byte* {
         if (buffer < 0)
             return nullptr;
-        return m_buffers.data(buffer) + bytesOf(at, m_buffers.shape(buffer).dtype).count();
+        const TensorView view = m_buffers.view(buffer);
+        if (at + count > view.elements) // it has come to hold something else since the first step
+            throw std::logic_error(fmt::format("the optimizer step leaves \"{}\" of {} elements",
+                                               m_buffers.nameOf(buffer), view.elements));
+        return view.as<std::byte>() + bytesOf(at, view.dtype).count();
     };
     for (const Stretch& each : known->second.stretches) {
         OptimizerRun run;
-        run.parameter = place(each.parameter, each.parameterAt);
-        run.gradient = place(each.gradient, each.gradientAt);
+        run.parameter = place(each.parameter, each.parameterAt, each.count);
+        run.gradient = place(each.gradient, each.gradientAt, each.count);
         if (each.parameter >= 0)
             run.parameterType = m_buffers.shape(each.parameter).dtype;
         if (each.gradient >= 0)
             run.gradientType = m_buffers.shape(each.gradient).dtype;
         for (int which = 0; which < 2; ++which)
             if (each.moment[which] >= 0) {
-                run.moment[which] = place(each.moment[which], each.momentAt[which]);
+                run.moment[which] = place(each.moment[which], each.momentAt[which], each.count);
                 run.momentType[which] = m_buffers.shape(each.moment[which]).dtype;
             }
         run.count = each.count;

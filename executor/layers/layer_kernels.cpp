@@ -1,5 +1,6 @@
 #include "executor/layers/layer_kernels.hpp"
 
+#include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <tuple>
@@ -119,6 +120,8 @@ struct LayerKernels::Parts {
     std::vector<Needed> operands(Kernel kernel, int layer, int module) const;
     void check(const KernelCall& call) const;
     void checkWeights(const KernelCall& call) const;
+    void checkModule(const KernelCall& call) const;
+    void checkTokens(const KernelCall& call) const;
 
     void linear(const KernelCall& call);
     void linearBackward(const KernelCall& call);
@@ -207,6 +210,53 @@ void LayerKernels::Parts::check(const KernelCall& call) const
                                             nameOf(view.dtype), needed[i].elements, nameOf(needed[i].dtype)));
     }
     checkWeights(call);
+    checkModule(call);
+    checkTokens(call);
+}
+
+/// Whether the module's weights are such as the kernel reads.
+void LayerKernels::Parts::checkModule(const KernelCall& call) const
+{
+    const std::vector<TensorView>& w = call.weights;
+    const auto each = [&](std::int64_t elements) {
+        return std::all_of(w.begin(), w.end(), [&](const TensorView& view) { return view.elements == elements; });
+    };
+    bool right = true;
+    switch (call.kernel) {
+    case Kernel::Embedding:
+    case Kernel::EmbeddingBackward: right = w.size() == 1 && each(checkedMultiply(arch.vocab, arch.hidden)); break;
+    case Kernel::EmbeddingAdd:
+    case Kernel::EmbeddingAddBackward:
+        right = w.size() == 1 && w[0].elements % arch.hidden == 0 && w[0].elements / arch.hidden >= length;
+        break;
+    case Kernel::Norm:
+    case Kernel::NormBackward: right = !w.empty() && w.size() <= 2 && each(arch.hidden); break;
+    case Kernel::Linear:
+    case Kernel::LinearBackward: {
+        const Matrix matrix = moduleOf(call.kernel, call.layer, call.module).matrix;
+        right = !w.empty() && w.size() <= 2 && matrix.out > 0 &&
+                w[0].elements == checkedMultiply(matrix.in, matrix.out) &&
+                (w.size() == 1 || w[1].elements == matrix.out);
+        break;
+    }
+    default: break;
+    }
+    if (!right)
+        misuse(call.kernel, fmt::format("module {} of layer {} is none that it works on", call.module, call.layer));
+}
+
+/// Rows of tables are taken by them.
+void LayerKernels::Parts::checkTokens(const KernelCall& call) const
+{
+    for (const TensorView& view : call.reads) {
+        if (view.dtype != DType::Int64)
+            continue;
+        const auto* first = view.as<std::int64_t>();
+        const auto* wrong = std::find_if(first, first + view.elements,
+                                         [&](std::int64_t token) { return token < 0 || token >= arch.vocab; });
+        if (wrong != first + view.elements)
+            misuse(call.kernel, fmt::format("token {} is none of the vocabulary of {}", *wrong, arch.vocab));
+    }
 }
 
 void LayerKernels::Parts::checkWeights(const KernelCall& call) const

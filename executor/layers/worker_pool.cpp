@@ -1,7 +1,12 @@
 #include "executor/layers/worker_pool.hpp"
 
 #include <algorithm>
+#include <system_error>
 #include <utility>
+
+#include <fmt/format.h>
+
+#include "core/diagnostics.hpp"
 
 namespace shardwright {
 
@@ -14,11 +19,23 @@ constexpr std::int64_t kStretchesPerThread = 4;
 
 WorkerPool::WorkerPool(int threads)
 {
-    for (int i = 1; i < threads; ++i)
-        m_threads.emplace_back([this] { serve(); });
+    try {
+        for (int i = 1; i < threads; ++i)
+            m_threads.emplace_back([this] { serve(); });
+    } catch (const std::system_error& error) {
+        const int got = this->threads();
+        end();
+        throw EnvironmentError(
+            fmt::format("only {} of {} computing threads can be had: {}", got, threads, error.code().message()));
+    }
 }
 
 WorkerPool::~WorkerPool()
+{
+    end();
+}
+
+void WorkerPool::end()
 {
     {
         const std::lock_guard lock(m_mutex);

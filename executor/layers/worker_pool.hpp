@@ -14,6 +14,7 @@ namespace shardwright {
 /// Work is split by its indices only, so results do not depend on which thread did what.
 class WorkerPool {
 public:
+    /// EnvironmentError where the machine has no more threads.
     explicit WorkerPool(int threads);
     ~WorkerPool();
     WorkerPool(const WorkerPool&) = delete;
@@ -43,6 +44,7 @@ private:
     void run(std::int64_t count, std::int64_t grain, Call call, const void* context);
     void serve();
     void takeStretches(std::unique_lock<std::mutex>& lock);
+    void end();
 
     std::mutex m_mutex;
     std::condition_variable m_begun, m_ended;

@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <fstream>
 #include <mutex>
+#include <string_view>
+#include <system_error>
 #include <thread>
 
 #include <fmt/chrono.h>
@@ -14,6 +16,7 @@
 
 #include "executor/run/gather_text.hpp"
 #include "executor/state/checkpoint.hpp"
+#include "executor/state/durable_file.hpp"
 
 namespace shardwright {
 
@@ -21,6 +24,7 @@ namespace {
 
 /// Ends a rank between two operations because the run was stopped.
 struct Stopped {};
+constexpr const char* kStopped = "the run was stopped"; // what the others hear of it
 
 /// The first failure of any rank, which is the cause of all others.
 class FirstFailure {
@@ -113,17 +117,28 @@ public:
         const std::int64_t vocab = plan.model.architecture.vocab;
         m_weights = settings.weights.empty() ? seededWeights(plan.model, settings.seed)
                                              : safetensorsWeights(plan.model, settings.weights);
+        remarkUnused();
+        if (!settings.checkpoints.empty())
+            requireWritableFolder(settings.checkpoints);
         m_batches = settings.batches        ? settings.batches
                     : settings.text.empty() ? syntheticTokens(vocab, settings.seed)
-                                            : textBytes(settings.text, vocab);
+                                            : textBytes(settings.text, vocab, plan.training.sequenceLength);
     }
 
     Measurement run()
     {
         std::vector<std::thread> threads;
-        for (std::size_t i = 1; i < m_ends.size(); ++i)
-            threads.emplace_back([this, i] { rank(i); });
-        rank(0);
+        try {
+            for (std::size_t i = 1; i < m_ends.size(); ++i)
+                threads.emplace_back([this, i] { rank(i); });
+        } catch (const std::system_error& error) { // those that run end when they are told
+            const EnvironmentError failure(fmt::format("only {} of {} ranks got a thread of this machine: {}",
+                                                       threads.size() + 1, m_ends.size(), error.code().message()));
+            m_failure.keep(std::make_exception_ptr(failure), static_cast<std::int64_t>(threads.size()) + 1);
+            m_ends.front()->abort(failure.what());
+        }
+        if (threads.size() + 1 == m_ends.size())
+            rank(0);
         for (std::thread& thread : threads)
             thread.join();
         m_failure.rethrow();
@@ -131,6 +146,18 @@ public:
     }
 
 private:
+    void remarkUnused() const
+    {
+        const std::vector<std::string> unused = m_weights->unused();
+        constexpr std::size_t kMostNamed = 5;
+        if (unused.empty() || !m_settings.remark)
+            return;
+        const std::size_t named = std::min(kMostNamed, unused.size());
+        m_settings.remark(fmt::format(
+            "{}: {} tensors are none of the model's and are not used: {}{}", m_settings.weights, unused.size(),
+            fmt::join(unused.begin(), unused.begin() + static_cast<std::ptrdiff_t>(named), ", "),
+            named < unused.size() ? " ..." : ""));
+    }
     bool stopAsked() const { return m_settings.stop != nullptr && m_settings.stop->load(std::memory_order_relaxed); }
 
     void rank(std::size_t index)
@@ -140,9 +167,9 @@ private:
             train(transport, index);
         } catch (const Stopped&) {
             m_failure.keepStop();
-            transport.abort("the run was stopped");
-        } catch (const TransportError&) {
-            if (stopAsked())
+            transport.abort(kStopped);
+        } catch (const TransportError& error) {
+            if (stopAsked() || std::string_view(error.what()) == kStopped)
                 m_failure.keepStop();
             else
                 m_failure.keepEcho(std::current_exception());
@@ -157,16 +184,18 @@ private:
     {
         RankRun& mine = m_runs[index];
         RankExecutor executor(m_plan, m_settings.executor, transport, *m_weights, *m_batches);
-        executor.initialise();
+        const auto between = [this] {
+            if (stopAsked())
+                throw Stopped();
+        };
+        executor.initialise(between);
+        between();
         if (!m_settings.resume.empty())
             resume(executor);
         try {
             for (std::int64_t step = 1; step <= m_settings.steps; ++step) {
                 const auto began = std::chrono::steady_clock::now();
-                mine.losses.push_back(executor.step([this] {
-                    if (stopAsked())
-                        throw Stopped();
-                }));
+                mine.losses.push_back(executor.step(between));
                 const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
                 mine.seconds.push_back(took.count());
                 report(executor, mine, step, index);

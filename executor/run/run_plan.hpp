@@ -36,6 +36,7 @@ struct RunSettings {
     std::int64_t checkpointEvery = 0;               // steps; 0: after the last one only
     std::string resume;                             // a checkpoint, or a folder of them
     std::function<void(const StepDone&)> afterStep; // called by the lowest rank of this process
+    std::function<void(const std::string&)> remark; // called with what the user should know, before the first step
     const std::atomic<bool>* stop = nullptr;        // set from anywhere: all ranks end as soon as they can
 };
 

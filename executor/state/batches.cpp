@@ -1,11 +1,16 @@
 #include <algorithm>
-#include <stdexcept>
+#include <cerrno>
+#include <cstring>
 #include <vector>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <fmt/format.h>
 
 #include "core/diagnostics.hpp"
-#include "core/json_cursor.hpp"
+#include "core/units.hpp"
 #include "executor/state/random.hpp"
 #include "executor/state/sources.hpp"
 
@@ -50,31 +55,66 @@ private:
     std::uint64_t m_seed;
 };
 
-/// Sequences follow one another through the text and start over at its end, shifted by what was left.
+/// Sequences follow one another through the text and start over at its end, shifted by what was left. The file is read
+/// as it is needed: texts may be larger than memory.
 class TextBytes final : public BatchSource {
 public:
-    TextBytes(std::string path, std::string text) : m_path(std::move(path)), m_text(std::move(text)) {}
+    TextBytes(std::string path, std::int64_t sequence) : m_path(std::move(path))
+    {
+        m_descriptor = ::open(m_path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC); // a pipe is told, not waited for
+        if (m_descriptor < 0)
+            throw InputError(m_path, "", fmt::format("cannot be opened: {}", std::strerror(errno)),
+                             "the path of a text");
+        try {
+            struct stat status {};
+            if (::fstat(m_descriptor, &status) != 0 || !S_ISREG(status.st_mode))
+                throw InputError(m_path, "", "is no regular file", "a text, of which any part can be read again");
+            m_size = status.st_size;
+            refuseShort(sequence);
+        } catch (...) {
+            ::close(m_descriptor);
+            throw;
+        }
+    }
+    ~TextBytes() override { ::close(m_descriptor); }
+    TextBytes(const TextBytes&) = delete;
+    TextBytes& operator=(const TextBytes&) = delete;
 
     void read(std::int64_t index, std::int64_t length, std::int64_t* tokens, std::int64_t* labels) const override
     {
-        const auto size = static_cast<std::int64_t>(m_text.size());
-        if (size <= length)
-            throw InputError(
-                m_path, "",
-                fmt::format("has {} bytes, less than a sequence of {} tokens and the one behind it", size, length),
-                "a longer text");
-        const std::int64_t start = checkedMultiply(index, length) % (size - length);
-        for (std::int64_t i = 0; i < length; ++i) {
-            tokens[i] = at(start + i);
-            labels[i] = at(start + i + 1);
+        refuseShort(length);
+        const std::int64_t start = checkedMultiply(index, length) % (m_size - length);
+        std::vector<unsigned char> bytes(static_cast<std::size_t>(length) + 1);
+        for (std::size_t done = 0; done < bytes.size();) {
+            const std::int64_t at = start + static_cast<std::int64_t>(done);
+            const ssize_t got = ::pread(m_descriptor, bytes.data() + done, bytes.size() - done, at);
+            if (got < 0 && errno == EINTR)
+                continue;
+            if (got <= 0)
+                throw EnvironmentError(
+                    fmt::format("{}: cannot be read at byte {}: {}", m_path, at,
+                                got == 0 ? "it has become shorter since the run began" : std::strerror(errno)));
+            done += static_cast<std::size_t>(got);
+        }
+        for (std::size_t i = 0; i + 1 < bytes.size(); ++i) {
+            tokens[i] = bytes[i];
+            labels[i] = bytes[i + 1];
         }
     }
 
 private:
-    std::int64_t at(std::int64_t i) const { return static_cast<unsigned char>(m_text[static_cast<std::size_t>(i)]); }
+    void refuseShort(std::int64_t length) const
+    {
+        if (m_size <= length)
+            throw InputError(
+                m_path, "",
+                fmt::format("{} bytes hold no whole sequence of {} tokens and the one behind it", m_size, length),
+                fmt::format("a text of {} bytes or more", length + 1));
+    }
 
     std::string m_path;
-    std::string m_text;
+    int m_descriptor = -1;
+    std::int64_t m_size = 0;
 };
 
 } // namespace
@@ -84,15 +124,12 @@ std::unique_ptr<BatchSource> syntheticTokens(std::int64_t vocab, std::uint64_t s
     return std::make_unique<SyntheticTokens>(vocab, seed);
 }
 
-std::unique_ptr<BatchSource> textBytes(const std::string& path, std::int64_t vocab)
+std::unique_ptr<BatchSource> textBytes(const std::string& path, std::int64_t vocab, std::int64_t sequence)
 {
     if (vocab < kByteValues)
         throw InputError(path, "", fmt::format("the model's vocabulary of {} tokens does not hold all bytes", vocab),
                          "a model of 256 tokens or more");
-    std::string text = readTextFile(path);
-    if (text.size() < 2)
-        throw InputError(path, "", fmt::format("has {} bytes", text.size()), "a text longer than a sequence");
-    return std::make_unique<TextBytes>(path, std::move(text));
+    return std::make_unique<TextBytes>(path, sequence);
 }
 
 } // namespace shardwright

@@ -21,6 +21,7 @@ namespace fs = std::filesystem;
 constexpr const char* kKind = "shardwright-checkpoint";
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kConfig = "config.json";
+constexpr std::string_view kStepPrefix = "step-";
 constexpr const char* kModelFile = "model.safetensors";
 constexpr const char* kOptimizerFile = "optimizer.safetensors";
 constexpr std::int64_t kAtOnce = 1 << 18; // elements copied at a time
@@ -59,6 +60,12 @@ void makeFolder(const std::string& folder)
         throw EnvironmentError(folder + ": cannot be made: " + error.message());
 }
 
+std::uint32_t checksumOf(const Json& json)
+{
+    const std::string text = json.dump();
+    return crc32(0, text.data(), text.size());
+}
+
 void writeManifest(const std::string& folder, const CheckpointManifest& manifest)
 {
     Json files = Json::array();
@@ -73,14 +80,27 @@ void writeManifest(const std::string& folder, const CheckpointManifest& manifest
     for (const auto& [name, shape] : manifest.shapes)
         shapes[name] = shape;
     Json json = Json::object();
-    json["kind"] = kKind;
-    json["version"] = kCheckpointFormat;
     json["layout"] = nameOf(manifest.kind);
     json["step"] = manifest.step;
     json["model"] = manifest.modelId;
     json["files"] = std::move(files);
     json["shapes"] = std::move(shapes);
-    writeFileDurably(pathIn(folder, kManifest), json.dump(2) + "\n");
+    Json sealed = Json::object();
+    sealed["kind"] = kKind;
+    sealed["version"] = kCheckpointFormat;
+    sealed["crc32"] = checksumOf(json);
+    sealed["checkpoint"] = std::move(json);
+    writeFileDurably(pathIn(folder, kManifest), sealed.dump(2) + "\n");
+}
+
+/// The step that a folder of that name holds; -1 of other names.
+std::int64_t stepOf(const std::string& name)
+{
+    const std::string digits = name.rfind(kStepPrefix, 0) == 0 ? name.substr(kStepPrefix.size()) : "";
+    constexpr std::size_t kMostDigits = 18; // fit 64 bits
+    const bool number =
+        !digits.empty() && digits.size() <= kMostDigits && digits.find_first_not_of("0123456789") == std::string::npos;
+    return number ? std::stoll(digits) : -1;
 }
 
 /// Writes one rank's own pieces.
@@ -179,6 +199,9 @@ private:
 
     void add(const SafetensorsFile& file, const StoredTensor& tensor, CheckpointKind kind)
     {
+        if (!tensor.otherDtype.empty())
+            throw InputError(file.path(), "/" + tensor.name, fmt::format("has elements of {}", tensor.dtypeName()),
+                             "F32 or BF16, as they are saved");
         const std::size_t colon = tensor.name.find(':');
         std::size_t quantity = 0;
         std::string name = tensor.name;
@@ -292,7 +315,7 @@ CheckpointFile writeShard(const std::string& folder, const PieceIndex& index, in
 
 std::string stepFolder(std::int64_t step)
 {
-    return fmt::format("step-{:06}", step);
+    return fmt::format("{}{:06}", kStepPrefix, step);
 }
 
 void saveCheckpoint(const std::string& folder, const Model& model, const std::string& modelConfig,
@@ -327,24 +350,28 @@ std::string checkpointFolder(const std::string& path)
 {
     if (fs::exists(pathIn(path, kManifest)))
         return path;
-    std::vector<std::string> complete;
+    std::string newest;
+    std::int64_t newestStep = -1;
     std::string incomplete;
     if (fs::is_directory(path))
         for (const fs::directory_entry& entry : fs::directory_iterator(path)) {
             const std::string name = entry.path().filename().string();
-            if (name.rfind("step-", 0) != 0)
+            const std::int64_t step = stepOf(name);
+            if (step < 0)
                 continue;
-            if (fs::exists(entry.path() / kManifest))
-                complete.push_back(entry.path().string());
-            else
+            if (!fs::exists(entry.path() / kManifest)) {
                 incomplete = entry.path().string();
+            } else if (step > newestStep) {
+                newest = entry.path().string();
+                newestStep = step;
+            }
         }
-    if (complete.empty())
+    if (newest.empty())
         throw InputError(path, "folder",
                          "no complete checkpoint is here" +
                              (incomplete.empty() ? "" : ": " + incomplete + " has no " + kManifest),
                          fmt::format("a folder with {}, or folders step-... with one each", kManifest));
-    return *std::max_element(complete.begin(), complete.end());
+    return newest;
 }
 
 CheckpointManifest readManifest(const std::string& folder)
@@ -356,8 +383,11 @@ CheckpointManifest readManifest(const std::string& folder)
     if (json.value("version", Json()) != kCheckpointFormat)
         throw InputError(path, "/version", "a checkpoint of another format: " + json.value("version", Json()).dump(),
                          std::to_string(kCheckpointFormat));
+    const auto body = json.find("checkpoint");
+    if (body == json.end() || json.value("crc32", Json()) != checksumOf(*body))
+        throw InputError(path, "/crc32", "the manifest was changed or cut after it was saved", "the file as it was");
     Findings findings(path);
-    const JsonCursor cursor(json, findings);
+    const JsonCursor cursor(*body, findings, "/checkpoint");
     CheckpointManifest manifest;
     cursor.read("layout", manifest.kind);
     cursor.read("step", manifest.step);

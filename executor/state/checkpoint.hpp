@@ -16,7 +16,7 @@
 
 namespace shardwright {
 
-constexpr int kCheckpointFormat = 1;
+constexpr int kCheckpointFormat = 2;
 
 enum class CheckpointKind : std::uint8_t { Sharded, Full };
 template <> struct EnumNames<CheckpointKind> {

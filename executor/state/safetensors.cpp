@@ -4,7 +4,6 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <filesystem>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -24,6 +23,18 @@ constexpr std::int64_t kMostHeader = 100'000'000; // safetensors/src/tensor.rs M
 
 constexpr std::array<std::pair<DType, std::string_view>, 4> kDtypes{
     {{DType::Fp32, "F32"}, {DType::Fp16, "F16"}, {DType::Bf16, "BF16"}, {DType::Int64, "I64"}}};
+/// The format's other dtypes with the bytes of an element: files may hold such tensors beside those that are read.
+constexpr std::array<std::pair<std::string_view, std::int64_t>, 11> kOtherDtypes{{{"BOOL", 1},
+                                                                                  {"U8", 1},
+                                                                                  {"I8", 1},
+                                                                                  {"F8_E5M2", 1},
+                                                                                  {"F8_E4M3", 1},
+                                                                                  {"I16", 2},
+                                                                                  {"U16", 2},
+                                                                                  {"I32", 4},
+                                                                                  {"U32", 4},
+                                                                                  {"F64", 8},
+                                                                                  {"U64", 8}}};
 
 std::string systemError()
 {
@@ -48,10 +59,14 @@ void readTensor(const JsonCursor& entry, StoredTensor& tensor)
         if (const auto text = dtype->asString()) {
             const auto known = std::find_if(kDtypes.begin(), kDtypes.end(),
                                             [&](const auto& candidate) { return candidate.second == *text; });
-            if (known == kDtypes.end())
-                dtype->complain("\"" + *text + "\" is not read here", "F32, F16, BF16 or I64");
-            else
+            const auto other = std::find_if(kOtherDtypes.begin(), kOtherDtypes.end(),
+                                            [&](const auto& candidate) { return candidate.first == *text; });
+            if (known != kDtypes.end())
                 tensor.dtype = known->first;
+            else if (other != kOtherDtypes.end())
+                tensor.otherDtype = other->first;
+            else
+                dtype->complain("\"" + *text + "\" is no dtype of the format", "F32, F16, BF16, I64 ...");
         }
     if (const auto shape = entry.require("shape", "the tensor's shape"); shape && shape->expectArray())
         for (const JsonCursor& element : shape->elements())
@@ -87,6 +102,9 @@ void readMetadata(const JsonCursor& entry, std::map<std::string, std::string>& m
 bool fitsShape(const StoredTensor& tensor)
 {
     try {
+        for (const auto& [name, bytes] : kOtherDtypes)
+            if (name == tensor.otherDtype)
+                return checkedMultiply(tensor.elements(), bytes) == tensor.end - tensor.begin;
         return bytesOf(tensor.elements(), tensor.dtype).count() == tensor.end - tensor.begin;
     } catch (const NumberTooLarge&) {
         return false;
@@ -101,6 +119,14 @@ std::int64_t StoredTensor::elements() const
     for (const std::int64_t dimension : shape)
         product = checkedMultiply(product, dimension);
     return product;
+}
+
+std::string_view StoredTensor::dtypeName() const
+{
+    for (const auto& [known, word] : kDtypes)
+        if (otherDtype.empty() && known == dtype)
+            return word;
+    return otherDtype;
 }
 
 const StoredTensor* SafetensorsHeader::find(const std::string& name) const
@@ -263,56 +289,15 @@ std::uint32_t crc32(std::uint32_t before, const void* data, std::size_t bytes)
     return ~crc;
 }
 
-namespace {
-
-void writeAll(int descriptor, const void* data, std::int64_t bytes, const std::string& path)
-{
-    const char* from = static_cast<const char*>(data);
-    while (bytes > 0) {
-        const ssize_t done = ::write(descriptor, from, static_cast<std::size_t>(bytes));
-        if (done < 0 && errno == EINTR)
-            continue;
-        if (done <= 0)
-            throw EnvironmentError(path + ": cannot be written: " + systemError());
-        from += done;
-        bytes -= done;
-    }
-}
-
-int createFile(const std::string& path)
-{
-    const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (descriptor < 0)
-        throw EnvironmentError(path + ": cannot be created: " + systemError());
-    return descriptor;
-}
-
-/// Gives a complete file its name for good: the file, the name and the folder all reach the disk.
-void publish(int descriptor, const std::string& temporary, const std::string& path)
-{
-    if (::fsync(descriptor) != 0)
-        throw EnvironmentError(temporary + ": cannot be written to the disk: " + systemError());
-    if (::rename(temporary.c_str(), path.c_str()) != 0)
-        throw EnvironmentError(path + ": cannot be given its name: " + systemError());
-    const std::filesystem::path folder = std::filesystem::path(path).parent_path();
-    const int directory = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (directory >= 0) {
-        ::fsync(directory);
-        ::close(directory);
-    }
-}
-
-} // namespace
-
 SafetensorsWriter::SafetensorsWriter(std::string path, const std::vector<Tensor>& tensors,
                                      const std::map<std::string, std::string>& metadata)
-    : m_path(std::move(path)), m_temporary(m_path + ".part")
+    : m_path(path), m_file(std::move(path))
 {
     Json header = Json::object();
     if (!metadata.empty())
         header["__metadata__"] = metadata;
     for (const Tensor& tensor : tensors) {
-        StoredTensor stored{tensor.name, tensor.dtype, tensor.shape, 0, 0};
+        StoredTensor stored{tensor.name, tensor.dtype, tensor.shape, 0, 0, {}};
         const std::int64_t end = checkedAdd(m_expected, bytesOf(stored.elements(), tensor.dtype).count());
         Json entry = Json::object();
         for (const auto& [dtype, name] : kDtypes)
@@ -328,28 +313,13 @@ SafetensorsWriter::SafetensorsWriter(std::string path, const std::vector<Tensor>
     std::array<char, kLengthBytes> length{};
     for (std::size_t i = 0; i < length.size(); ++i)
         length[i] = static_cast<char>(text.size() >> (8 * i) & 0xFFU);
-    m_descriptor = createFile(m_temporary);
-    try {
-        writeAll(m_descriptor, length.data(), kLengthBytes, m_temporary);
-        writeAll(m_descriptor, text.data(), static_cast<std::int64_t>(text.size()), m_temporary);
-    } catch (...) {
-        ::close(m_descriptor);
-        ::unlink(m_temporary.c_str());
-        throw;
-    }
-}
-
-SafetensorsWriter::~SafetensorsWriter()
-{
-    if (m_descriptor < 0)
-        return;
-    ::close(m_descriptor);
-    ::unlink(m_temporary.c_str());
+    m_file.append(length.data(), kLengthBytes);
+    m_file.append(text.data(), static_cast<std::int64_t>(text.size()));
 }
 
 void SafetensorsWriter::append(const void* data, std::int64_t bytes)
 {
-    writeAll(m_descriptor, data, bytes, m_temporary);
+    m_file.append(data, bytes);
     m_checksum = crc32(m_checksum, data, static_cast<std::size_t>(bytes));
     m_written += bytes;
 }
@@ -358,24 +328,7 @@ void SafetensorsWriter::commit()
 {
     if (m_written != m_expected)
         throw std::logic_error(fmt::format("{}: {} of {} bytes written", m_path, m_written, m_expected));
-    publish(m_descriptor, m_temporary, m_path);
-    ::close(m_descriptor);
-    m_descriptor = -1;
-}
-
-void writeFileDurably(const std::string& path, const std::string& text)
-{
-    const std::string temporary = path + ".part";
-    const int descriptor = createFile(temporary);
-    try {
-        writeAll(descriptor, text.data(), static_cast<std::int64_t>(text.size()), temporary);
-        publish(descriptor, temporary, path);
-    } catch (...) {
-        ::close(descriptor);
-        ::unlink(temporary.c_str());
-        throw;
-    }
-    ::close(descriptor);
+    m_file.commit();
 }
 
 } // namespace shardwright

@@ -4,13 +4,13 @@
 // with dtype, shape and place of every tensor, then the tensors' bytes.
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "core/dtype.hpp"
+#include "executor/state/durable_file.hpp"
 
 namespace shardwright {
 
@@ -20,7 +20,9 @@ struct StoredTensor {
     std::vector<std::int64_t> shape;
     std::int64_t begin = 0; // bytes, from the beginning of the file
     std::int64_t end = 0;
+    std::string_view otherDtype; // the format's name of any other dtype, whose elements are not read; a literal
     std::int64_t elements() const;
+    std::string_view dtypeName() const; // as the format calls it
 };
 
 struct SafetensorsHeader {
@@ -58,9 +60,7 @@ private:
     SafetensorsHeader m_header;
 };
 
-/// Writes a file under a temporary name, syncs it and its folder, and renames it: under `path` there is the whole new
-/// file or what was there before. `fill` is called once a tensor, in order, and writes its bytes. EnvironmentError
-/// where the disk is full or the folder cannot be written; then nothing is left.
+/// A file that is whole or not there, as DurableFile.
 class SafetensorsWriter {
 public:
     struct Tensor {
@@ -70,7 +70,6 @@ public:
     };
     SafetensorsWriter(std::string path, const std::vector<Tensor>& tensors,
                       const std::map<std::string, std::string>& metadata = {});
-    ~SafetensorsWriter();
     SafetensorsWriter(const SafetensorsWriter&) = delete;
     SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
 
@@ -83,15 +82,11 @@ public:
 
 private:
     std::string m_path;
-    std::string m_temporary;
-    int m_descriptor = -1;
+    DurableFile m_file;
     std::int64_t m_expected = 0; // bytes of all tensors
     std::int64_t m_written = 0;
     std::uint32_t m_checksum = 0;
 };
-
-/// Writes a text file in the same way.
-void writeFileDurably(const std::string& path, const std::string& text);
 
 /// CRC-32 (ISO 3309), continued from `before`.
 std::uint32_t crc32(std::uint32_t before, const void* data, std::size_t bytes);

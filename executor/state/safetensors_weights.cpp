@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <set>
 #include <vector>
 
 #include <fmt/format.h>
@@ -62,10 +63,24 @@ public:
             else if (place.tensor->shape != parameter.shape)
                 findings.add(parameter.name, fmt::format("has shape {}", text(place.tensor->shape)),
                              fmt::format("{}, as the model's config says", text(parameter.shape)));
-            else if (place.tensor->dtype == DType::Int64)
-                findings.add(parameter.name, "holds integers", "F32, F16 or BF16");
+            else if (!place.tensor->otherDtype.empty() || place.tensor->dtype == DType::Int64)
+                findings.add(parameter.name, fmt::format("has elements of {}", place.tensor->dtypeName()),
+                             "F32, F16 or BF16");
         }
         findings.throwIfAny();
+    }
+
+    std::vector<std::string> unused() const override
+    {
+        std::set<const StoredTensor*> used;
+        for (const Place& place : m_places)
+            used.insert(place.tensor);
+        std::vector<std::string> names;
+        for (const auto& file : m_files)
+            for (const StoredTensor& tensor : file->header().tensors)
+                if (used.count(&tensor) == 0)
+                    names.push_back(tensor.name);
+        return names;
     }
 
     void read(std::int32_t tensor, std::int64_t first, std::int64_t count, float* to) const override

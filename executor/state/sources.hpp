@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/model.hpp"
 
@@ -16,6 +17,8 @@ public:
     virtual ~WeightSource() = default;
     /// Elements [first, first + count) of a tensor. The same whatever the ranks and the order of calls.
     virtual void read(std::int32_t tensor, std::int64_t first, std::int64_t count, float* to) const = 0;
+    /// Names of tensors that are there and that the model does not have.
+    virtual std::vector<std::string> unused() const { return {}; }
 };
 
 /// Seeded: normal with the config's initializer_range, residual projections of GPT-2 scaled by 1 / sqrt(2 L) as its
@@ -35,7 +38,8 @@ public:
 
 /// Seeded tokens with something to learn: a Markov chain over the vocabulary.
 std::unique_ptr<BatchSource> syntheticTokens(std::int64_t vocab, std::uint64_t seed);
-/// The bytes of a text file as tokens. InputError where it is shorter than a sequence or vocab < 256.
-std::unique_ptr<BatchSource> textBytes(const std::string& path, std::int64_t vocab);
+/// The bytes of a text file of any size as tokens. InputError where it has no `sequence` + 1 of them or vocab < 256;
+/// EnvironmentError from read() where the file cannot be read any more.
+std::unique_ptr<BatchSource> textBytes(const std::string& path, std::int64_t vocab, std::int64_t sequence);
 
 } // namespace shardwright

@@ -3,10 +3,13 @@
 #include "executor/state/sources.hpp"
 
 #include <algorithm>
+#include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <vector>
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include "core/diagnostics.hpp"
 #include "tests/paths.hpp"
@@ -54,15 +57,37 @@ TEST(SyntheticTokens, EachTokenHasFewSuccessorsOneOfThemHalfOfTheTime)
 
 TEST(TextBytes, BytesOfTheFileInOrder)
 {
-    const auto text = textBytes(inSource("LICENSE"), 256);
+    const auto text = textBytes(inSource("LICENSE"), 256, 32);
     std::vector<std::int64_t> tokens(32), labels(32);
     text->read(0, 32, tokens.data(), labels.data());
     std::vector<std::int64_t> next(32), nextLabels(32);
     text->read(1, 32, next.data(), nextLabels.data());
     EXPECT_EQ(labels.back(), next.front());
-    EXPECT_THROW(textBytes(inSource("LICENSE"), 255), InputError);
+    EXPECT_THROW(textBytes(inSource("LICENSE"), 255, 32), InputError);
+    EXPECT_THROW(textBytes(inSource("LICENSE"), 256, 10000000), InputError);
     std::vector<std::int64_t> many(10000000);
     EXPECT_THROW(text->read(0, 10000000, many.data(), many.data()), InputError);
+}
+
+TEST(TextBytes, AFileThatBecomesShorterIsTold)
+{
+    std::string path = (std::filesystem::temp_directory_path() / "shardwright-text-XXXXXX").string();
+    const int descriptor = ::mkstemp(path.data());
+    ASSERT_GE(descriptor, 0);
+    ASSERT_EQ(::ftruncate(descriptor, 1000), 0);
+    const auto text = textBytes(path, 256, 100);
+    ASSERT_EQ(::ftruncate(descriptor, 650), 0);
+    std::vector<std::int64_t> tokens(100), labels(100);
+    text->read(5, 100, tokens.data(), labels.data()); // bytes 500 to 600
+    try {
+        text->read(6, 100, tokens.data(), labels.data());
+        ADD_FAILURE() << "read what is not there";
+    } catch (const EnvironmentError& error) {
+        EXPECT_EQ(std::string(error.what()),
+                  path + ": cannot be read at byte 650: it has become shorter since the run began");
+    }
+    ::close(descriptor);
+    std::filesystem::remove(path);
 }
 
 } // namespace

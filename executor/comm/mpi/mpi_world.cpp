@@ -13,6 +13,7 @@ namespace {
 
 // First letters of words.
 constexpr char kAbort = 'A'; // and the cause
+constexpr char kLost = 'L';  // likewise: a rank does not answer
 constexpr char kRollCall = 'R';
 constexpr char kPresent = 'P';
 
@@ -21,7 +22,11 @@ constexpr int kWordTag = 1;
 constexpr int kLooks = 200;
 constexpr std::chrono::microseconds kNap{50};
 /// How long the ranks that wait have to answer a roll call, and all of them to come to the end after a failure.
-constexpr std::chrono::seconds kGrace{2};
+constexpr std::chrono::milliseconds kGrace{2000};
+/// Between ranks that find the same missing, or would end a job whose other ranks do not: the first one's word is
+/// enough.
+constexpr std::chrono::milliseconds kTurn{200};
+constexpr int kMostTurns = 4;
 
 void pause(int look)
 {
@@ -65,18 +70,27 @@ MpiWorld::~MpiWorld()
 {
     if (m_ending && !m_announced)
         announce();
+    if (m_lost) {
+        if (m_heard) // who told it ends this process too
+            std::this_thread::sleep_for(kGrace);
+        endAll();
+    }
     std::vector<MPI_Request> all(1);
     MPI_Ibarrier(m_words, all.data());
-    const auto patience = m_ending ? std::chrono::milliseconds(kGrace) : m_timeLimit;
-    if (!ended(all, Clock::now() + patience)) {
-        const std::lock_guard lock(m_mutex);
-        fmt::print(stderr, "shardrun: {}; a rank does not end: MPI ends them all\n",
-                   m_cause.empty() ? "the run is over" : m_cause);
-        MPI_Abort(MPI_COMM_WORLD, 3);
-    }
+    if (!ended(all, Clock::now() + (m_ending ? kGrace + turn() : m_timeLimit)))
+        endAll();
     for (Word& word : m_outgoing)
         MPI_Wait(&word.request, MPI_STATUS_IGNORE); // everyone listens while it waits for the others to end
     MPI_Finalize();
+}
+
+void MpiWorld::endAll()
+{
+    const std::lock_guard lock(m_mutex);
+    const std::string text = fmt::format("shardrun: {}; a rank does not end: MPI ends them all\n",
+                                         m_cause.empty() ? "the run is over" : m_cause);
+    std::fputs(text.c_str(), stderr);
+    MPI_Abort(MPI_COMM_WORLD, 3);
 }
 
 void MpiWorld::say(int rank, const std::string& text)
@@ -97,7 +111,7 @@ void MpiWorld::announce()
 {
     m_announced = true;
     const std::lock_guard lock(m_mutex);
-    sayToOthers(kAbort + m_cause);
+    sayToOthers((m_lost ? kLost : kAbort) + m_cause);
 }
 
 void MpiWorld::hear()
@@ -118,8 +132,11 @@ void MpiWorld::hear()
             m_present[static_cast<std::size_t>(status.MPI_SOURCE)] = true;
         } else {
             const std::lock_guard lock(m_mutex);
-            if (!m_ending)
+            if (!m_ending) {
                 m_cause = text.substr(1);
+                m_heard = true;
+                m_lost = text.front() == kLost;
+            }
             m_ending = true;
             m_announced = true;
         }
@@ -135,6 +152,8 @@ void MpiWorld::listen()
     if (!m_announced)
         announce();
     const std::lock_guard lock(m_mutex);
+    if (m_heard)
+        throw HeardError(m_cause);
     throw TransportError(m_cause);
 }
 
@@ -171,18 +190,30 @@ bool MpiWorld::ended(std::vector<MPI_Request>& requests, Clock::time_point deadl
     }
 }
 
+std::chrono::milliseconds MpiWorld::turn() const
+{
+    return kTurn * std::min(m_rank, kMostTurns);
+}
+
+/// Of the time limit, what the ranks that wait have to answer.
+std::chrono::milliseconds MpiWorld::rollCall() const
+{
+    return std::min(kGrace, m_timeLimit / 2);
+}
+
 /// The ranks that do not say that they wait too.
 std::vector<int> MpiWorld::missing()
 {
     std::fill(m_present.begin(), m_present.end(), false);
     m_present[static_cast<std::size_t>(m_rank)] = true;
     sayToOthers({kRollCall});
-    const auto deadline = Clock::now() + std::min<std::chrono::milliseconds>(kGrace, m_timeLimit);
+    const auto deadline = Clock::now() + rollCall() + turn();
     const auto complete = [&] { return std::find(m_present.begin(), m_present.end(), false) == m_present.end(); };
     for (int look = 0; !complete() && Clock::now() < deadline; ++look) {
         listen();
         pause(look);
     }
+    listen();
     std::vector<int> ranks;
     for (int rank = 0; rank < m_ranks; ++rank)
         if (!m_present[static_cast<std::size_t>(rank)])
@@ -193,7 +224,7 @@ std::vector<int> MpiWorld::missing()
 void MpiWorld::wait(std::vector<MPI_Request>& requests, const std::string& what)
 {
     try {
-        const auto deadline = Clock::now() + m_timeLimit;
+        const auto deadline = Clock::now() + m_timeLimit - rollCall();
         for (int look = 0;; ++look) {
             int done = 0;
             MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE);
@@ -202,6 +233,7 @@ void MpiWorld::wait(std::vector<MPI_Request>& requests, const std::string& what)
             listen();
             if (Clock::now() > deadline) {
                 const std::vector<int> late = missing();
+                m_lost = !late.empty();
                 const std::string limit =
                     fmt::format(" within {:g} s", static_cast<double>(m_timeLimit.count()) / 1000);
                 abort(late.empty()
@@ -217,9 +249,12 @@ void MpiWorld::wait(std::vector<MPI_Request>& requests, const std::string& what)
     }
 }
 
-/// A message under way is let through, so that the buffer may go; one that nobody takes stays unread.
+/// A message under way is let through, so that the buffer may go; one that nobody takes stays unread. A rank that does
+/// not answer could take one later, from memory that is gone: MPI is not called any more then, but to end the job.
 void MpiWorld::cancel(std::vector<MPI_Request>& requests)
 {
+    if (m_lost)
+        return;
     for (MPI_Request& request : requests)
         if (request != MPI_REQUEST_NULL)
             MPI_Cancel(&request);

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <deque>
 #include <mutex>
 #include <string>
@@ -43,10 +44,13 @@ private:
         MPI_Request request = MPI_REQUEST_NULL;
     };
 
+    void endAll();
     void say(int rank, const std::string& text);
     void sayToOthers(const std::string& text);
     void announce();
     void hear();
+    std::chrono::milliseconds rollCall() const;
+    std::chrono::milliseconds turn() const;
     std::vector<int> missing();
     bool ended(std::vector<MPI_Request>& requests, Clock::time_point deadline);
     void cancel(std::vector<MPI_Request>& requests);
@@ -60,6 +64,8 @@ private:
     std::deque<Word> m_outgoing;
     std::vector<bool> m_present; // answers to the last roll call
     bool m_announced = false;    // all know that the run is to end
+    bool m_heard = false;        // from another rank
+    bool m_lost = false;         // a rank does not answer
     std::atomic<bool> m_ending{false};
     std::mutex m_mutex; // of m_cause
     std::string m_cause;
