@@ -12,4 +12,22 @@ const char* shardplanProgram()
     return SHARDWRIGHT_SHARDPLAN;
 }
 
+const char* shardrunProgram()
+{
+#ifdef SHARDWRIGHT_SHARDRUN
+    return SHARDWRIGHT_SHARDRUN;
+#else
+    return "";
+#endif
+}
+
+const char* mpiexecProgram()
+{
+#ifdef SHARDWRIGHT_MPIEXEC
+    return SHARDWRIGHT_MPIEXEC;
+#else
+    return "";
+#endif
+}
+
 } // namespace shardwright

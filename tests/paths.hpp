@@ -10,5 +10,7 @@ namespace shardwright {
 /// Absolute path of a file or folder of the repository; "" is its root.
 std::string inSource(const std::string& path);
 const char* shardplanProgram();
+const char* shardrunProgram(); // "" in a build without the executor
+const char* mpiexecProgram();  // "" in a build without MPI
 
 } // namespace shardwright

@@ -162,6 +162,52 @@ TEST_F(CheckpointTest, BrokenFilesAreNamed)
     EXPECT_NE(failure(folder).find(file + " is missing"), std::string::npos) << failure(folder);
 }
 
+/// One bit of every third byte of the manifest and of the header, of every 197th of the tensors: the file is named, or
+/// nothing that counts has changed.
+TEST_F(CheckpointTest, AnyByteThatChangedIsTold)
+{
+    const Held saved = held(true);
+    const std::string folder = path("flipped");
+    saveCheckpoint(folder, m_model, kConfig, saved.state, m_alone);
+    int told = 0;
+    for (const char* name : {"/manifest.json", "/rank-00000-of-00001.safetensors"}) {
+        const std::string file = folder + name;
+        const std::string text = readTextFile(file);
+        const bool tensors = text[0] != '{'; // behind eight bytes with its length, the header
+        const std::size_t header =
+            tensors ? 8 + static_cast<unsigned char>(text[0]) + 256U * static_cast<unsigned char>(text[1])
+                    : text.size();
+        for (std::size_t at = 0; at < text.size(); at += at < header ? 3 : 197) {
+            std::string changed = text;
+            changed[at] ^= static_cast<char>(1U << at % 7);
+            std::ofstream(file, std::ios::binary) << changed;
+            try {
+                Held loaded = held(false);
+                loadCheckpoint(checkpointFolder(folder), m_model, loaded.state);
+                EXPECT_EQ(loaded.memory, saved.memory) << file << ", byte " << at;
+                EXPECT_EQ(loaded.state.step, saved.state.step) << file << ", byte " << at;
+            } catch (const InputError& error) {
+                EXPECT_EQ(std::string(error.what()).rfind(folder, 0), 0U) << error.what();
+                ++told;
+            }
+        }
+        std::ofstream(file, std::ios::binary) << text;
+    }
+    EXPECT_GT(told, 500);
+    EXPECT_EQ(failure(folder), "");
+}
+
+TEST_F(CheckpointTest, TheNewestOfManyIsTaken)
+{
+    const Held saved = held(true);
+    for (const std::int64_t step : {999999, 1000000, 20})
+        saveCheckpoint(path(stepFolder(step)), m_model, kConfig, saved.state, m_alone);
+    EXPECT_EQ(checkpointFolder(m_folder.string()), path("step-1000000"));
+    fs::create_directories(path("step-"));
+    fs::create_directories(path("step-99999999999999999999"));
+    EXPECT_EQ(checkpointFolder(m_folder.string()), path("step-1000000"));
+}
+
 TEST_F(CheckpointTest, AnotherModelIsTold)
 {
     const Held saved = held(true);
