@@ -34,6 +34,12 @@ constexpr BufferSpec kRingGradient{"keys, values and their gradients on the ring
 
 int BlockWriter::collective(OpKind kind, std::string_view name, std::string_view formula) const
 {
+    // torchtitan's float8 linear layers cast before they gather, inputs and gradients alike: "float8 all-gather for TP
+    // (by default for Float8Linear)" (github.com/pytorch/torchtitan docs/float8.md, torchao float8_tensor_parallel.py).
+    if (kind == OpKind::AllGather && m_training.precision.fp8 &&
+        m_training.implementation == Implementation::Torchtitan)
+        return m_context.addCollective({kind, LocalGroup::Tensor, "hidden states in float8", "T H",
+                                        "torchao float8/float8_tensor_parallel.py", m_arch.hidden, m_context.compute});
     return m_context.addCollective(
         {kind, LocalGroup::Tensor, name, formula, kSource, checkedMultiply(m_arch.hidden, m_c), m_context.compute});
 }

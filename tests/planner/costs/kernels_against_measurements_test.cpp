@@ -167,3 +167,14 @@ TEST(KernelsAgainstMeasurements, attentionOnA100)
         EXPECT_LT(mean, 0.05) << head;
     }
 }
+
+TEST(KernelsAgainstMeasurements, otherAttentionKernels)
+{
+    // github.com/facebookresearch/xformers/pull/412: forward on A100, fp16, 160 heads of 128, no mask
+    for (const std::int64_t length : {4096, 8192}) {
+        const AttentionShape shape{1, 160, length, length, 128, 128, false};
+        const double took =
+            attentionSeconds(a100(), gpuFacts(a100()), DType::Fp16, shape, false, AttentionKernels::MemoryEfficient);
+        EXPECT_NEAR(attentionFlops(shape, false) / took * 1e-12 / 107, 1, 0.05) << length;
+    }
+}

@@ -159,6 +159,32 @@ TEST(TensorParallel, ranksExchangeWhatThePaperCounts)
     EXPECT_EQ(countOf(traffic, OpKind::ReduceScatter, "hidden states"), 6 * kBlocks + 1);
 }
 
+TEST(TensorParallel, torchtitanGathersInFloat8WhatItsLinearLayersTakeInFloat8)
+{
+    // torchtitan docs/float8.md: gathered inputs of both column-parallel parts of a block, and the gradients of both
+    // row-parallel outputs on the way back, in one byte an element; what is reduced and what the head gathers is not.
+    Job job(8, true);
+    job.model = modelFromJson(parseJson(R"({"model_type": "generic-decoder", "hidden_size": 256,
+        "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 1024, "vocab_size": 4096,
+        "max_position_embeddings": 512})",
+                                        "test"),
+                              "llama", "test");
+    job.strategy.options = Fsdp2Options{};
+    job.training.implementation = Implementation::Torchtitan;
+    job.training.attention = Attention::Sdpa;
+    job.training.precision.fp8 = true;
+    const Traffic traffic = sumTraffic(job.schedule(), job.model.parameters(), 8);
+    EXPECT_EQ(countOf(traffic, OpKind::AllGather, "hidden states in float8"), 4 * kBlocks);
+    EXPECT_EQ(bytesOfPayload(traffic, OpKind::AllGather, "hidden states in float8"),
+              Bytes(4 * kBlocks * kTokens * kHidden));
+    job.training.precision.fp8 = false;
+    const Traffic plain = sumTraffic(job.schedule(), job.model.parameters(), 8);
+    EXPECT_EQ(countOf(plain, OpKind::AllGather, "hidden states"),
+              4 * kBlocks + countOf(traffic, OpKind::AllGather, "hidden states"));
+    EXPECT_EQ(bytesOfPayload(plain, OpKind::ReduceScatter, "hidden states"),
+              bytesOfPayload(traffic, OpKind::ReduceScatter, "hidden states"));
+}
+
 TEST(TensorParallel, rankHoldsItsPartOfEveryMatrix)
 {
     // One block of h = 256, ffn = 4 h: 12 h^2 in matrices, split; biases 3 h + 4 h split, 2 h whole; norms 4 h whole.
