@@ -65,9 +65,8 @@ const std::vector<PeerClaim>& peerClaims()
         {"megatron-2205-05198", LedgerQuantity::Memory, "Calculon", 0.0849, std::nullopt,
          "calculon/llm/validation.py of github.com/calculon-ai/calculon, the tool's own validation of memory"},
         {"vtrain-multi-node", LedgerQuantity::Time, "vTrain", 0.1473, std::nullopt,
-         "Bang et al., vTrain, MICRO'24, arXiv 2312.12391: 14.73 % mean on several nodes, with kernel times profiled "
-         "on "
-         "the GPU"}};
+         "Bang et al., vTrain, MICRO'24, arXiv 2312.12391: 14.73 % mean on several nodes, with kernel times "
+         "profiled on the GPU"}};
     return claims;
 }
 
