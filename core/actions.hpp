@@ -110,7 +110,8 @@ enum class Kernel : std::uint8_t {
     Norm,                   // x -> y, statistics: RMSNorm (T) or LayerNorm (2, T)
     Linear,                 // x -> y
     Rotate,                 // q (T, a, d), k (T, k, d) -> in place
-    Attention,              // q, k, v -> context (T, a, d), logsumexp (T, a) fp32; causal within a sequence
+    Attention,              // q, k, v -> context (T, a, d), logsumexp (T, a) fp32; causal within a sequence, within
+                            // the block's window, probabilities dropped as the model says
     SplitAttention,         // qkv (T, 3 H) as GPT-2 has it -> context, logsumexp
     SwiGlu,                 // gate, up -> silu(gate) up
     Gelu,                   // x -> gelu(x), the tanh form
@@ -126,8 +127,13 @@ enum class Kernel : std::uint8_t {
     SwiGluBackward,         // gradient, gate, up -> gradients of gate, up
     GeluBackward,           // gradient, x -> gradient of x
     CrossEntropyBackward,   // logits, row logsumexp, tokens -> gradient of the mean loss, in place of the logits
+    // Dropout. Which elements go is drawn anew in backward: no mask is kept.
+    Dropout,            // embeddings, or what attention adds -> in place
+    MlpDropout,         // what the MLP adds -> in place
+    DropoutBackward,    // gradient -> gradient of what it dropped from
+    MlpDropoutBackward, // likewise
 };
-constexpr std::size_t kKernelCount = 22;
+constexpr std::size_t kKernelCount = 26;
 template <> struct EnumNames<Kernel> {
     static constexpr std::array<std::pair<Kernel, std::string_view>, kKernelCount> table{
         {{Kernel::None, "none"},
@@ -151,7 +157,11 @@ template <> struct EnumNames<Kernel> {
          {Kernel::SplitAttentionBackward, "split-attention-backward"},
          {Kernel::SwiGluBackward, "swiglu-backward"},
          {Kernel::GeluBackward, "gelu-backward"},
-         {Kernel::CrossEntropyBackward, "cross-entropy-backward"}}};
+         {Kernel::CrossEntropyBackward, "cross-entropy-backward"},
+         {Kernel::Dropout, "dropout"},
+         {Kernel::MlpDropout, "mlp-dropout"},
+         {Kernel::DropoutBackward, "dropout-backward"},
+         {Kernel::MlpDropoutBackward, "mlp-dropout-backward"}}};
 };
 
 /// One thing that an operation does. Its operands stand in Schedule::operands, reads before writes.

@@ -10,7 +10,10 @@ namespace shardwright {
 
 namespace {
 
-constexpr std::array<std::string_view, 4> kFamilies{"gpt2", "llama", "mistral", "qwen2"};
+constexpr std::array<std::string_view, 5> kFamilies{"gpt2", "llama", "mistral", "qwen2", "qwen3"};
+
+// Their base grows by a power of d / (d - 2).
+constexpr std::int64_t kLeastDynamicHead = 4;
 
 void refuseModel(const Model& model, const Training& training, std::vector<std::string>& reasons)
 {
@@ -23,20 +26,15 @@ void refuseModel(const Model& model, const Training& training, std::vector<std::
         reasons.push_back("shardrun has no mixture of experts");
     if (a.parallelAttention)
         reasons.push_back("shardrun has no blocks whose attention and MLP run in parallel");
-    if (a.qkNorm)
-        reasons.push_back("shardrun does not normalise queries and keys");
     if (!known)
         return; // whose other settings were not read
     for (const std::string& setting : a.numerics.others)
         reasons.push_back(fmt::format("shardrun does not compute \"{}\" of the model's config", setting));
-    if (a.dropout() > 0)
-        reasons.push_back("shardrun trains without dropout: set the config's dropout probabilities to 0");
     if (a.modelType != "gpt2" && a.headDim % 2 != 0)
         reasons.push_back(fmt::format("rotary embeddings need an even head_dim, not {}", a.headDim));
-    if (a.numerics.slidingWindow > 0 && a.numerics.slidingWindow < training.sequenceLength)
-        reasons.push_back(fmt::format("shardrun's attention sees all tokens before it: sequences of {} tokens exceed "
-                                      "the model's sliding_window of {}",
-                                      training.sequenceLength, a.numerics.slidingWindow));
+    if (a.numerics.rope.kind == RopeKind::Dynamic && a.headDim < kLeastDynamicHead)
+        reasons.push_back(
+            fmt::format("dynamic rotary embeddings need a head_dim of {}, not {}", kLeastDynamicHead, a.headDim));
     if (a.modelType == "gpt2" && a.maxPositions < training.sequenceLength)
         reasons.push_back(fmt::format("the model has {} learned positions, fewer than the {} tokens of a sequence",
                                       a.maxPositions, training.sequenceLength));

@@ -67,14 +67,45 @@ template <> struct EnumNames<MlpKind> {
         {{MlpKind::Gated, "gated"}, {MlpKind::Plain, "plain"}}};
 };
 
-/// What a decoder computes beside its dimensions: no size or time depends on it, its results do. Read for the families
-/// that shardrun trains.
+/// How rotary frequencies are stretched for longer contexts, in the words of transformers' rope_type. Linear: all by a
+/// factor. Dynamic: by a base that grows with the sequence. Yarn: arXiv 2309.00071. Llama3: Llama 3.1's.
+enum class RopeKind : std::uint8_t { Default, Linear, Dynamic, Yarn, Llama3 };
+template <> struct EnumNames<RopeKind> {
+    static constexpr std::array<std::pair<RopeKind, std::string_view>, 5> table{{{RopeKind::Default, "default"},
+                                                                                 {RopeKind::Linear, "linear"},
+                                                                                 {RopeKind::Dynamic, "dynamic"},
+                                                                                 {RopeKind::Yarn, "yarn"},
+                                                                                 {RopeKind::Llama3, "llama3"}}};
+};
+
+struct RopeScaling {
+    RopeKind kind = RopeKind::Default;
+    double factor = 1;
+    std::int64_t originalPositions = 0; // context length before stretching
+    double lowFrequency = 1;            // Llama3: turns within that length, below which a frequency is stretched whole
+    double highFrequency = 4;           // ... and above which it stays
+    double betaFast = 32;               // Yarn: the same two bounds
+    double betaSlow = 1;
+    bool truncate = true;       // Yarn: bounds at whole elements
+    double attentionFactor = 1; // of cosines and sines
+};
+
+/// What a decoder computes beside its dimensions: no size depends on it, its results do. Read for the families that
+/// shardrun trains.
 struct Numerics {
     double normEpsilon = 1e-6;
     double ropeTheta = 10000;
+    RopeScaling rope;
     double initializerRange = 0.02;  // standard deviation of first weights
     std::int64_t slidingWindow = 0;  // tokens that a query sees, itself included; 0 = all before it
+    std::vector<bool> windowed;      // by block, whether it has the window; empty = every block
     std::vector<std::string> others; // settings that change what is computed otherwise, in the config's words
+
+    /// Tokens that a query of block `block` sees; 0 = all before it.
+    std::int64_t windowOf(std::int64_t block) const
+    {
+        return windowed.empty() || windowed[static_cast<std::size_t>(block)] ? slidingWindow : 0;
+    }
 };
 
 /// Dimensions of a decoder, in elements. 0 where the architecture has no such thing.

@@ -114,10 +114,13 @@ double squaresOf(const void* data, DType dtype, std::int64_t count)
     double sum = 0;
     withType(dtype, [&](auto type) {
         const auto* values = static_cast<const typename decltype(type)::Stored*>(data);
+        double ofType = 0;
+#pragma omp simd reduction(+ : ofType)
         for (std::int64_t i = 0; i < count; ++i) {
             const double value = decltype(type)::load(values[i]);
-            sum += value * value;
+            ofType += value * value;
         }
+        sum = ofType;
     });
     return sum;
 }

@@ -1,4 +1,4 @@
-// A training step of ten million parameters (Llama type, hidden 256, MLP 688, 7 blocks, vocabulary 8192) over 1,024
+// A training step of ten million parameters (Llama type, hidden 384, MLP 1024, 6 blocks) over 1,024
 // tokens, carried out: one rank with one or two threads of computing, and two ranks with one each.
 
 #include <benchmark/benchmark.h>
@@ -18,8 +18,8 @@ ExecutablePlan planOf(int ranks, const char* strategy, const char* dtype)
 {
     const std::string file = SHARDWRIGHT_SOURCE_DIR "/scenarios/tiny-llama-4-ranks.json";
     Scenario scenario = readScenario(file);
-    scenario.model = modelFromJson(parseJson(R"({"model_type": "llama", "hidden_size": 256, "intermediate_size": 688,
-        "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 8192,
+    scenario.model = modelFromJson(parseJson(R"({"model_type": "llama", "hidden_size": 384, "intermediate_size": 1024,
+        "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6, "vocab_size": 256,
         "max_position_embeddings": 256})",
                                              "benchmark"),
                                    "ten-million", "benchmark");
@@ -45,6 +45,31 @@ void step(benchmark::State& state, int ranks, int threads, const char* strategy,
     state.counters["tokens/s"] = benchmark::Counter(
         static_cast<double>(kTokens), benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::kIs1000);
 }
+/// In turns: two ranks of one thread, and one rank of two. "of one rank" is the first's time by the second's.
+void twoRanksBesideTwoThreads(benchmark::State& state, const char* strategy)
+{
+    const ExecutablePlan two = planOf(2, strategy, "fp32");
+    const ExecutablePlan one = planOf(1, strategy, "fp32");
+    RunSettings settings;
+    settings.steps = 6;
+    double ranks = 0;
+    double threads = 0;
+    for (auto _ : state) {
+        settings.executor.threads = 1;
+        const double took = runPlan(two, settings, makeThreadTransports(2)).secondsPerStep;
+        ranks += took;
+        state.SetIterationTime(took);
+        settings.executor.threads = 2;
+        threads += runPlan(one, settings, makeThreadTransports(1)).secondsPerStep;
+    }
+    state.counters["of one rank"] = ranks / threads;
+}
+BENCHMARK_CAPTURE(twoRanksBesideTwoThreads, ddp, "ddp")->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(3);
+BENCHMARK_CAPTURE(twoRanksBesideTwoThreads, fullShard, "fsdp2-full-shard")
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond)
+    ->Iterations(3);
+
 BENCHMARK_CAPTURE(step, oneRank, 1, 1, "ddp", "fp32")->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(step, oneRankInBf16, 1, 1, "ddp", "bf16")->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(step, oneRankTwoThreads, 1, 2, "ddp", "fp32")->UseManualTime()->Unit(benchmark::kMillisecond);

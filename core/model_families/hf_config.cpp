@@ -1,6 +1,7 @@
 #include "core/model_families/hf_config.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include <fmt/format.h>
@@ -95,32 +96,118 @@ void HfConfig::expectRouting(std::int64_t expertsPerToken, std::int64_t experts)
 
 namespace {
 
-/// Settings of RMSNorm decoders with rotary embeddings. transformers 4 has rope_theta and rope_scaling, transformers 5
-/// both in rope_parameters.
-Numerics commonNumerics(const HfConfig& config, const ClassDefaults& defaults)
+constexpr double kLargestTheta = 1e15;
+constexpr double kLargestFactor = 1e6;
+constexpr std::int64_t kQwenFullLayers = 28; // max_window_layers of Qwen2Config and Qwen3Config
+
+/// What the attention is multiplied by for its lower entropy over longer contexts (arXiv 2309.00071 sec. 3.4), split
+/// by DeepSeek's mscale and mscale_all_dim where both are given.
+double yarnAttentionFactor(const HfConfig& rope, double factor)
+{
+    const auto grown = [factor](double scale) { return factor <= 1 ? 1.0 : 0.1 * scale * std::log(factor) + 1.0; };
+    const double scale = rope.numberOr("mscale", 0, 0, kLargestFactor);
+    const double allDimensions = rope.numberOr("mscale_all_dim", 0, 0, kLargestFactor);
+    const double usual = scale > 0 && allDimensions > 0 ? grown(scale) / grown(allDimensions) : grown(1);
+    return rope.numberOr("attention_factor", usual, 0, kLargestFactor);
+}
+
+/// What transformers calls `type`; others are not computed, and said so.
+void readRopeScaling(const HfConfig& config, const HfConfig& rope, const std::string& place, Numerics& n)
+{
+    const std::string type = rope.textOr("rope_type", rope.textOr("type", "default"));
+    const std::optional<RopeKind> kind = valueOf<RopeKind>(type);
+    if (!kind) {
+        n.others.push_back(fmt::format("{} {}", place, type));
+        return;
+    }
+    RopeScaling& scaling = n.rope;
+    scaling.kind = *kind;
+    if (*kind == RopeKind::Default)
+        return;
+    if (const auto factor = rope.cursor().require("factor", "how many times longer contexts become"))
+        scaling.factor = factor->asNumber(1, kLargestFactor).value_or(1);
+    // transformers lets a field beside rope_scaling win (Phi-3 has it there); absent, the context length counts.
+    const std::int64_t declared = config.sizeOr({"max_position_embeddings"}, 0);
+    scaling.originalPositions = *kind == RopeKind::Dynamic
+                                    ? declared
+                                    : config.sizeOr({"original_max_position_embeddings"},
+                                                    rope.sizeOr({"original_max_position_embeddings"}, declared));
+    if (*kind != RopeKind::Linear && scaling.originalPositions == 0)
+        config.cursor().require("max_position_embeddings", "the context length that is stretched");
+    if (*kind == RopeKind::Llama3) {
+        for (const auto& [name, target] : {std::pair{"low_freq_factor", &scaling.lowFrequency},
+                                           std::pair{"high_freq_factor", &scaling.highFrequency}})
+            if (const auto member = rope.cursor().require(name, "turns within the original context length"))
+                *target = member->asNumber(1e-6, kLargestFactor).value_or(1);
+        if (scaling.highFrequency <= scaling.lowFrequency)
+            rope.cursor().complain(fmt::format("high_freq_factor {} does not exceed low_freq_factor {}",
+                                               scaling.highFrequency, scaling.lowFrequency));
+    } else if (*kind == RopeKind::Yarn) {
+        scaling.betaFast = rope.numberOr("beta_fast", scaling.betaFast, 1e-6, kLargestFactor);
+        scaling.betaSlow = rope.numberOr("beta_slow", scaling.betaSlow, 1e-6, kLargestFactor);
+        scaling.truncate = rope.flag("truncate", true);
+        scaling.attentionFactor = yarnAttentionFactor(rope, scaling.factor);
+    }
+}
+
+/// transformers 4 has rope_theta and rope_scaling, transformers 5 both in rope_parameters.
+void readRope(const HfConfig& config, Numerics& n)
+{
+    n.ropeTheta = config.numberOr("rope_theta", n.ropeTheta, 1, kLargestTheta);
+    double rotated = config.numberOr("partial_rotary_factor", 1, 0, 1);
+    for (const char* name : {"rope_scaling", "rope_parameters"}) {
+        const auto member = config.cursor().find(name);
+        if (!member || !member->expectObject() || member->json().empty())
+            continue;
+        const HfConfig rope(*member);
+        n.ropeTheta = rope.numberOr("rope_theta", n.ropeTheta, 1, kLargestTheta);
+        rotated = rope.numberOr("partial_rotary_factor", rotated, 0, 1);
+        readRopeScaling(config, rope, name, n);
+    }
+    if (rotated != 1)
+        n.others.push_back(fmt::format("partial_rotary_factor {}", rotated));
+}
+
+/// Mistral's window is every block's; Qwen's begins behind max_window_layers blocks and wants to be asked for.
+/// transformers 5 writes the kind of every block.
+void readWindow(const HfConfig& config, const ClassDefaults& defaults, std::int64_t layers, Numerics& n)
+{
+    if (defaults.slidingWindow == 0 || config.isNull("sliding_window"))
+        return;
+    if (defaults.windowAsked && !config.flag("use_sliding_window", false))
+        return;
+    n.slidingWindow = config.sizeOr({"sliding_window"}, defaults.slidingWindow);
+    if (!defaults.windowAsked)
+        return;
+    const std::int64_t full = config.sizeOr({"max_window_layers"}, kQwenFullLayers, 0);
+    for (std::int64_t block = 0; block < layers; ++block)
+        n.windowed.push_back(block >= full);
+    const auto kinds = config.cursor().find("layer_types");
+    if (!kinds || !kinds->expectArray())
+        return;
+    if (static_cast<std::int64_t>(kinds->elements().size()) != layers) {
+        kinds->complain(fmt::format("names {} blocks", kinds->elements().size()), fmt::format("{} of them", layers));
+        return;
+    }
+    for (std::size_t block = 0; block < n.windowed.size(); ++block)
+        if (const auto kind = kinds->elements()[block].asString()) {
+            n.windowed[block] = *kind == "sliding_attention";
+            if (!n.windowed[block] && *kind != "full_attention")
+                n.others.push_back("layer_types " + *kind);
+        }
+}
+
+/// Settings of RMSNorm decoders with rotary embeddings.
+Numerics commonNumerics(const HfConfig& config, const ClassDefaults& defaults, std::int64_t layers)
 {
     Numerics n;
     n.normEpsilon = config.numberOr("rms_norm_eps", n.normEpsilon, 0, 1);
     n.initializerRange = config.numberOr("initializer_range", n.initializerRange, 0, 1e3);
-    constexpr double kLargestTheta = 1e15;
-    n.ropeTheta = config.numberOr("rope_theta", n.ropeTheta, 1, kLargestTheta);
-    for (const char* name : {"rope_scaling", "rope_parameters"}) {
-        const auto member = config.cursor().find(name);
-        if (!member || !member->expectObject())
-            continue;
-        const HfConfig rope(*member);
-        n.ropeTheta = rope.numberOr("rope_theta", n.ropeTheta, 1, kLargestTheta);
-        const std::string type = rope.textOr("rope_type", rope.textOr("type", "default"));
-        if (type != "default")
-            n.others.push_back(fmt::format("{} {}", name, type));
-    }
+    readRope(config, n);
+    readWindow(config, defaults, layers, n);
     const std::string activation = config.textOr("hidden_act", "silu");
     if (activation != "silu")
         n.others.push_back("hidden_act " + activation);
-    if (config.flag("use_sliding_window", false)) // Qwen2: of some of its layers
-        n.others.push_back("use_sliding_window");
-    if (defaults.slidingWindow > 0 && !config.isNull("sliding_window"))
-        n.slidingWindow = config.sizeOr({"sliding_window"}, defaults.slidingWindow);
     return n;
 }
 
@@ -146,7 +233,7 @@ Architecture commonArchitecture(const HfConfig& config, const ClassDefaults& def
         a.headDim = a.heads > 0 ? a.hidden / a.heads : 0;
     }
     a.valueHeadDim = a.headDim;
-    a.numerics = commonNumerics(config, defaults);
+    a.numerics = commonNumerics(config, defaults, a.layers);
     config.expectDivides("num_key_value_heads", a.kvHeads, "num_attention_heads", a.heads);
     return a;
 }

@@ -70,6 +70,7 @@ struct ClassDefaults {
     bool tied = false;
     double attentionDropout = 0;
     std::int64_t slidingWindow = 0; // where the field is absent; 0: the family has none
+    bool windowAsked = false;       // only with use_sliding_window, from max_window_layers on (Qwen)
 };
 
 /// The dimensions of a decoder that uses the common field names (Llama's), checked against each other.

@@ -10,6 +10,8 @@ namespace shardwright {
 
 namespace {
 
+constexpr std::int64_t kQwenWindow = 4096; // of Qwen2Config and Qwen3Config
+
 struct QwenStyle {
     const char* blockClass;
     AttentionStyle attention;
@@ -78,7 +80,7 @@ std::vector<bool> readSparsity(const HfConfig& config, Architecture& a)
 
 Model readQwen2(const HfConfig& config)
 {
-    Architecture a = commonArchitecture(config, {.kvHeads = 32});
+    Architecture a = commonArchitecture(config, {.kvHeads = 32, .slidingWindow = kQwenWindow, .windowAsked = true});
     a.ffn = config.size({"intermediate_size"}, "the width of the MLP");
     config.stopIfWrong();
     return qwenDense(a, {"Qwen2DecoderLayer", {.qkvBias = true}});
@@ -86,7 +88,8 @@ Model readQwen2(const HfConfig& config)
 
 Model readQwen3(const HfConfig& config)
 {
-    Architecture a = commonArchitecture(config, {.kvHeads = 32, .headDim = 128});
+    Architecture a =
+        commonArchitecture(config, {.kvHeads = 32, .headDim = 128, .slidingWindow = kQwenWindow, .windowAsked = true});
     a.ffn = config.size({"intermediate_size"}, "the width of the MLP");
     a.qkNorm = true;
     const bool bias = config.flag("attention_bias", false);

@@ -197,7 +197,7 @@ Command addRun(CLI::App& root)
     app->add_option("--steps", settings.steps, "optimizer steps to do")
         ->capture_default_str()
         ->check(CLI::Range(std::int64_t{1}, std::int64_t{1000000000}));
-    app->add_option("--seed", settings.seed, "of first weights and synthetic tokens")->capture_default_str();
+    app->add_option("--seed", settings.seed, "of first weights, synthetic tokens and dropout")->capture_default_str();
     app->add_option("--data", settings.text, "a text whose bytes are the tokens; without it, synthetic ones");
     app->add_option("--weights", settings.weights, "a safetensors file, or a folder of them as Hugging Face has it");
     app->add_option("--learning-rate", settings.executor.optimizer.learningRate, "of the optimizer")

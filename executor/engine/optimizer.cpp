@@ -23,6 +23,7 @@ struct Rule {
     void adam(float* p, float* g, float* m, float* v, std::int64_t count) const
     {
         const float stepSize = rate / correction1;
+#pragma omp simd
         for (std::int64_t i = 0; i < count; ++i) {
             if (optimizer == Optimizer::AdamW)
                 p[i] -= rate * decay * p[i];

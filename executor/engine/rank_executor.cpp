@@ -78,7 +78,7 @@ struct RankExecutor::Parts {
           shapes(knownShapes(p, kernels, t.rank())), arena(options.memoryLimit), recorder(schedule),
           files(filesFor(p, shapes, options, t.rank())), buffers(schedule, shapes, arena, files.get()),
           mover(buffers, recorder), collectives(p, buffers, recorder, t),
-          updates(p, options.optimizer, buffers, mover, recorder, t),
+          updates(p, options.optimizer, buffers, mover, recorder, t), seed(options.seed),
           residence(p.model, schedule, shapes, buffers, p.training.precision.mixed.value_or(p.training.precision.load)),
           warmUpSteps(options.optimizer.warmUpSteps), late(schedule.buffers.size(), false)
     {
@@ -264,6 +264,8 @@ struct RankExecutor::Parts {
         const Training& training = plan.training;
         const std::int64_t number = checkedMultiply(
             checkedAdd(checkedMultiply(stepsDone, training.gradientAccumulation), microStep), transport.ranks());
+        const std::int64_t first = checkedMultiply(number + transport.rank(), training.microBatch);
+        kernels.beginBatch(seed, first);
         for (const BufferId buffer : writes) {
             const TensorView batch = buffers.view(buffer);
             if (batch.dtype != DType::Int64 || batch.elements != 2 * training.tokensPerMicroBatch())
@@ -271,8 +273,7 @@ struct RankExecutor::Parts {
             auto* tokens = batch.as<std::int64_t>();
             std::int64_t* labels = tokens + training.tokensPerMicroBatch();
             for (std::int64_t i = 0; i < training.microBatch; ++i)
-                batches.read(checkedMultiply(number + transport.rank(), training.microBatch) + i,
-                             training.sequenceLength, tokens + i * training.sequenceLength,
+                batches.read(first + i, training.sequenceLength, tokens + i * training.sequenceLength,
                              labels + i * training.sequenceLength);
             buffers.touch(buffer);
         }
@@ -294,6 +295,7 @@ struct RankExecutor::Parts {
     Mover mover;
     Collectives collectives;
     Updates updates;
+    std::uint64_t seed;
     Residence residence;
     std::int64_t warmUpSteps;
     std::vector<bool> late; // by BufferId: allocated in the initialisation, made at the first optimizer step

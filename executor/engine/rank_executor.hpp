@@ -28,6 +28,7 @@ struct ExecutorOptions {
     std::string nvmeFolder; // where NVMe buffers have their files; needed where the plan has any
     Bytes memoryLimit;      // of the device; 0 = none
     int threads = 1;        // of this rank's computing
+    std::uint64_t seed = 1; // of dropout
 };
 
 /// Live bytes went over ExecutorOptions::memoryLimit. what(): the categories, the operation, what it asked for.

@@ -1,6 +1,6 @@
 #pragma once
 
-// What layers need of a device. The host's runs on Eigen; a GPU's implements the same operations. Elementwise and
+// What layers need of a device. A GPU's implements the same operations as the host's. Elementwise and
 // row-wise operations are functors (executor/layers/functors/) that either loops over or launches.
 //
 // Views are of fp32 or bf16, all of one call alike but where it says otherwise; sums are fp32. Gradients of weights may
@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "executor/layers/dropout.hpp"
+#include "executor/layers/rotary.hpp"
 #include "executor/tensor_view.hpp"
 
 namespace shardwright {
@@ -29,16 +31,19 @@ struct RotateShape {
     std::int64_t length = 0;
     std::int64_t heads = 0;
     std::int64_t headDim = 0;
-    double theta = 0;
+    const RotaryFrequencies* frequencies = nullptr;
 };
 
-/// Sequences of `length` tokens, causal; heads / keyHeads query heads share a key head.
+/// Sequences of `length` tokens, causal; heads / keyHeads query heads share a key head. Query t sees the keys (t -
+/// window, t]. Probabilities are dropped by (query, head) as rows, keys as columns.
 struct AttentionShape {
     std::int64_t sequences = 0;
     std::int64_t length = 0;
     std::int64_t heads = 0;
     std::int64_t keyHeads = 0;
     std::int64_t headDim = 0;
+    std::int64_t window = 0; // 0: all keys up to t
+    Dropout dropout = {};
 };
 
 /// Head h of token t begins at element `offset` + t `stride` + h headDim.
@@ -82,6 +87,9 @@ public:
     /// out (width) = sum of the rows of x. out's dtype may differ.
     virtual void sumRows(TensorView x, TensorView out, std::int64_t rows, std::int64_t width) = 0;
 
+    /// Rows of sequences of `length` tokens; y may be x. Its own gradient.
+    virtual void dropout(const Dropout& dropout, TensorView x, TensorView y, std::int64_t rows, std::int64_t width,
+                         std::int64_t length) = 0;
     /// In place. `inverse`: the gradient.
     virtual void rotate(const RotateShape& shape, TensorView x, bool inverse) = 0;
     /// Softmax of q k^T / sqrt(headDim) times v; logSumExp (tokens, heads) is fp32.
@@ -112,8 +120,9 @@ public:
     virtual int threads() const = 0;
 };
 
-/// The host: matrix products by Eigen, everything else in loops over `threads` threads. Besides its operands it holds a
-/// few blocks a thread (below 3 MiB), the table of rotary angles, and the order of a batch's tokens.
+/// The host: blocked matrix products, everything else in loops, over `threads` threads. Besides its operands it holds a
+/// few blocks a thread (below 3 MiB), in attention's backward three heads' rows of a sequence in fp32, the table of
+/// rotary angles, and the order of a batch's tokens.
 std::unique_ptr<Device> makeHostDevice(int threads);
 
 } // namespace shardwright

@@ -1,18 +1,17 @@
 #include "executor/layers/host_attention.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
+#include <utility>
+#include <vector>
 
-#include <Eigen/Core>
-
-#include "executor/layers/functors/storage.hpp"
-#include "executor/layers/host_multiply.hpp"
+#include "executor/layers/functors/dropout.hpp"
+#include "executor/layers/packed_product.hpp"
 
 namespace shardwright {
 
 namespace {
-
-using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using Block = Eigen::Map<Matrix>;
 
 constexpr std::int64_t kQueryBlock = 64;
 constexpr std::int64_t kKeyBlock = 128;
@@ -22,50 +21,50 @@ struct Rows {
     std::int64_t sequence, head, first, count;
 };
 
-std::int64_t elementOf(const AttentionShape& shape, const HeadsView& view, const Rows& rows, std::int64_t row)
+std::int64_t elementOf(const AttentionShape& shape, const HeadsView& view, const Rows& rows)
 {
-    return view.offset + (rows.sequence * shape.length + rows.first + row) * view.stride + rows.head * shape.headDim;
+    return view.offset + (rows.sequence * shape.length + rows.first) * view.stride + rows.head * shape.headDim;
 }
 
-template <typename T> void read(const AttentionShape& shape, const HeadsView& view, const Rows& rows, Block to)
+/// (rows, d), and (d, rows).
+MatrixView matrixOf(const AttentionShape& shape, const HeadsView& view, const Rows& rows)
 {
-    for (std::int64_t row = 0; row < rows.count; ++row) {
-        const T* from = view.tensor.as<const T>() + elementOf(shape, view, rows, row);
-        float* into = to.data() + row * shape.headDim;
-#pragma omp simd
-        for (std::int64_t j = 0; j < shape.headDim; ++j)
-            into[j] = load(from, j);
-    }
+    const std::int64_t bytes = bitsOf(view.tensor.dtype) / 8;
+    return {view.tensor.as<const char>() + elementOf(shape, view, rows) * bytes, view.tensor.dtype, view.stride, 1};
+}
+MatrixView transposed(MatrixView view)
+{
+    std::swap(view.rowStride, view.columnStride);
+    return view;
+}
+MatrixView matrixOf(const float* data, std::int64_t columns)
+{
+    return {data, DType::Fp32, columns, 1};
 }
 
 template <typename T>
-void write(const AttentionShape& shape, const HeadsView& view, const Rows& rows, const Block& from)
+void write(const AttentionShape& shape, const HeadsView& view, const Rows& rows, const float* from)
 {
     for (std::int64_t row = 0; row < rows.count; ++row) {
-        T* to = view.tensor.as<T>() + elementOf(shape, view, rows, row);
-        const float* values = from.data() + row * shape.headDim;
+        T* to = view.tensor.as<T>() + elementOf(shape, view, rows) + row * view.stride;
+        const float* values = from + row * shape.headDim;
 #pragma omp simd
         for (std::int64_t j = 0; j < shape.headDim; ++j)
             store(to, j, values[j]);
     }
 }
 
-/// Hands out blocks of the thread's scratch, one after the other.
+/// Hands out pieces of the calling thread's memory, one after the other.
 class Scratch {
 public:
-    explicit Scratch(std::int64_t floats) : m_next(threadScratch(static_cast<std::size_t>(floats))) {}
-    Block block(std::int64_t rows, std::int64_t columns)
+    explicit Scratch(std::int64_t floats)
     {
-        float* at = m_next;
-        m_next += rows * columns;
-        return {at, rows, columns};
+        thread_local std::vector<float> memory;
+        if (memory.size() < static_cast<std::size_t>(floats))
+            memory.resize(static_cast<std::size_t>(floats));
+        m_next = memory.data();
     }
-    float* row(std::int64_t count)
-    {
-        float* at = m_next;
-        m_next += count;
-        return at;
-    }
+    float* take(std::int64_t count) { return std::exchange(m_next, m_next + count); }
 
 private:
     float* m_next;
@@ -76,10 +75,45 @@ float scaleOf(const AttentionShape& shape)
     return 1.0f / std::sqrt(static_cast<float>(shape.headDim));
 }
 
-/// Keys of the block from `firstKey` that query `query` sees.
-std::int64_t seen(std::int64_t query, std::int64_t firstKey, std::int64_t keys)
+/// Keys [begin, end) of a block of keys.
+struct Span {
+    std::int64_t begin, end;
+};
+
+/// Those that query `query` sees of the block from `firstKey`.
+Span seen(const AttentionShape& shape, std::int64_t query, std::int64_t firstKey, std::int64_t keys)
 {
-    return std::max<std::int64_t>(0, std::min(keys, query - firstKey + 1));
+    const std::int64_t end = std::clamp<std::int64_t>(query - firstKey + 1, 0, keys);
+    const std::int64_t begin = shape.window == 0 ? 0 : query - shape.window + 1 - firstKey;
+    return {std::clamp<std::int64_t>(begin, 0, end), end};
+}
+
+void multiplyRow(float* row, float factor, std::int64_t count)
+{
+#pragma omp simd
+    for (std::int64_t j = 0; j < count; ++j)
+        row[j] *= factor;
+}
+
+void clearUnseen(float* row, const Span& span, std::int64_t keys)
+{
+    std::fill(row, row + span.begin, 0.0f);
+    std::fill(row + span.end, row + keys, 0.0f);
+}
+
+/// First key of the first block that a query from `query` on sees.
+std::int64_t firstKeyBlock(const AttentionShape& shape, std::int64_t query)
+{
+    return shape.window == 0 ? 0 : std::max<std::int64_t>(0, query - shape.window + 1) / kKeyBlock * kKeyBlock;
+}
+
+/// Factors of a row of probabilities, as many as a block has keys.
+void factorsOf(const AttentionShape& shape, const Rows& rows, std::int64_t row, std::int64_t firstKey,
+               std::int64_t keys, float* factors)
+{
+    static_assert(kKeyBlock % kDropoutColumns == 0);
+    for (std::int64_t column = 0; column < keys; column += kDropoutColumns)
+        dropoutFactors(shape.dropout, rows.sequence, rows.first + row, rows.head, firstKey + column, factors + column);
 }
 
 /// One query block: the softmax is corrected as greater scores turn up.
@@ -89,211 +123,188 @@ void attend(const AttentionShape& shape, const HeadsView& q, const HeadsView& k,
 {
     const std::int64_t d = shape.headDim;
     const std::int64_t n = rows.count;
-    Scratch scratch(2 * kQueryBlock * d + 2 * kKeyBlock * d + kQueryBlock * kKeyBlock + 2 * kQueryBlock);
-    Block query = scratch.block(n, d);
-    Block out = scratch.block(n, d);
-    float* most = scratch.row(n);
-    float* sum = scratch.row(n);
-    read<T>(shape, q, rows, query);
-    query *= scaleOf(shape);
-    out.setZero();
+    const float scale = scaleOf(shape);
+    Scratch scratch(kQueryBlock * d + (kQueryBlock + 1) * kKeyBlock + 2 * kQueryBlock);
+    float* out = scratch.take(n * d);
+    float* scores = scratch.take(n * kKeyBlock);
+    float* factors = scratch.take(kKeyBlock);
+    float* most = scratch.take(n);
+    float* sum = scratch.take(n);
     std::fill(most, most + n, -std::numeric_limits<float>::infinity());
     std::fill(sum, sum + n, 0.0f);
-    float* keyPlace = scratch.row(kKeyBlock * d);
-    float* valuePlace = scratch.row(kKeyBlock * d);
-    float* scorePlace = scratch.row(kQueryBlock * kKeyBlock);
-    const std::int64_t keyHead = rows.head / (shape.heads / shape.keyHeads);
-    for (std::int64_t firstKey = 0; firstKey < rows.first + n; firstKey += kKeyBlock) {
+    const std::int64_t begin = firstKeyBlock(shape, rows.first);
+    for (std::int64_t firstKey = begin; firstKey < rows.first + n; firstKey += kKeyBlock) {
         const std::int64_t keys = std::min(kKeyBlock, rows.first + n - firstKey);
-        Block key(keyPlace, keys, d);
-        Block value(valuePlace, keys, d);
-        Block scores(scorePlace, n, keys);
-        const Rows keyRows{rows.sequence, keyHead, firstKey, keys};
-        read<T>(shape, k, keyRows, key);
-        read<T>(shape, v, keyRows, value);
-        scores.noalias() = query * key.transpose();
+        const Rows keyRows{rows.sequence, rows.head / (shape.heads / shape.keyHeads), firstKey, keys};
+        packedProduct(matrixOf(shape, q, rows), transposed(matrixOf(shape, k, keyRows)), {scores, DType::Fp32, keys}, n,
+                      keys, d, false);
         for (std::int64_t row = 0; row < n; ++row) {
-            const std::int64_t visible = seen(rows.first + row, firstKey, keys);
-            float* score = scorePlace + row * keys;
+            const Span visible = seen(shape, rows.first + row, firstKey, keys);
+            float* score = scores + row * keys;
             float greatest = most[row];
 #pragma omp simd reduction(max : greatest)
-            for (std::int64_t j = 0; j < visible; ++j)
+            for (std::int64_t j = visible.begin; j < visible.end; ++j)
                 greatest = score[j] > greatest ? score[j] : greatest;
             float added = 0;
 #pragma omp simd reduction(+ : added)
-            for (std::int64_t j = 0; j < visible; ++j) {
-                score[j] = expOf(score[j] - greatest);
+            for (std::int64_t j = visible.begin; j < visible.end; ++j) {
+                score[j] = expOf((score[j] - greatest) * scale);
                 added += score[j];
             }
-            std::fill(score + visible, score + keys, 0.0f);
-            const float correction = visible == 0 ? 1.0f : expOf(most[row] - greatest);
+            clearUnseen(score, visible, keys);
+            if (!shape.dropout.none()) { // the sum is of all of them
+                factorsOf(shape, rows, row, firstKey, keys, factors);
+#pragma omp simd
+                for (std::int64_t j = 0; j < keys; ++j)
+                    score[j] *= factors[j];
+            }
+            const float correction = visible.begin == visible.end ? 1.0f : expOf((most[row] - greatest) * scale);
             most[row] = greatest;
             sum[row] = sum[row] * correction + added;
-            out.row(row) *= correction;
+            if (firstKey > begin)
+                multiplyRow(out + row * d, correction, d);
         }
-        out.noalias() += scores * value;
+        packedProduct(matrixOf(scores, keys), matrixOf(shape, v, keyRows), {out, DType::Fp32, d}, n, d, keys,
+                      firstKey > begin);
     }
     for (std::int64_t row = 0; row < n; ++row) {
-        out.row(row) /= sum[row];
+        multiplyRow(out + row * d, 1 / sum[row], d);
         logSumExp[(rows.sequence * shape.length + rows.first + row) * shape.heads + rows.head] =
-            most[row] + std::log(sum[row]);
+            most[row] * scale + std::log(sum[row]);
     }
     write<T>(shape, context, rows, out);
 }
 
-/// What the gradient needs of one query block, and what it makes of it with one key block.
-template <typename T> class QueryBlock {
+/// The gradients of one key head of one sequence and of the query heads that share it, block by block: the
+/// probabilities are made once for all three.
+template <typename T> class HeadGradient {
 public:
-    static std::int64_t floats(const AttentionShape& shape)
+    HeadGradient(const AttentionShape& shape, const Device::AttentionGradient& operands, std::int64_t sequence,
+                 std::int64_t keyHead)
+        : m_shape(shape), m_operands(operands), m_sequence(sequence), m_keyHead(keyHead),
+          m_size(shape.length * shape.headDim),
+          m_scratch(3 * m_size + 2 * shape.length + (2 * kQueryBlock + 1) * kKeyBlock),
+          m_gradQueries(m_scratch.take(m_size)), m_gradKeys(m_scratch.take(m_size)),
+          m_gradValues(m_scratch.take(m_size)), m_along(m_scratch.take(shape.length)),
+          m_shift(m_scratch.take(shape.length)), m_scores(m_scratch.take(kQueryBlock * kKeyBlock)),
+          m_gradScores(m_scratch.take(kQueryBlock * kKeyBlock)), m_factors(m_scratch.take(kKeyBlock))
     {
-        return 3 * kQueryBlock * shape.headDim + 2 * kQueryBlock * kKeyBlock + 2 * kQueryBlock;
     }
 
-    QueryBlock(const AttentionShape& shape, const Device::AttentionGradient& operands, Scratch& scratch)
-        : m_shape(shape), m_operands(operands), m_query(scratch.row(kQueryBlock * shape.headDim)),
-          m_gradient(scratch.row(kQueryBlock * shape.headDim)), m_context(scratch.row(kQueryBlock * shape.headDim)),
-          m_scores(scratch.row(kQueryBlock * kKeyBlock)), m_gradScores(scratch.row(kQueryBlock * kKeyBlock)),
-          m_logSumExp(scratch.row(kQueryBlock)), m_along(scratch.row(kQueryBlock))
+    void run()
     {
-    }
-
-    void readRows(const Rows& rows)
-    {
-        m_rows = rows;
-        const std::int64_t d = m_shape.headDim;
-        read<T>(m_shape, m_operands.q, rows, query());
-        read<T>(m_shape, m_operands.gradient, rows, gradient());
-        Block context(m_context, rows.count, d);
-        read<T>(m_shape, m_operands.context, rows, context);
-        for (std::int64_t row = 0; row < rows.count; ++row) {
-            m_along[row] = gradient().row(row).dot(context.row(row));
-            m_logSumExp[row] =
-                m_operands.logSumExp
-                    .as<const float>()[(rows.sequence * m_shape.length + rows.first + row) * m_shape.heads + rows.head];
-        }
-    }
-
-    /// Probabilities, and gradients of the products of queries and keys, both (queries, keys).
-    void meet(const Block& key, const Block& value, std::int64_t firstKey)
-    {
-        const std::int64_t keys = key.rows();
-        Block scores = probabilities(keys);
-        Block grad = gradScores(keys);
-        scores.noalias() = query() * key.transpose();
-        grad.noalias() = gradient() * value.transpose();
-        const float scale = scaleOf(m_shape);
-        for (std::int64_t row = 0; row < m_rows.count; ++row) {
-            const std::int64_t visible = seen(m_rows.first + row, firstKey, keys);
-            float* p = m_scores + row * keys;
-            float* g = m_gradScores + row * keys;
-            const float shift = m_logSumExp[row];
-            const float along = m_along[row];
-#pragma omp simd
-            for (std::int64_t j = 0; j < visible; ++j) {
-                p[j] = expOf(p[j] * scale - shift);
-                g[j] = p[j] * (g[j] - along) * scale;
-            }
-            std::fill(p + visible, p + keys, 0.0f);
-            std::fill(g + visible, g + keys, 0.0f);
-        }
-    }
-
-    Block query()
-    {
-        return {m_query, m_rows.count, m_shape.headDim};
-    }
-    Block gradient()
-    {
-        return {m_gradient, m_rows.count, m_shape.headDim};
-    }
-    Block probabilities(std::int64_t keys)
-    {
-        return {m_scores, m_rows.count, keys};
-    }
-    Block gradScores(std::int64_t keys)
-    {
-        return {m_gradScores, m_rows.count, keys};
+        const std::int64_t group = m_shape.heads / m_shape.keyHeads;
+        std::fill(m_gradKeys, m_gradKeys + m_size, 0.0f);
+        std::fill(m_gradValues, m_gradValues + m_size, 0.0f);
+        for (std::int64_t head = m_keyHead * group; head < (m_keyHead + 1) * group; ++head)
+            queryHead(head);
+        const Rows all{m_sequence, m_keyHead, 0, m_shape.length};
+        write<T>(m_shape, m_operands.gradK, all, m_gradKeys);
+        write<T>(m_shape, m_operands.gradV, all, m_gradValues);
     }
 
 private:
+    void queryHead(std::int64_t head)
+    {
+        std::fill(m_gradQueries, m_gradQueries + m_size, 0.0f);
+        readStatistics(head);
+        for (std::int64_t firstKey = 0; firstKey < m_shape.length; firstKey += kKeyBlock) {
+            const Rows keys{m_sequence, m_keyHead, firstKey, std::min(kKeyBlock, m_shape.length - firstKey)};
+            const std::int64_t end = m_shape.window == 0
+                                         ? m_shape.length
+                                         : std::min(m_shape.length, firstKey + keys.count - 1 + m_shape.window);
+            for (std::int64_t first = firstKey / kQueryBlock * kQueryBlock; first < end; first += kQueryBlock)
+                meet({m_sequence, head, first, std::min(kQueryBlock, m_shape.length - first)}, keys);
+        }
+        write<T>(m_shape, m_operands.gradQ, {m_sequence, head, 0, m_shape.length}, m_gradQueries);
+    }
+
+    /// Of each query: its log-sum-exp, and gradient . context, which the softmax takes off.
+    void readStatistics(std::int64_t head)
+    {
+        const auto* sums = m_operands.logSumExp.as<const float>();
+        const auto rowOf = [&](const HeadsView& view, std::int64_t token) {
+            return view.tensor.as<const T>() + elementOf(m_shape, view, {m_sequence, head, token, 1});
+        };
+        for (std::int64_t token = 0; token < m_shape.length; ++token) {
+            const T* gradient = rowOf(m_operands.gradient, token);
+            const T* context = rowOf(m_operands.context, token);
+            float along = 0;
+#pragma omp simd reduction(+ : along)
+            for (std::int64_t j = 0; j < m_shape.headDim; ++j)
+                along += load(gradient, j) * load(context, j);
+            m_along[token] = along;
+            m_shift[token] = sums[(m_sequence * m_shape.length + token) * m_shape.heads + head];
+        }
+    }
+
+    void meet(const Rows& rows, const Rows& keyRows)
+    {
+        const std::int64_t d = m_shape.headDim;
+        const std::int64_t n = rows.count;
+        const std::int64_t keys = keyRows.count;
+        const MatrixView query = matrixOf(m_shape, m_operands.q, rows);
+        const MatrixView gradient = matrixOf(m_shape, m_operands.gradient, rows);
+        const MatrixView key = matrixOf(m_shape, m_operands.k, keyRows);
+        const MatrixView value = matrixOf(m_shape, m_operands.v, keyRows);
+        packedProduct(query, transposed(key), {m_scores, DType::Fp32, keys}, n, keys, d, false);
+        packedProduct(gradient, transposed(value), {m_gradScores, DType::Fp32, keys}, n, keys, d, false);
+        for (std::int64_t row = 0; row < n; ++row)
+            softmaxGradient(rows, row, keyRows);
+        const MatrixView probabilities = matrixOf(m_scores, keys);
+        const MatrixView gradScores = matrixOf(m_gradScores, keys);
+        packedProduct(transposed(probabilities), gradient, {m_gradValues + keyRows.first * d, DType::Fp32, d}, keys, d,
+                      n, true);
+        packedProduct(transposed(gradScores), query, {m_gradKeys + keyRows.first * d, DType::Fp32, d}, keys, d, n,
+                      true);
+        packedProduct(gradScores, key, {m_gradQueries + rows.first * d, DType::Fp32, d}, n, d, keys, true);
+    }
+
+    /// A row of scores becomes probabilities as they met the values, that of their gradients the scores' gradients.
+    void softmaxGradient(const Rows& rows, std::int64_t row, const Rows& keyRows)
+    {
+        const std::int64_t keys = keyRows.count;
+        const Span visible = seen(m_shape, rows.first + row, keyRows.first, keys);
+        float* p = m_scores + row * keys;
+        float* g = m_gradScores + row * keys;
+        const float shift = m_shift[rows.first + row];
+        const float along = m_along[rows.first + row];
+        const float scale = scaleOf(m_shape);
+        if (m_shape.dropout.none()) {
+#pragma omp simd
+            for (std::int64_t j = visible.begin; j < visible.end; ++j) {
+                p[j] = expOf(p[j] * scale - shift);
+                g[j] = p[j] * (g[j] - along) * scale;
+            }
+        } else {
+            factorsOf(m_shape, rows, row, keyRows.first, keys, m_factors);
+            const float* factors = m_factors;
+#pragma omp simd
+            for (std::int64_t j = visible.begin; j < visible.end; ++j) {
+                const float probability = expOf(p[j] * scale - shift);
+                g[j] = probability * (g[j] * factors[j] - along) * scale;
+                p[j] = probability * factors[j];
+            }
+        }
+        clearUnseen(p, visible, keys);
+        clearUnseen(g, visible, keys);
+    }
+
     const AttentionShape& m_shape;
     const Device::AttentionGradient& m_operands;
-    Rows m_rows{};
-    float* m_query;
-    float* m_gradient;
-    float* m_context;
-    float* m_scores;
+    const std::int64_t m_sequence;
+    const std::int64_t m_keyHead;
+    const std::int64_t m_size; // of a head's rows
+    Scratch m_scratch;
+    float* m_gradQueries; // (length, d) of the query head at hand
+    float* m_gradKeys;    // of the key head
+    float* m_gradValues;
+    float* m_along;
+    float* m_shift;
+    float* m_scores; // (queries, keys) of two blocks
     float* m_gradScores;
-    float* m_logSumExp;
-    float* m_along; // gradient . context of each row: what the softmax takes off
+    float* m_factors;
 };
-
-template <typename T>
-void gradientOfQueries(const AttentionShape& shape, const Device::AttentionGradient& operands, const Rows& rows)
-{
-    const std::int64_t d = shape.headDim;
-    Scratch scratch(QueryBlock<T>::floats(shape) + (kQueryBlock + 2 * kKeyBlock) * d);
-    QueryBlock<T> queries(shape, operands, scratch);
-    queries.readRows(rows);
-    Block result = scratch.block(rows.count, d);
-    float* keyPlace = scratch.row(kKeyBlock * d);
-    float* valuePlace = scratch.row(kKeyBlock * d);
-    result.setZero();
-    const std::int64_t keyHead = rows.head / (shape.heads / shape.keyHeads);
-    for (std::int64_t firstKey = 0; firstKey < rows.first + rows.count; firstKey += kKeyBlock) {
-        const std::int64_t keys = std::min(kKeyBlock, rows.first + rows.count - firstKey);
-        Block key(keyPlace, keys, d);
-        Block value(valuePlace, keys, d);
-        const Rows keyRows{rows.sequence, keyHead, firstKey, keys};
-        read<T>(shape, operands.k, keyRows, key);
-        read<T>(shape, operands.v, keyRows, value);
-        queries.meet(key, value, firstKey);
-        result.noalias() += queries.gradScores(keys) * key;
-    }
-    write<T>(shape, operands.gradQ, rows, result);
-}
-
-/// `keyRows.head` is the key head; all query heads that share it take part.
-template <typename T>
-void gradientOfKeys(const AttentionShape& shape, const Device::AttentionGradient& operands, const Rows& keyRows)
-{
-    const std::int64_t d = shape.headDim;
-    Scratch scratch(QueryBlock<T>::floats(shape) + 4 * kKeyBlock * d);
-    QueryBlock<T> queries(shape, operands, scratch);
-    Block key = scratch.block(keyRows.count, d);
-    Block value = scratch.block(keyRows.count, d);
-    Block gradKey = scratch.block(keyRows.count, d);
-    Block gradValue = scratch.block(keyRows.count, d);
-    read<T>(shape, operands.k, keyRows, key);
-    read<T>(shape, operands.v, keyRows, value);
-    gradKey.setZero();
-    gradValue.setZero();
-    const std::int64_t group = shape.heads / shape.keyHeads;
-    const std::int64_t firstBlock = keyRows.first / kQueryBlock * kQueryBlock;
-    for (std::int64_t head = keyRows.head * group; head < (keyRows.head + 1) * group; ++head)
-        for (std::int64_t first = firstBlock; first < shape.length; first += kQueryBlock) {
-            queries.readRows({keyRows.sequence, head, first, std::min(kQueryBlock, shape.length - first)});
-            queries.meet(key, value, keyRows.first);
-            gradValue.noalias() += queries.probabilities(keyRows.count).transpose() * queries.gradient();
-            gradKey.noalias() += queries.gradScores(keyRows.count).transpose() * queries.query();
-        }
-    write<T>(shape, operands.gradK, keyRows, gradKey);
-    write<T>(shape, operands.gradV, keyRows, gradValue);
-}
-
-/// Calls `body` for every block of `blockRows` rows of every head of every sequence, shared among the threads.
-template <typename Body>
-void eachBlock(WorkerPool& pool, const AttentionShape& shape, std::int64_t heads, std::int64_t blockRows,
-               const Body& body)
-{
-    const std::int64_t blocks = ceilDivide(shape.length, blockRows);
-    pool.share(shape.sequences * heads * blocks, 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-            const std::int64_t first = i % blocks * blockRows;
-            body(Rows{i / blocks / heads, i / blocks % heads, first, std::min(blockRows, shape.length - first)});
-        }
-    });
-}
 
 } // namespace
 
@@ -302,8 +313,15 @@ void hostAttention(WorkerPool& pool, const AttentionShape& shape, const HeadsVie
 {
     withStorage(q.tensor.dtype, [&](auto storage) {
         using T = decltype(storage);
-        eachBlock(pool, shape, shape.heads, kQueryBlock,
-                  [&](const Rows& rows) { attend<T>(shape, q, k, v, context, logSumExp.as<float>(), rows); });
+        const std::int64_t blocks = ceilDivide(shape.length, kQueryBlock);
+        pool.share(shape.sequences * shape.heads * blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; ++i) {
+                const std::int64_t first = i % blocks * kQueryBlock;
+                const std::int64_t head = i / blocks;
+                attend<T>(shape, q, k, v, context, logSumExp.as<float>(),
+                          {head / shape.heads, head % shape.heads, first, std::min(kQueryBlock, shape.length - first)});
+            }
+        });
     });
 }
 
@@ -311,10 +329,10 @@ void hostAttentionGradient(WorkerPool& pool, const AttentionShape& shape, const 
 {
     withStorage(operands.q.tensor.dtype, [&](auto storage) {
         using T = decltype(storage);
-        eachBlock(pool, shape, shape.heads, kQueryBlock,
-                  [&](const Rows& rows) { gradientOfQueries<T>(shape, operands, rows); });
-        eachBlock(pool, shape, shape.keyHeads, kKeyBlock,
-                  [&](const Rows& rows) { gradientOfKeys<T>(shape, operands, rows); });
+        pool.share(shape.sequences * shape.keyHeads, 1, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; ++i)
+                HeadGradient<T>(shape, operands, i / shape.keyHeads, i % shape.keyHeads).run();
+        });
     });
 }
 

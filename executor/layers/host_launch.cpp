@@ -23,24 +23,20 @@ TokenGroups HostLaunch::groupsOf(const std::int64_t* tokens, std::int64_t rows, 
 }
 
 /// Angles in fp32, as transformers' LlamaRotaryEmbedding has them.
-const float* HostLaunch::rotation(std::int64_t length, std::int64_t headDim, double theta)
+const float* HostLaunch::rotation(std::int64_t length, const RotaryFrequencies& frequencies)
 {
-    if (length == m_length && headDim == m_headDim && theta == m_theta)
+    if (length == m_length && frequencies == m_frequencies)
         return m_rotation.data();
-    const std::int64_t half = headDim / 2;
+    const auto half = static_cast<std::int64_t>(frequencies.each.size());
     m_rotation.resize(static_cast<std::size_t>(2 * length * half));
-    for (std::int64_t j = 0; j < half; ++j) {
-        const auto frequency =
-            static_cast<float>(1.0 / std::pow(theta, 2.0 * static_cast<double>(j) / static_cast<double>(headDim)));
+    for (std::int64_t j = 0; j < half; ++j)
         for (std::int64_t position = 0; position < length; ++position) {
-            const float angle = static_cast<float>(position) * frequency;
-            m_rotation[static_cast<std::size_t>(position * half + j)] = std::cos(angle);
-            m_rotation[static_cast<std::size_t>((length + position) * half + j)] = std::sin(angle);
+            const float angle = static_cast<float>(position) * frequencies.each[static_cast<std::size_t>(j)];
+            m_rotation[static_cast<std::size_t>(position * half + j)] = std::cos(angle) * frequencies.scale;
+            m_rotation[static_cast<std::size_t>((length + position) * half + j)] = std::sin(angle) * frequencies.scale;
         }
-    }
     m_length = length;
-    m_headDim = headDim;
-    m_theta = theta;
+    m_frequencies = frequencies;
     return m_rotation.data();
 }
 

@@ -50,7 +50,7 @@ public:
     }
 
     TokenGroups groupsOf(const std::int64_t* tokens, std::int64_t rows, std::int64_t vocab);
-    const float* rotation(std::int64_t length, std::int64_t headDim, double theta);
+    const float* rotation(std::int64_t length, const RotaryFrequencies& frequencies);
 
     WorkerPool pool;
 
@@ -61,8 +61,8 @@ private:
     std::vector<double> m_terms;
     std::vector<std::int64_t> m_begin, m_order;
     std::vector<float> m_rotation;
-    std::int64_t m_length = 0, m_headDim = 0;
-    double m_theta = 0;
+    std::int64_t m_length = 0;
+    RotaryFrequencies m_frequencies;
 };
 
 } // namespace shardwright

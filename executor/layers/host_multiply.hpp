@@ -16,9 +16,7 @@ struct Product {
     bool add;
 };
 
+/// Split among the threads by rows or columns of c, whichever are more.
 void hostMultiply(WorkerPool& pool, const Product& product);
-
-/// At least `count` floats of the calling thread's own, good until its next call.
-float* threadScratch(std::size_t count);
 
 } // namespace shardwright

@@ -38,6 +38,10 @@ constexpr std::array<OperandCount, kKernelCount> kOperands{{
     {3, 2}, // SwiGluBackward
     {2, 1}, // GeluBackward
     {3, 0}, // CrossEntropyBackward
+    {1, 0}, // Dropout
+    {1, 0}, // MlpDropout
+    {1, 1}, // DropoutBackward
+    {1, 1}, // MlpDropoutBackward
 }};
 
 /// A module's matrix y = x W^T + b, or the table of an embedding.
@@ -50,6 +54,8 @@ struct Matrix {
 struct Module {
     std::vector<int> parameters; // indices into LayerType::parameters
     Matrix matrix;
+    std::int64_t width = 0; // of its first parameter's rows: what a norm normalises
+    std::int64_t heads = 1; // it works on each of a token's so many rows: norms of queries and keys
 };
 
 [[noreturn]] void misuse(Kernel kernel, const std::string& what)
@@ -68,7 +74,7 @@ struct LayerKernels::Parts {
     Parts(const Model& model_, const Training& training, std::int64_t meanOver_, Device& device_)
         : model(model_), arch(model_.architecture), device(device_), index(model_),
           compute(training.precision.mixed.value_or(training.precision.load)), tokens(training.tokensPerMicroBatch()),
-          length(training.sequenceLength), meanOver(meanOver_)
+          length(training.sequenceLength), meanOver(meanOver_), frequencies(rotaryFrequencies(arch, length))
     {
         for (const LayerType& type : model.layerTypes) {
             std::vector<Module> ofType;
@@ -76,6 +82,11 @@ struct LayerKernels::Parts {
                 Module module;
                 module.parameters = owned.parameters;
                 const ParameterSpec& first = type.parameters[static_cast<std::size_t>(owned.parameters.front())];
+                module.width = first.shape.back();
+                if (owned.name.ends_with("q_norm"))
+                    module.heads = arch.heads;
+                else if (owned.name.ends_with("k_norm"))
+                    module.heads = arch.kvHeads;
                 if (first.shape.size() == 2) {
                     const bool turned = first.inputFirst;
                     module.matrix = {first.shape[turned ? 0 : 1], first.shape[turned ? 1 : 0], turned};
@@ -110,7 +121,6 @@ struct LayerKernels::Parts {
     std::int64_t keys() const { return checkedMultiply(tokens, checkedMultiply(arch.kvHeads, arch.headDim)); }
     std::int64_t logits() const { return checkedMultiply(tokens, arch.vocab); }
     std::int64_t perHead() const { return checkedMultiply(tokens, arch.heads); }
-    std::int64_t statistics() const { return checkedMultiply(tokens, arch.norm == NormKind::LayerNorm ? 2 : 1); }
 
     struct Needed {
         std::int64_t elements;
@@ -129,11 +139,35 @@ struct LayerKernels::Parts {
     void rotate(const KernelCall& call, bool inverse);
     void attention(const KernelCall& call);
     void attentionBackward(const KernelCall& call);
-    NormShape normShape() const
+    NormShape normShape(Kernel kernel, int layer, int module) const
     {
-        return {tokens, arch.hidden, arch.norm == NormKind::LayerNorm, static_cast<float>(arch.numerics.normEpsilon)};
+        const Module& norm = moduleOf(kernel, layer, module);
+        return {checkedMultiply(tokens, norm.heads), norm.width, arch.norm == NormKind::LayerNorm,
+                static_cast<float>(arch.numerics.normEpsilon)};
     }
-    AttentionShape attentionShape() const { return {tokens / length, length, arch.heads, arch.kvHeads, arch.headDim}; }
+    /// `layer`: position in Model::layers, the embedding before the blocks.
+    AttentionShape attentionShape(int layer) const
+    {
+        return {tokens / length,
+                length,
+                arch.heads,
+                arch.kvHeads,
+                arch.headDim,
+                arch.numerics.windowOf(layer - 1),
+                dropoutAt(layer, DropoutPlace::Probabilities)};
+    }
+    Dropout dropoutAt(int layer, DropoutPlace place) const
+    {
+        const double probability = place == DropoutPlace::Probabilities ? arch.attentionDropout
+                                   : layer == 0                         ? arch.embeddingDropout
+                                                                        : arch.residualDropout;
+        return {static_cast<float>(probability), dropoutKey(seed, layer, place), firstSequence};
+    }
+    void drop(const KernelCall& call, DropoutPlace place) const
+    {
+        device.dropout(dropoutAt(call.layer, place), call.reads[0],
+                       call.writes.empty() ? call.reads[0] : call.writes[0], tokens, arch.hidden, length);
+    }
     HeadsView whole(TensorView view, std::int64_t heads) const { return {view, 0, heads * arch.headDim}; }
     /// Query (0), key (1) or value (2) of GPT-2's joined projection.
     HeadsView third(TensorView view, int which) const { return {view, which * arch.hidden, 3 * arch.hidden}; }
@@ -149,6 +183,9 @@ struct LayerKernels::Parts {
     TensorIndex index;
     DType compute;
     std::int64_t tokens, length, meanOver;
+    RotaryFrequencies frequencies;
+    std::uint64_t seed = 0;
+    std::int64_t firstSequence = 0;
     std::vector<std::vector<Module>> modules; // by layer type
     double loss = 0;
 };
@@ -162,9 +199,16 @@ std::vector<LayerKernels::Parts::Needed> LayerKernels::Parts::operands(Kernel ke
     const Needed wide{inner(), compute};
     const Needed logSumExp{perHead(), DType::Fp32};
     const Needed batch{checkedMultiply(2, tokens), DType::Int64};
-    const Needed statistic{statistics(), DType::Fp32};
     const Needed scores{logits(), compute};
     const Needed rowLogSumExp{tokens, DType::Fp32};
+    const auto normed = [&] {
+        const NormShape shape = normShape(kernel, layer, module);
+        return Needed{checkedMultiply(shape.rows, shape.width), compute};
+    };
+    const auto statistic = [&] {
+        const NormShape shape = normShape(kernel, layer, module);
+        return Needed{checkedMultiply(shape.rows, shape.mean ? 2 : 1), DType::Fp32};
+    };
     const auto matrix = [&] { return moduleOf(kernel, layer, module).matrix; };
     const auto into = [&] { return Needed{checkedMultiply(tokens, matrix().in), compute}; };
     const auto outOf = [&] { return Needed{checkedMultiply(tokens, matrix().out), compute}; };
@@ -172,7 +216,7 @@ std::vector<LayerKernels::Parts::Needed> LayerKernels::Parts::operands(Kernel ke
     case Kernel::None: return {};
     case Kernel::Embedding: return {batch, states};
     case Kernel::EmbeddingAdd: return {states, states};
-    case Kernel::Norm: return {states, states, statistic};
+    case Kernel::Norm: return {normed(), normed(), statistic()};
     case Kernel::Linear: return {into(), outOf()};
     case Kernel::Rotate:
     case Kernel::RotateBackward: return {query, key};
@@ -184,13 +228,17 @@ std::vector<LayerKernels::Parts::Needed> LayerKernels::Parts::operands(Kernel ke
     case Kernel::CrossEntropy: return {scores, batch, rowLogSumExp};
     case Kernel::EmbeddingBackward: return {states, batch};
     case Kernel::EmbeddingAddBackward: return {states};
-    case Kernel::NormBackward: return {states, states, statistic, states};
+    case Kernel::NormBackward: return {normed(), normed(), statistic(), normed()};
     case Kernel::LinearBackward: return {outOf(), into(), into()};
     case Kernel::AttentionBackward: return {query, query, key, key, query, logSumExp, query, key, key};
     case Kernel::SplitAttentionBackward: return {states, joined, states, logSumExp, joined};
     case Kernel::SwiGluBackward: return {wide, wide, wide, wide, wide};
     case Kernel::GeluBackward: return {wide, wide, wide};
     case Kernel::CrossEntropyBackward: return {scores, rowLogSumExp, batch};
+    case Kernel::Dropout:
+    case Kernel::MlpDropout: return {states};
+    case Kernel::DropoutBackward:
+    case Kernel::MlpDropoutBackward: return {states, states};
     }
     return {};
 }
@@ -311,7 +359,7 @@ void LayerKernels::Parts::linearBackward(const KernelCall& call)
 
 void LayerKernels::Parts::normBackward(const KernelCall& call)
 {
-    const NormShape shape = normShape();
+    const NormShape shape = normShape(call.kernel, call.layer, call.module);
     device.normGradient(shape, call.reads[0], call.reads[1], call.reads[2], call.weights[0], call.writes[0]);
     if (!call.weightGradients.empty())
         device.normWeightsGradient(shape, call.reads[0], call.reads[1], call.reads[2], call.weightGradients[0],
@@ -320,7 +368,7 @@ void LayerKernels::Parts::normBackward(const KernelCall& call)
 
 void LayerKernels::Parts::rotate(const KernelCall& call, bool inverse)
 {
-    RotateShape shape{tokens, length, arch.heads, arch.headDim, arch.numerics.ropeTheta};
+    RotateShape shape{tokens, length, arch.heads, arch.headDim, &frequencies};
     device.rotate(shape, call.reads[0], inverse);
     shape.heads = arch.kvHeads;
     device.rotate(shape, call.reads[1], inverse);
@@ -331,9 +379,9 @@ void LayerKernels::Parts::attention(const KernelCall& call)
     const auto& [x, made] = std::tie(call.reads, call.writes);
     const HeadsView context = whole(made[0], arch.heads);
     if (call.kernel == Kernel::SplitAttention)
-        device.attention(attentionShape(), third(x[0], 0), third(x[0], 1), third(x[0], 2), context, made[1]);
+        device.attention(attentionShape(call.layer), third(x[0], 0), third(x[0], 1), third(x[0], 2), context, made[1]);
     else
-        device.attention(attentionShape(), whole(x[0], arch.heads), whole(x[1], arch.kvHeads),
+        device.attention(attentionShape(call.layer), whole(x[0], arch.heads), whole(x[1], arch.kvHeads),
                          whole(x[2], arch.kvHeads), context, made[1]);
 }
 
@@ -342,11 +390,11 @@ void LayerKernels::Parts::attentionBackward(const KernelCall& call)
     const auto& [x, made] = std::tie(call.reads, call.writes);
     const HeadsView gradient = whole(x[0], arch.heads);
     if (call.kernel == Kernel::SplitAttentionBackward)
-        device.attentionGradient(attentionShape(),
+        device.attentionGradient(attentionShape(call.layer),
                                  {gradient, third(x[1], 0), third(x[1], 1), third(x[1], 2), whole(x[2], arch.heads),
                                   x[3], third(made[0], 0), third(made[0], 1), third(made[0], 2)});
     else
-        device.attentionGradient(attentionShape(),
+        device.attentionGradient(attentionShape(call.layer),
                                  {gradient, whole(x[1], arch.heads), whole(x[2], arch.kvHeads),
                                   whole(x[3], arch.kvHeads), whole(x[4], arch.heads), x[5], whole(made[0], arch.heads),
                                   whole(made[1], arch.kvHeads), whole(made[2], arch.kvHeads)});
@@ -377,6 +425,12 @@ std::vector<std::int32_t> LayerKernels::tensorsOf(int layer, int module) const
     return tensors;
 }
 
+void LayerKernels::beginBatch(std::uint64_t seed, std::int64_t firstSequence)
+{
+    m_parts->seed = seed;
+    m_parts->firstSequence = firstSequence;
+}
+
 void LayerKernels::run(const KernelCall& call)
 {
     Parts& parts = *m_parts;
@@ -392,8 +446,8 @@ void LayerKernels::run(const KernelCall& call)
     case Kernel::Embedding: device.embed(x[0], call.weights[0], y[0], tokens, hidden); break;
     case Kernel::EmbeddingAdd: device.addPositions(x[0], call.weights[0], y[0], tokens, hidden, parts.length); break;
     case Kernel::Norm:
-        device.norm(parts.normShape(), x[0], call.weights[0], call.weights.size() > 1 ? call.weights[1] : TensorView{},
-                    y[0], y[1]);
+        device.norm(parts.normShape(call.kernel, call.layer, call.module), x[0], call.weights[0],
+                    call.weights.size() > 1 ? call.weights[1] : TensorView{}, y[0], y[1]);
         break;
     case Kernel::Linear: parts.linear(call); break;
     case Kernel::Rotate: parts.rotate(call, false); break;
@@ -427,6 +481,10 @@ void LayerKernels::run(const KernelCall& call)
             x[0], Parts::labelsOf(x[2]), x[1], tokens, vocab,
             static_cast<float>(1.0 / static_cast<double>(checkedMultiply(tokens, parts.meanOver))));
         break;
+    case Kernel::Dropout:
+    case Kernel::DropoutBackward: parts.drop(call, DropoutPlace::Attention); break;
+    case Kernel::MlpDropout:
+    case Kernel::MlpDropoutBackward: parts.drop(call, DropoutPlace::Mlp); break;
     }
 }
 

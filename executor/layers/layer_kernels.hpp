@@ -47,6 +47,9 @@ public:
     /// Indices into listParameters(model) of a module's parameters, in their order.
     std::vector<std::int32_t> tensorsOf(int layer, int module) const;
 
+    /// What dropout draws of the micro-batch at hand: `firstSequence` is the number in the run of its first sequence.
+    void beginBatch(std::uint64_t seed, std::int64_t firstSequence);
+
     /// std::logic_error where operands or weights are not what the kernel needs.
     void run(const KernelCall& call);
 

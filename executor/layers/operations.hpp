@@ -6,11 +6,12 @@
 //   rows(count, work, functor)    likewise, `work` elements each
 //   double sum(count, functor)    the sum of functor(i), in an order that is always the same
 //   Groups groupsOf(tokens, rows, vocab)     rows by their token: begin (vocab + 1), order (rows)
-//   const float* rotation(length, headDim, theta)    cosines, then sines, (length, headDim / 2) each
+//   const float* rotation(length, frequencies)       cosines, then sines, (length, d / 2) each
 //
 // Pointers that it gives are good until its next call of the same kind.
 
 #include "executor/layers/device.hpp"
+#include "executor/layers/functors/dropout.hpp"
 #include "executor/layers/functors/elementwise.hpp"
 #include "executor/layers/functors/norms.hpp"
 #include "executor/layers/functors/rows.hpp"
@@ -120,9 +121,18 @@ public:
         sumPeriodic(x, out, rows, width, 1, 1);
     }
 
+    void dropout(const Dropout& dropout, TensorView x, TensorView y, std::int64_t rows, std::int64_t width,
+                 std::int64_t length) override
+    {
+        withStorage(y.dtype, [&](auto value) {
+            using T = decltype(value);
+            m_launch.rows(rows, width, DropoutFunctor<T>{x.as<const T>(), y.as<T>(), width, length, dropout});
+        });
+    }
+
     void rotate(const RotateShape& shape, TensorView x, bool inverse) override
     {
-        const float* table = m_launch.rotation(shape.length, shape.headDim, shape.theta);
+        const float* table = m_launch.rotation(shape.length, *shape.frequencies);
         withStorage(x.dtype, [&](auto value) {
             using T = decltype(value);
             m_launch.rows(

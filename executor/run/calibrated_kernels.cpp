@@ -170,7 +170,10 @@ Figure pointwise(const Stopwatch& watch)
     constexpr std::int64_t kHeadDim = 64;
     constexpr std::int64_t kInner = 1376; // 8/3 of the width, as llama's
     static constexpr NormShape kNorm{kTokens, kWidth, false, 1e-5F};
-    static constexpr RotateShape kRotate{kTokens, kTokens, kWidth / kHeadDim, kHeadDim, 1e4};
+    Architecture plain;
+    plain.headDim = kHeadDim;
+    const RotaryFrequencies frequencies = rotaryFrequencies(plain, kTokens);
+    const RotateShape rotate{kTokens, kTokens, kWidth / kHeadDim, kHeadDim, &frequencies};
     struct Block {
         Operand hidden{kTokens * kWidth}, normed{kTokens * kWidth}, statistics{kTokens}, weight{kWidth};
         Operand gradWeight{kWidth}, sum{kTokens * kWidth};
@@ -185,18 +188,18 @@ Figure pointwise(const Stopwatch& watch)
                                          kWidth, kInner, kTokens);
     const double seconds = watch.time(what, [&] {
         Rotating<Block> blocks(4 * kTokens * (3 * kWidth + 5 * kInner), [] { return Block(); });
-        return [device = watch.device(), blocks = std::move(blocks)]() mutable {
+        return [rotate, device = watch.device(), blocks = std::move(blocks)]() mutable {
             Block& b = blocks.next();
             const TensorView none{};
             for (int half = 0; half < 2; ++half) { // attention and MLP
                 device->norm(kNorm, b.hidden.view(), b.weight.view(), none, b.normed.view(), b.statistics.view());
-                device->rotate(kRotate, b.normed.view(), false);
+                device->rotate(rotate, b.normed.view(), false);
                 device->add(b.hidden.view(), b.normed.view(), b.sum.view());
             }
             device->swiGlu(b.gate.view(), b.up.view(), b.product.view());
             device->swiGluGradient(b.product.view(), b.gate.view(), b.up.view(), b.gradGate.view(), b.gradUp.view());
             for (int half = 0; half < 2; ++half) {
-                device->rotate(kRotate, b.sum.view(), true);
+                device->rotate(rotate, b.sum.view(), true);
                 device->normGradient(kNorm, b.sum.view(), b.hidden.view(), b.statistics.view(), b.weight.view(),
                                      b.normed.view());
                 device->normWeightsGradient(kNorm, b.sum.view(), b.hidden.view(), b.statistics.view(),

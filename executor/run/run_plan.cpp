@@ -183,7 +183,9 @@ private:
     void train(Transport& transport, std::size_t index)
     {
         RankRun& mine = m_runs[index];
-        RankExecutor executor(m_plan, m_settings.executor, transport, *m_weights, *m_batches);
+        ExecutorOptions options = m_settings.executor;
+        options.seed = m_settings.seed;
+        RankExecutor executor(m_plan, options, transport, *m_weights, *m_batches);
         const auto between = [this] {
             if (stopAsked())
                 throw Stopped();

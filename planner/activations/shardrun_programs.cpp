@@ -13,6 +13,8 @@ constexpr BufferSpec kMeanAndDeviation{"mean and reciprocal deviation", "8 T", k
 constexpr BufferSpec kQuery{"query", "c T a d", kSource, C::Activations};
 constexpr BufferSpec kKeyOrValue{"key or value", "c T a_kv d", kSource, C::Activations};
 constexpr BufferSpec kQkv{"query, key and value together", "3 c T H", kSource, C::Activations};
+constexpr BufferSpec kQueryMeanSquare{"reciprocal root mean square of queries", "4 T a", kSource, C::Activations};
+constexpr BufferSpec kKeyMeanSquare{"reciprocal root mean square of keys", "4 T a_kv", kSource, C::Activations};
 constexpr BufferSpec kContext{"attention output", "c T a d", kSource, C::Activations};
 constexpr BufferSpec kLogSumExp{"log-sum-exp of the attention scores", "4 T a", kSource, C::Activations};
 constexpr BufferSpec kAddend{"output of attention or MLP", "c T H", kSource, C::Temporaries};
@@ -28,6 +30,8 @@ constexpr BufferSpec kGradInner{"gradient inside the MLP", "c T I", kSource, C::
 
 /// Leaf modules in forward order, as core/model_families builds the blocks.
 enum LlamaModule : int { kInputNorm, kQ, kK, kV, kO, kMlpNorm, kGate, kUp, kDown };
+constexpr int kQueryNorm = kV + 1; // where there are norms of queries and keys, which come before the others
+constexpr int kKeyNorm = kV + 2;
 enum Gpt2Module : int { kNorm1, kJoined, kProjection, kNorm2, kWiden, kNarrow };
 
 /// The steps that all of these layers are made of, appended to a program.
@@ -61,6 +65,13 @@ public:
         program.forward(module, {input}, {made.out, made.statistics}).runs(Kernel::Norm);
         return made;
     }
+    /// RMSNorm of each head.
+    Norm headNorm(int module, int input, int out, const BufferSpec& statistic, std::int64_t heads)
+    {
+        const Norm made{module, input, out, statistics(statistic, heads)};
+        program.forward(module, {input}, {made.out, made.statistics}).runs(Kernel::Norm);
+        return made;
+    }
     /// The weights' gradient reads both tensors once more.
     int normBackward(const Norm& norm, int gradient, int result = -1)
     {
@@ -87,6 +98,23 @@ public:
         program.forward(-1, {left, right}, {out}).runs(Kernel::Add);
         return out;
     }
+    /// In place: what it drops it draws again in backward, so that nothing is kept.
+    void drop(Kernel kernel, int x)
+    {
+        if (drops(kernel))
+            program.forward(-1, {x}, {}).kernels(1, {x}).runs(kernel);
+    }
+    /// The gradient of what was dropped from; `gradient` itself where nothing was.
+    int dropBackward(Kernel kernel, int gradient)
+    {
+        if (!drops(kernel))
+            return gradient;
+        const int made = hidden(kGradHidden);
+        program.backward(-1, {gradient}, {made})
+            .runs(kernel == Kernel::Dropout ? Kernel::DropoutBackward : Kernel::MlpDropoutBackward);
+        return made;
+    }
+
     int addBackward(int left, int right, int out)
     {
         program.backward(-1, {left, right}, {out}).runs(Kernel::Add);
@@ -122,6 +150,12 @@ public:
     LayerProgram program;
 
 private:
+    bool drops(Kernel kernel) const
+    {
+        const bool embeds = m_type < 0 && kernel == Kernel::Dropout;
+        return (embeds ? arch().embeddingDropout : arch().residualDropout) > 0;
+    }
+
     void keep(std::initializer_list<int> slots)
     {
         for (const int slot : slots)
@@ -141,31 +175,41 @@ LayerProgram llamaBlock(const ProgramContext& context, int layerType)
     const std::int64_t keyWidth = checkedMultiply(a.kvHeads, a.headDim);
 
     const Steps::Norm first = steps.norm(kInputNorm, kInput);
-    const int query = steps.linear(kQ, first.out, steps.tensor(kQuery, queryWidth));
-    const int key = steps.linear(kK, first.out, steps.tensor(kKeyOrValue, keyWidth));
+    const int rawQuery = steps.linear(kQ, first.out, steps.tensor(kQuery, queryWidth));
+    const int rawKey = steps.linear(kK, first.out, steps.tensor(kKeyOrValue, keyWidth));
     const int value = steps.linear(kV, first.out, steps.tensor(kKeyOrValue, keyWidth));
+    Steps::Norm queryNorm;
+    Steps::Norm keyNorm;
+    if (a.qkNorm) {
+        queryNorm = steps.headNorm(kQueryNorm, rawQuery, steps.tensor(kQuery, queryWidth), kQueryMeanSquare, a.heads);
+        keyNorm = steps.headNorm(kKeyNorm, rawKey, steps.tensor(kKeyOrValue, keyWidth), kKeyMeanSquare, a.kvHeads);
+    }
+    const int query = a.qkNorm ? queryNorm.out : rawQuery;
+    const int key = a.qkNorm ? keyNorm.out : rawKey;
+    const auto after = [&](int module) { return a.qkNorm ? module + 2 : module; };
     program.forward(-1, {query, key}, {}).kernels(1, {query, key}).runs(Kernel::Rotate);
     const int attended = steps.tensor(kContext, queryWidth);
     const int logSumExp = steps.statistics(kLogSumExp, a.heads);
     program.forward(-1, {query, key, value}, {attended, logSumExp}).is(WorkKind::Attention).runs(Kernel::Attention);
-    const int projected = steps.linear(kO, attended, steps.hidden(kAddend));
+    const int projected = steps.linear(after(kO), attended, steps.hidden(kAddend));
     const int residual = steps.add(kInput, projected, steps.hidden(kResidual));
-    const Steps::Norm second = steps.norm(kMlpNorm, residual);
-    const int gate = steps.linear(kGate, second.out, steps.tensor(kInner, a.ffn));
-    const int up = steps.linear(kUp, second.out, steps.tensor(kInner, a.ffn));
+    const Steps::Norm second = steps.norm(after(kMlpNorm), residual);
+    const int gate = steps.linear(after(kGate), second.out, steps.tensor(kInner, a.ffn));
+    const int up = steps.linear(after(kUp), second.out, steps.tensor(kInner, a.ffn));
     const int product = steps.tensor(kInner, a.ffn);
     program.forward(-1, {gate, up}, {product}).runs(Kernel::SwiGlu);
-    const int mlpOut = steps.linear(kDown, product, steps.hidden(kAddend));
+    const int mlpOut = steps.linear(after(kDown), product, steps.hidden(kAddend));
     steps.add(residual, mlpOut, kOutput);
 
-    const int gradProduct = steps.linearBackward(kDown, kGradOutput, product, steps.tensor(kGradInner, a.ffn));
+    const int gradProduct = steps.linearBackward(after(kDown), kGradOutput, product, steps.tensor(kGradInner, a.ffn));
     const int gradGate = steps.tensor(kGradInner, a.ffn);
     const int gradUp = steps.tensor(kGradInner, a.ffn);
     program.backward(-1, {gradProduct, gate, up}, {gradGate, gradUp}).runs(Kernel::SwiGluBackward);
-    const int gradMlp = steps.readersBackward({{kUp, gradUp}, {kGate, gradGate}}, second.out);
+    const int gradMlp = steps.readersBackward({{after(kUp), gradUp}, {after(kGate), gradGate}}, second.out);
     const int throughSecond = steps.normBackward(second, gradMlp);
     const int gradResidual = steps.addBackward(throughSecond, kGradOutput, steps.hidden(kGradHidden));
-    const int gradAttended = steps.linearBackward(kO, gradResidual, attended, steps.tensor(kGradQuery, queryWidth));
+    const int gradAttended =
+        steps.linearBackward(after(kO), gradResidual, attended, steps.tensor(kGradQuery, queryWidth));
     const int gradQuery = steps.tensor(kGradQuery, queryWidth);
     const int gradKey = steps.tensor(kGradKeyOrValue, keyWidth);
     const int gradValue = steps.tensor(kGradKeyOrValue, keyWidth);
@@ -173,10 +217,14 @@ LayerProgram llamaBlock(const ProgramContext& context, int layerType)
         .is(WorkKind::Attention)
         .runs(Kernel::AttentionBackward);
     program.backward(-1, {gradQuery, gradKey}, {}).kernels(1, {gradQuery, gradKey}).runs(Kernel::RotateBackward);
-    const int gradAttention = steps.readersBackward({{kV, gradValue}, {kK, gradKey}, {kQ, gradQuery}}, first.out);
+    const int gradRawKey =
+        a.qkNorm ? steps.normBackward(keyNorm, gradKey, steps.tensor(kGradKeyOrValue, keyWidth)) : gradKey;
+    const int gradRawQuery =
+        a.qkNorm ? steps.normBackward(queryNorm, gradQuery, steps.tensor(kGradQuery, queryWidth)) : gradQuery;
+    const int gradAttention = steps.readersBackward({{kV, gradValue}, {kK, gradRawKey}, {kQ, gradRawQuery}}, first.out);
     steps.addBackward(steps.normBackward(first, gradAttention), gradResidual, kGradInput);
 
-    steps.policy({query, key, value, attended, logSumExp, residual, gate, up}, {first.out, residual, second.out});
+    steps.policy({rawQuery, rawKey, value, attended, logSumExp, residual, gate, up}, {first.out, residual, second.out});
     return std::move(program);
 }
 
@@ -193,21 +241,25 @@ LayerProgram gpt2Block(const ProgramContext& context, int layerType)
     const int logSumExp = steps.statistics(kLogSumExp, a.heads);
     program.forward(-1, {joined}, {attended, logSumExp}).is(WorkKind::Attention).runs(Kernel::SplitAttention);
     const int projected = steps.linear(kProjection, attended, steps.hidden(kAddend));
+    steps.drop(Kernel::Dropout, projected);
     const int residual = steps.add(kInput, projected, steps.hidden(kResidual));
     const Steps::Norm second = steps.norm(kNorm2, residual);
     const int wide = steps.linear(kWiden, second.out, steps.tensor(kInner, a.ffn));
     const int activated = steps.tensor(kInner, a.ffn);
     program.forward(-1, {wide}, {activated}).runs(Kernel::Gelu);
     const int mlpOut = steps.linear(kNarrow, activated, steps.hidden(kAddend));
+    steps.drop(Kernel::MlpDropout, mlpOut);
     steps.add(residual, mlpOut, kOutput);
 
-    const int gradActivated = steps.linearBackward(kNarrow, kGradOutput, activated, steps.tensor(kGradInner, a.ffn));
+    const int gradNarrow = steps.dropBackward(Kernel::MlpDropout, kGradOutput);
+    const int gradActivated = steps.linearBackward(kNarrow, gradNarrow, activated, steps.tensor(kGradInner, a.ffn));
     const int gradWide = steps.tensor(kGradInner, a.ffn);
     program.backward(-1, {gradActivated, wide}, {gradWide}).runs(Kernel::GeluBackward);
     const int gradMlp = steps.linearBackward(kWiden, gradWide, second.out, steps.hidden(kGradHidden));
     const int throughSecond = steps.normBackward(second, gradMlp);
     const int gradResidual = steps.addBackward(throughSecond, kGradOutput, steps.hidden(kGradHidden));
-    const int gradAttended = steps.linearBackward(kProjection, gradResidual, attended, steps.hidden(kGradHidden));
+    const int gradProjected = steps.dropBackward(Kernel::Dropout, gradResidual);
+    const int gradAttended = steps.linearBackward(kProjection, gradProjected, attended, steps.hidden(kGradHidden));
     const int gradJoined = steps.tensor(kGradQkv, joinedWidth);
     program.backward(-1, {gradAttended, joined, attended, logSumExp}, {gradJoined})
         .is(WorkKind::Attention)
@@ -228,11 +280,13 @@ LayerProgram embedding(const ProgramContext& context, std::size_t tables)
     const bool positions = tables > 1; // a second table
     const int rows = positions ? steps.hidden(kTokenRows) : static_cast<int>(kOutput);
     program.forward(0, {}, {rows}).runs(Kernel::Embedding);
-    if (positions) {
+    if (positions)
         program.forward(1, {rows}, {kOutput}).runs(Kernel::EmbeddingAdd);
-        program.backward(1, {kGradOutput}, {}).runs(Kernel::EmbeddingAddBackward);
-    }
-    program.backward(0, {kGradOutput}, {}).runs(Kernel::EmbeddingBackward);
+    steps.drop(Kernel::Dropout, kOutput);
+    const int gradient = steps.dropBackward(Kernel::Dropout, kGradOutput);
+    if (positions)
+        program.backward(1, {gradient}, {}).runs(Kernel::EmbeddingAddBackward);
+    program.backward(0, {gradient}, {}).runs(Kernel::EmbeddingBackward);
     return std::move(program);
 }
 

@@ -9,6 +9,18 @@ namespace shardwright {
 
 namespace {
 
+/// Of the pairs of a query and a key that the causal mask leaves, those that the windows leave, over all blocks.
+double windowShare(const Architecture& arch, std::int64_t length)
+{
+    const auto s = static_cast<double>(length);
+    double share = 0;
+    for (std::int64_t block = 0; block < arch.layers; ++block) {
+        const auto window = static_cast<double>(arch.numerics.windowOf(block));
+        share += window == 0 || window >= s ? 1 : window * (2 * s - window + 1) / (s * (s + 1));
+    }
+    return share / static_cast<double>(arch.layers);
+}
+
 bool isExpert(ModuleKind kind)
 {
     return kind == ModuleKind::ExpertIn || kind == ModuleKind::ExpertOut;
@@ -266,9 +278,12 @@ Cost StepCosts::fusedAttention(bool backward) const
     if (training.implementation == Implementation::LlmFoundry)
         generation = AttentionKernels::Flash1;
     const int kernels = backward ? 3 : 1; // row sums of out times its gradient, the rest, the query's gradient cast
-    return {attentionSeconds(m_input.cluster.gpu, m_facts, m_activations.compute(), shape, backward, generation) +
-                (kernels - 1) * m_facts.kernelSeconds,
-            attentionFlops(shape, backward), kernels};
+    // shardrun's kernel skips what lies before a window; of others' that is not modelled.
+    const double share = training.implementation == Implementation::Shardrun ? windowShare(arch, s) : 1;
+    return {
+        share * attentionSeconds(m_input.cluster.gpu, m_facts, m_activations.compute(), shape, backward, generation) +
+            (kernels - 1) * m_facts.kernelSeconds,
+        share * attentionFlops(shape, backward), kernels};
 }
 
 /// Attention spelled out: the whole square of scores, for every head.

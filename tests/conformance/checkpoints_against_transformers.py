@@ -4,7 +4,7 @@
     python3 -m venv venv && venv/bin/pip install torch transformers safetensors
     venv/bin/python tests/conformance/checkpoints_against_transformers.py [--build build]
 
-For llama, qwen2 and gpt2: transformers saves a model; shardrun reads it and reports the loss of its first step over a
+For llama, qwen2, mistral and gpt2, with stretched rotary embeddings and windows shorter than the text too: transformers saves a model; shardrun reads it and reports the loss of its first step over a
 text, which transformers computes too. Then shardrun trains some steps under FULL_SHARD on four ranks, writes a
 checkpoint, converts it to a full one, and transformers reads that: the loss of the next step must be the one with which
 shardrun resumes. Exit code 1 on any difference.
@@ -26,6 +26,7 @@ TOLERANCE = 1e-4
 TEXT = ROOT / "README.md"
 
 COMMON = dict(vocab_size=256, attention_dropout=0.0)
+SMALL = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
 CONFIGS = {
     "llama": transformers.LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
                                       num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False,
@@ -33,6 +34,24 @@ CONFIGS = {
     "qwen2": transformers.Qwen2Config(hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
                                       num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
                                       **COMMON),
+    "llama with llama3's rope": transformers.LlamaConfig(
+        **SMALL, max_position_embeddings=128, tie_word_embeddings=True, rope_parameters={
+            "rope_type": "llama3", "rope_theta": 1000.0, "factor": 4.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 16}, **COMMON),
+    "qwen2 with yarn": transformers.Qwen2Config(
+        **SMALL, max_position_embeddings=16, tie_word_embeddings=True, rope_parameters={
+            "rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 16},
+        **COMMON),
+    "llama with dynamic rope": transformers.LlamaConfig(
+        **SMALL, max_position_embeddings=16, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 2.0}, **COMMON),
+    "qwen3": transformers.Qwen3Config(**SMALL, head_dim=20, max_position_embeddings=64, tie_word_embeddings=True,
+                                      **COMMON),
+    "mistral with a window": transformers.MistralConfig(
+        **SMALL, max_position_embeddings=64, sliding_window=7, tie_word_embeddings=False, **COMMON),
+    "qwen2 with windows": transformers.Qwen2Config(
+        **SMALL, max_position_embeddings=64, use_sliding_window=True, sliding_window=7, max_window_layers=1,
+        tie_word_embeddings=True, **COMMON),
     "gpt2": transformers.GPT2Config(vocab_size=256, n_positions=64, n_embd=64, n_layer=3, n_head=4, resid_pdrop=0.0,
                                     embd_pdrop=0.0, attn_pdrop=0.0),
 }
@@ -66,11 +85,12 @@ def losses(build, plan, work, name, *options):
 
 def compare(what, ours, theirs):
     good = abs(ours - theirs) <= TOLERANCE
-    print(f"{what:<60} shardrun {ours:.6f}  transformers {theirs:.6f}  {'' if good else 'DIFFERS'}")
+    print(f"{what:<80} shardrun {ours:.6f}  transformers {theirs:.6f}  {'' if good else 'DIFFERS'}")
     return good
 
 
-def check(name, config, build, work):
+def check(title, config, build, work):
+    name = title.replace(" ", "-").replace("'", "")
     torch.manual_seed(7)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
@@ -89,11 +109,11 @@ def check(name, config, build, work):
     plan.write_text(run(build / "bin/shardplan", "compare", scenario, "--emit-plan", "fsdp2-full-shard"))
     first = losses(build, plan, work, f"{name}-first", "--weights", folder, "--steps", STEPS, "--checkpoint",
                    work / f"{name}-run")
-    good = compare(f"{name}: weights of transformers", first[0], loss_of(model, 0))
+    good = compare(f"{title}: weights of transformers", first[0], loss_of(model, 0))
     run(build / "bin/shardrun", "convert-checkpoint", work / f"{name}-run", work / f"{name}-full", "--to", "full")
     resumed = losses(build, plan, work, f"{name}-resumed", "--resume", work / f"{name}-run", "--steps", "1")
     trained = transformers.AutoModelForCausalLM.from_pretrained(work / f"{name}-full").float().eval()
-    return compare(f"{name}: weights of shardrun after {STEPS} steps on {RANKS} ranks", resumed[0],
+    return compare(f"{title}: weights of shardrun after {STEPS} steps on {RANKS} ranks", resumed[0],
                    loss_of(trained, STEPS * BATCH * RANKS)) and good
 
 
@@ -104,7 +124,7 @@ def main():
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     print(f"transformers {transformers.__version__}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as work:
-        results = [check(name, config, arguments.build, pathlib.Path(work)) for name, config in CONFIGS.items()]
+        results = [check(title, config, arguments.build, pathlib.Path(work)) for title, config in CONFIGS.items()]
     sys.exit(0 if all(results) else 1)
 
 

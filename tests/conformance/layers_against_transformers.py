@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes what transformers computes for three tiny models: the fixtures of tests/executor/layers/transformers_test.cpp.
+"""Writes what transformers computes for some tiny models: the fixtures of tests/executor/layers/transformers_test.cpp.
 
     python3 -m venv venv && venv/bin/pip install torch transformers
     venv/bin/python tests/conformance/layers_against_transformers.py tests/executor/layers/golden
@@ -15,14 +15,36 @@ import sys
 import torch
 import transformers
 
+SMALL = {"hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 10,
+         "intermediate_size": 27, "vocab_size": 37, "tie_word_embeddings": False}
+# Sequences are 70 tokens: longer than the contexts and windows here.
 MODELS = {
-    "llama": {"hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-              "head_dim": 6, "intermediate_size": 27, "vocab_size": 37, "rms_norm_eps": 1e-5, "rope_theta": 500.0,
-              "max_position_embeddings": 256, "tie_word_embeddings": False},
-    "qwen2": {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1,
-              "intermediate_size": 30, "vocab_size": 50, "tie_word_embeddings": True},
-    "gpt2": {"n_embd": 21, "n_layer": 2, "n_head": 3, "n_positions": 150, "vocab_size": 67, "attn_pdrop": 0.0,
-             "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    "llama": ("llama", {
+        "hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+        "intermediate_size": 27, "vocab_size": 37, "rms_norm_eps": 1e-5, "rope_theta": 500.0,
+        "max_position_embeddings": 256, "tie_word_embeddings": False}),
+    "qwen2": ("qwen2", {
+        "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1,
+        "intermediate_size": 30, "vocab_size": 50, "tie_word_embeddings": True}),
+    "gpt2": ("gpt2", {
+        "n_embd": 21, "n_layer": 2, "n_head": 3, "n_positions": 150, "vocab_size": 67, "attn_pdrop": 0.0,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0}),
+    "llama3-rope": ("llama", {
+        **SMALL, "max_position_embeddings": 256, "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32}}),
+    "linear-rope": ("llama", {
+        **SMALL, "max_position_embeddings": 256,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}}),
+    "dynamic-rope": ("llama", {
+        **SMALL, "max_position_embeddings": 32,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}}),
+    "yarn-rope": ("qwen2", {
+        **SMALL, "max_position_embeddings": 32, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 32}}),
+    "qwen3": ("qwen3", SMALL),
+    "mistral-window": ("mistral", {**SMALL, "sliding_window": 20}),
+    "qwen2-window": ("qwen2", {**SMALL, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
 }
 SEQUENCES, LENGTH = 2, 70
 SAMPLES = 5
@@ -63,9 +85,9 @@ def fixture(kind, settings):
 def main():
     folder = pathlib.Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, settings in MODELS.items():
+    for name, (kind, settings) in MODELS.items():
         text = json.dumps(fixture(kind, settings), indent=1)
-        (folder / f"{kind}.json").write_text(text + "\n")
+        (folder / f"{name}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

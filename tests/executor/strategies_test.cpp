@@ -32,6 +32,7 @@ struct Setting {
     std::optional<DType> mixed;
     bool tied = false;
     Checkpointing checkpointing = Checkpointing::None;
+    bool drops = false;
 };
 
 /// Sizes that few numbers of ranks divide.
@@ -45,11 +46,15 @@ const char* configOf(bool tied)
                       "max_position_embeddings": 64, "tie_word_embeddings": false})";
 }
 
+/// GPT-2 as its published config.json has it: every dropout at 0.1.
+constexpr const char* kDropping = R"({"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 64,
+    "vocab_size": 53, "attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1})";
+
 Scenario scenarioOf(const StrategyOptions& options, const Setting& setting)
 {
     Scenario scenario;
     scenario.name = "tiny";
-    scenario.modelConfig = configOf(setting.tied);
+    scenario.modelConfig = setting.drops ? kDropping : configOf(setting.tied);
     scenario.model = modelFromJson(Json::parse(scenario.modelConfig), "tiny", "test");
     scenario.cluster.gpusPerNode = setting.machine.ranksPerNode;
     scenario.cluster.nodes = setting.machine.nodes;
@@ -159,6 +164,16 @@ TEST(Strategies, TwoNodesOfTwo)
 {
     expectAllTrained({kTwoNodes, 3, std::nullopt});
     expectAllTrained({kTwoNodes, 2, std::nullopt, true, Checkpointing::Full});
+}
+
+/// What is dropped depends on the sequence, not on who has it; recomputation drops the same.
+TEST(Strategies, DropoutIsTheSameUnderAllOfThem)
+{
+    Setting setting{kThree, 2, std::nullopt};
+    setting.drops = true;
+    expectAllTrained(setting);
+    setting = {kTwoNodes, 1, std::nullopt, false, Checkpointing::Full, true};
+    expectAllTrained(setting);
 }
 
 TEST(Strategies, TwoNodesOfFour)

@@ -98,7 +98,7 @@ TEST_P(TransformersGolden, SameLossAndGradients)
     EXPECT_EQ(compared, parameters.size());
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, TransformersGolden, ::testing::Values("llama", "gpt2", "qwen2"),
+INSTANTIATE_TEST_SUITE_P(Families, TransformersGolden, ::testing::Values("llama", "gpt2", "qwen2", "llama3", "mistral"),
                          [](const auto& test) { return test.param; });
 
 } // namespace

@@ -139,7 +139,8 @@ TEST_P(DeviceOperations, norms)
 
 TEST_P(DeviceOperations, rotate)
 {
-    const RotateShape shape{2 * 7, 7, 3, 10, 100};
+    const RotaryFrequencies frequencies{{1, 0.4f, 0.16f, 0.06f, 0.03f}, 1.25f};
+    const RotateShape shape{2 * 7, 7, 3, 10, &frequencies};
     constexpr std::int64_t kElements = 2 * 7 * 3 * 10;
     expectGradient(
         {random.values(kElements)}, kElements,
@@ -155,7 +156,8 @@ TEST_P(DeviceOperations, rotate)
 
 TEST_P(DeviceOperations, rotationKeepsLengthsAndPositionZero)
 {
-    const RotateShape shape{5, 5, 1, 8, 10000};
+    const RotaryFrequencies frequencies{{1, 0.1f, 0.01f, 0.001f}, 1};
+    const RotateShape shape{5, 5, 1, 8, &frequencies};
     Values x = random.values(5 * 8);
     const Values before = x;
     device->rotate(shape, viewOf(x), false);

@@ -39,6 +39,37 @@ Model tinyGpt()
         "vocab_size": 67, "attn_pdrop": 0, "resid_pdrop": 0, "embd_pdrop": 0})");
 }
 
+/// As transformers has it by default: every dropout at 0.1. Here more, so that little of it shows.
+Model tinyGptDropping()
+{
+    return modelOf(R"({"model_type": "gpt2", "n_embd": 21, "n_layer": 2, "n_head": 3, "n_positions": 150,
+        "vocab_size": 67, "attn_pdrop": 0.3, "resid_pdrop": 0.2, "embd_pdrop": 0.4})");
+}
+
+/// Fewer tokens than a block of queries, and more.
+Model tinyMistral(int window)
+{
+    return modelOf((R"({"model_type": "mistral", "hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 6, "intermediate_size": 27, "vocab_size": 37, "attention_dropout": 0.25,
+        "sliding_window": )" +
+                    std::to_string(window) + "}")
+                       .c_str());
+}
+
+/// The second of its blocks has a window.
+Model tinyQwenWindowed()
+{
+    return modelOf(R"({"model_type": "qwen2", "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3,
+        "num_key_value_heads": 1, "intermediate_size": 30, "vocab_size": 50, "use_sliding_window": true,
+        "sliding_window": 3, "max_window_layers": 1})");
+}
+
+Model tinyQwen3()
+{
+    return modelOf(R"({"model_type": "qwen3", "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 10, "intermediate_size": 30, "vocab_size": 50})");
+}
+
 Training trainingOf(std::int64_t length, std::int64_t sequences, DType dtype = DType::Fp32)
 {
     Training training;
@@ -69,7 +100,7 @@ Batch randomBatch(const Model& model, const Training& training, unsigned seed)
 {
     std::mt19937 random(seed);
     std::uniform_int_distribution<std::int64_t> token(0, model.architecture.vocab - 1);
-    Batch batch{training.microBatch, training.sequenceLength, {}, {}};
+    Batch batch{training.microBatch, training.sequenceLength, {}, {}, seed, 1000};
     for (std::int64_t i = 0; i < training.tokensPerMicroBatch(); ++i) {
         batch.tokens.push_back(token(random));
         batch.labels.push_back(token(random));
@@ -111,7 +142,13 @@ class WholeModel : public testing::TestWithParam<std::tuple<const char*, std::in
 public:
     static Model model(const std::string& which)
     {
-        return which == "llama" ? tinyLlama() : which == "qwen2" ? tinyQwen() : tinyGpt();
+        return which == "llama"            ? tinyLlama()
+               : which == "qwen2"          ? tinyQwen()
+               : which == "gpt2"           ? tinyGpt()
+               : which == "gpt2 dropping"  ? tinyGptDropping()
+               : which == "qwen3"          ? tinyQwen3()
+               : which == "qwen2 windowed" ? tinyQwenWindowed()
+                                           : tinyMistral(which == "short window" ? 4 : 130);
     }
 };
 
@@ -119,7 +156,10 @@ public:
 INSTANTIATE_TEST_SUITE_P(LayerKernels, WholeModel,
                          testing::Values(std::tuple{"llama", 5, 3}, std::tuple{"llama", 140, 1},
                                          std::tuple{"qwen2", 7, 2}, std::tuple{"gpt2", 6, 2},
-                                         std::tuple{"gpt2", 140, 1}));
+                                         std::tuple{"gpt2", 140, 1}, std::tuple{"gpt2 dropping", 6, 2},
+                                         std::tuple{"gpt2 dropping", 140, 1}, std::tuple{"qwen2 windowed", 9, 2},
+                                         std::tuple{"qwen3", 7, 2}, std::tuple{"short window", 150, 1},
+                                         std::tuple{"long window", 150, 1}));
 
 TEST_P(WholeModel, lossAndGradientsAreThoseOfPlainLoops)
 {
@@ -148,7 +188,7 @@ TEST(LayerKernels, lossAndGradientsAreSharedAmongMicroSteps)
 
 TEST(LayerKernels, recomputationChangesNoBit)
 {
-    for (const Model& model : {tinyLlama(), tinyGpt()}) {
+    for (const Model& model : {tinyLlama(), tinyGpt(), tinyGptDropping(), tinyMistral(9), tinyQwen3()}) {
         Training training = trainingOf(70, 2);
         const Weights weights = randomWeights(model, 4);
         const Batch batch = randomBatch(model, training, 5);
@@ -175,6 +215,26 @@ TEST(LayerKernels, moreThreadsGiveTheSameResults)
     for (const auto& [name, gradient] : one.gradients)
         for (std::size_t i = 0; i < gradient.size(); ++i)
             ASSERT_NEAR(three.gradients.at(name)[i], gradient[i], 1e-5 * (std::abs(gradient[i]) + 0.01)) << name;
+}
+
+TEST(LayerKernels, dropoutIsOfTheSequenceNotOfItsPlaceInTheBatch)
+{
+    const Model model = tinyGptDropping();
+    const Weights weights = randomWeights(model, 1);
+    const Batch both = randomBatch(model, trainingOf(30, 2), 2);
+    Batch second{1, 30, {both.tokens.begin() + 30, both.tokens.end()}, {both.labels.begin() + 30, both.labels.end()}};
+    Batch first{
+        1, 30, {both.tokens.begin(), both.tokens.begin() + 30}, {both.labels.begin(), both.labels.begin() + 30}};
+    first.seed = second.seed = both.seed;
+    first.firstSequence = both.firstSequence;
+    second.firstSequence = both.firstSequence + 1;
+    const auto lossOf = [&](const Batch& batch) {
+        return play(model, trainingOf(30, batch.sequences), weights, batch).loss;
+    };
+    EXPECT_NEAR(lossOf(both), (lossOf(first) + lossOf(second)) / 2, 1e-6);
+    const double before = lossOf(first);
+    first.firstSequence += 1; // later in the run
+    EXPECT_GT(std::abs(lossOf(first) - before), 1e-3);
 }
 
 namespace {

@@ -57,6 +57,7 @@ public:
             m_weights.push_back(std::move(memory));
         }
         record(model, training, compute);
+        m_kernels.beginBatch(batch.seed, batch.firstSequence);
         for (const Op& op : m_schedule.ops)
             playOp(op);
         played.loss = m_kernels.takeLoss();

@@ -18,6 +18,8 @@ struct Batch {
     std::int64_t sequences = 1;
     std::int64_t length = 1;
     std::vector<std::int64_t> tokens, labels; // sequences x length
+    std::uint64_t seed = 0;                   // of dropout
+    std::int64_t firstSequence = 0;           // number in the run
 };
 
 /// Mean cross entropy of the labels.

@@ -32,7 +32,9 @@ std::vector<double> weightOf(const NamedParameter& parameter)
 
 class Transformers : public testing::TestWithParam<const char*> {};
 
-INSTANTIATE_TEST_SUITE_P(LayerKernels, Transformers, testing::Values("llama", "qwen2", "gpt2"));
+INSTANTIATE_TEST_SUITE_P(LayerKernels, Transformers,
+                         testing::Values("llama", "qwen2", "gpt2", "llama3-rope", "linear-rope", "dynamic-rope",
+                                         "yarn-rope", "mistral-window", "qwen2-window", "qwen3"));
 
 TEST_P(Transformers, giveTheSameLossAndGradients)
 {

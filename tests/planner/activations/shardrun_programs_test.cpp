@@ -1,6 +1,8 @@
 // What shardrun's layers keep, counted by hand from the operands of their kernels; which models and settings it
 // refuses. T tokens, H hidden, I ffn, V vocabulary, a query heads, k key heads, d head size; bf16.
 
+#include <cmath>
+
 #include <gtest/gtest.h>
 
 #include "core/layer_refusals.hpp"
@@ -99,6 +101,16 @@ TEST(ShardrunPrograms, gptBlockKeepsTheOperandsOfItsBackward)
     EXPECT_EQ(MicroStep(model, trainingOf(Checkpointing::Full)).saved(kFirstBlock), 2 * T * H);
 }
 
+/// Masks are drawn anew in backward: dropout of 0.1 everywhere, transformers' default, keeps what none keeps.
+TEST(ShardrunPrograms, dropoutKeepsNothing)
+{
+    for (const Checkpointing mode : {Checkpointing::None, Checkpointing::Selective, Checkpointing::Full}) {
+        const MicroStep dropping(tinyGpt(""), trainingOf(mode));
+        EXPECT_EQ(dropping.saved(kFirstBlock), MicroStep(tinyGpt(), trainingOf(mode)).saved(kFirstBlock));
+        expectPlaysOut(dropping);
+    }
+}
+
 TEST(ShardrunPrograms, lossTakesAStatisticARowAndItsGradientTheLogitsPlace)
 {
     for (const Model& model : {tinyLlama(), tinyGpt()}) {
@@ -111,7 +123,7 @@ TEST(ShardrunPrograms, lossTakesAStatisticARowAndItsGradientTheLogitsPlace)
 
 TEST(ShardrunPrograms, everyStepThatComputesNamesItsKernel)
 {
-    for (const Model& model : {tinyLlama(), tinyGpt(), tinyLlama(R"(, "tie_word_embeddings": true)")})
+    for (const Model& model : {tinyLlama(), tinyGpt(), tinyGpt(""), tinyLlama(R"(, "tie_word_embeddings": true)")})
         for (const Checkpointing mode :
              {Checkpointing::None, Checkpointing::Selective, Checkpointing::Full, Checkpointing::Cpu}) {
             const Training training = trainingOf(mode);
@@ -135,18 +147,16 @@ TEST(LayerRefusals, tellEverythingThatShardrunCannotTrain)
         const std::vector<std::string> reasons = layerRefusals(model, training);
         return reasons.size() == 1 && reasons[0].find(word) != std::string::npos;
     };
-    EXPECT_TRUE(refused(tinyGpt(""), trainingOf(), "dropout")); // transformers' default is 0.1
     EXPECT_TRUE(refused(tinyLlama(R"(, "hidden_act": "gelu")"), trainingOf(), "hidden_act gelu"));
-    EXPECT_TRUE(refused(tinyLlama(R"(, "rope_scaling": {"rope_type": "llama3", "factor": 8})"), trainingOf(),
-                        "rope_scaling llama3"));
+    EXPECT_TRUE(refused(tinyLlama(R"(, "rope_scaling": {"rope_type": "longrope", "factor": 8})"), trainingOf(),
+                        "rope_scaling longrope"));
+    EXPECT_TRUE(refused(tinyLlama(R"(, "partial_rotary_factor": 0.5)"), trainingOf(), "partial_rotary_factor 0.5"));
     EXPECT_TRUE(refused(readModel("gemma-7b"), trainingOf(), "gemma"));
     EXPECT_GE(layerRefusals(readModel("mixtral-8x7b"), trainingOf()).size(), 2U); // its layers, and its experts
 
     Training training = trainingOf();
     training.sequenceLength = 65;
     EXPECT_TRUE(refused(tinyGpt(), training, "64 learned positions"));
-    training.sequenceLength = 4097; // Mistral 7B v0.1 sees 4096 tokens back
-    EXPECT_TRUE(refused(readModel("mistral-7b"), training, "sliding_window of 4096"));
     training = trainingOf();
     training.lora = Lora{};
     EXPECT_TRUE(refused(tinyLlama(), training, "lora"));
@@ -169,4 +179,58 @@ TEST(Numerics, areReadAsTransformersWritesThem)
     const Model later = tinyLlama(R"(, "rope_parameters": {"rope_theta": 250.0, "rope_type": "default"})");
     EXPECT_EQ(later.architecture.numerics.ropeTheta, 250);
     EXPECT_EQ(later.architecture.numerics.others, std::vector<std::string>{});
+}
+
+TEST(Numerics, ropeScalingIsReadInBothSpellings)
+{
+    // Llama 3.1's config.json, as published and as transformers 5 writes it; the oldest spelling says "type".
+    const std::string values = R"("factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192)";
+    for (const std::string& config :
+         {R"(, "rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", )" + values + "}",
+          R"(, "rope_theta": 500000.0, "rope_scaling": {"type": "llama3", )" + values + "}",
+          R"(, "rope_parameters": {"rope_theta": 500000.0, "rope_type": "llama3", )" + values + "}"}) {
+        const Numerics n = tinyLlama(config).architecture.numerics;
+        EXPECT_EQ(n.ropeTheta, 500000);
+        EXPECT_EQ(n.rope.kind, RopeKind::Llama3);
+        EXPECT_EQ(n.rope.factor, 8);
+        EXPECT_EQ(n.rope.lowFrequency, 1);
+        EXPECT_EQ(n.rope.highFrequency, 4);
+        EXPECT_EQ(n.rope.originalPositions, 8192);
+        EXPECT_EQ(n.others, std::vector<std::string>{});
+    }
+    // Qwen2.5's long contexts (its README): the context length is the model's own.
+    const Numerics yarn = tinyLlama(R"(, "max_position_embeddings": 32768,
+        "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"})")
+                              .architecture.numerics;
+    EXPECT_EQ(yarn.rope.kind, RopeKind::Yarn);
+    EXPECT_NEAR(yarn.rope.attentionFactor, 0.1 * std::log(4.0) + 1, 1e-12); // arXiv 2309.00071 eq. 22
+    EXPECT_EQ(yarn.rope.originalPositions, 32768);
+    EXPECT_THROW(tinyLlama(R"(, "rope_scaling": {"type": "linear"})"), InputError);
+    EXPECT_THROW(tinyLlama(R"(, "max_position_embeddings": 64, "rope_scaling": {"type": "llama3", "factor": 2,
+        "low_freq_factor": 4, "high_freq_factor": 1})"),
+                 InputError);
+}
+
+TEST(Numerics, windowsAreOfTheBlocksThatHaveThem)
+{
+    const auto windows = [](const std::string& type, const std::string& more) {
+        const Numerics n = modelOf(R"({"model_type": ")" + type + R"(", "hidden_size": 24, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 70, "vocab_size": 97)" +
+                                   more + "}")
+                               .architecture.numerics;
+        return std::vector<std::int64_t>{n.windowOf(0), n.windowOf(1), n.windowOf(2)};
+    };
+    using Windows = std::vector<std::int64_t>;
+    EXPECT_EQ(windows("mistral", ""), (Windows{4096, 4096, 4096})); // the default of MistralConfig
+    EXPECT_EQ(windows("mistral", R"(, "sliding_window": null)"), (Windows{0, 0, 0}));
+    EXPECT_EQ(windows("llama", R"(, "sliding_window": 8)"), (Windows{0, 0, 0})); // LlamaConfig has none
+    EXPECT_EQ(windows("qwen2", R"(, "sliding_window": 8, "max_window_layers": 1)"), (Windows{0, 0, 0}));
+    const std::string asked = R"(, "use_sliding_window": true, "sliding_window": 8)";
+    EXPECT_EQ(windows("qwen2", asked + R"(, "max_window_layers": 1)"), (Windows{0, 8, 8}));
+    EXPECT_EQ(windows("qwen2", asked), (Windows{0, 0, 0})); // 28 blocks go before
+    EXPECT_EQ(windows("qwen2", asked + R"(, "max_window_layers": 1,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"])"),
+              (Windows{8, 0, 0}));
+    EXPECT_THROW(windows("qwen2", asked + R"(, "layer_types": ["full_attention"])"), InputError);
 }
