@@ -31,7 +31,9 @@ Json toJson(const Strategy& strategy);
 /// The predefined names: "ddp", "fsdp1-full-shard", ..., "deepspeed-zero3-offload-nvme".
 std::vector<std::string> strategyNames();
 
-/// The strategy of that predefined name; nothing when there is none. gpusPerNode fills hybrid group sizes.
+/// The strategy of that predefined name, with how the model is split besides where "-tp8sp-pp4v2-cp2u-ep8-etp1" or a
+/// part of it stands behind ("sp": the sequence is split too; "v2": two chunks a stage, interleaved; "ag", "u":
+/// all-gather, Ulysses; "etp": expert_tensor). Nothing when there is none. gpusPerNode fills hybrid group sizes.
 std::optional<Strategy> strategyByName(const std::string& name, int gpusPerNode);
 
 } // namespace shardwright

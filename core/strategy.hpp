@@ -179,6 +179,12 @@ struct MegatronOptions {
     std::int64_t bucketSize =
         40000000;               // ddp_bucket_size in elements, at least; grows with the group as Megatron's does
     bool tpCommOverlap = false; // tp_comm_overlap: Transformer Engine's userbuffers
+    // use_precision_aware_optimizer: Transformer Engine's FusedAdam keeps these dtypes, and of fp32 master weights over
+    // bf16 parameters only what the parameters lack (store_param_remainders).
+    bool precisionAwareOptimizer = false;
+    DType mainGradsDtype = DType::Fp32; // main_grads_dtype
+    DType expAvgDtype = DType::Fp32;    // exp_avg_dtype
+    DType expAvgSqDtype = DType::Fp32;  // exp_avg_sq_dtype
 
     bool operator==(const MegatronOptions&) const = default;
 };

@@ -71,6 +71,10 @@ template <typename Fields, typename Options> void visitMegatron(Fields& fields, 
     fields.field("accumulate_allreduce_grads_in_fp32", options.fp32GradAccumulation);
     fields.field("ddp_bucket_size", options.bucketSize, 1, INT64_MAX);
     fields.field("tp_comm_overlap", options.tpCommOverlap);
+    fields.field("use_precision_aware_optimizer", options.precisionAwareOptimizer);
+    fields.oneOf("main_grads_dtype", options.mainGradsDtype, std::vector<DType>{DType::Fp32, DType::Bf16});
+    fields.oneOf("exp_avg_dtype", options.expAvgDtype, std::vector<DType>{DType::Fp32, DType::Fp16, DType::Bf16});
+    fields.oneOf("exp_avg_sq_dtype", options.expAvgSqDtype, std::vector<DType>{DType::Fp32, DType::Fp16, DType::Bf16});
 }
 
 constexpr std::int64_t kMostRanks = 1000000; // of one kind of parallelism

@@ -1,3 +1,4 @@
+#include <charconv>
 #include <functional>
 
 #include "core/scenario_file.hpp"
@@ -100,11 +101,64 @@ const std::vector<Predefined>& predefinedStrategies()
              options.micsShardSize = gpusPerNode;
              return options;
          }},
+        {"megatron",
+         [](int) {
+             MegatronOptions options;
+             options.distributedOptimizer = options.overlapParamGather = false;
+             return options;
+         }},
+        {"megatron-distributed-optimizer", [](int) { return MegatronOptions{}; }},
         {"native-zero0", [](int) { return native(0); }},
         {"native-zero1", [](int) { return native(1); }},
         {"native-zero2", [](int) { return native(2); }},
         {"native-zero3", [](int) { return native(3); }}};
     return table;
+}
+
+/// The number at the front of `text`, which loses it; 0 where there is none.
+std::int64_t takeNumber(std::string_view& text)
+{
+    std::int64_t number = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+    if (error != std::errc() || number < 1)
+        return 0;
+    text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+    return number;
+}
+
+bool take(std::string_view& text, std::string_view word)
+{
+    if (text.substr(0, word.size()) != word)
+        return false;
+    text.remove_prefix(word.size());
+    return true;
+}
+
+/// "-tp8sp-pp4v2-cp2-ep8-etp1", in this order, each part once or not at all. Nothing where it is anything else.
+std::optional<Parallelism> parallelismFromSuffix(std::string_view text)
+{
+    Parallelism parallelism;
+    bool right = true;
+    const auto part = [&](std::string_view word, std::int64_t& ranks) {
+        if (!take(text, word))
+            return false;
+        ranks = takeNumber(text);
+        right = right && ranks > 0;
+        return true;
+    };
+    if (part("-tp", parallelism.tensor))
+        parallelism.sequenceParallel = take(text, "sp");
+    if (part("-pp", parallelism.pipeline) && part("v", parallelism.virtualStages))
+        parallelism.schedule = PipelineSchedule::Interleaved;
+    if (part("-cp", parallelism.context)) {
+        if (take(text, "ag"))
+            parallelism.exchange = ContextExchange::AllGather;
+        else if (take(text, "u"))
+            parallelism.exchange = ContextExchange::Ulysses;
+    }
+    part("-ep", parallelism.expert);
+    part("-etp", parallelism.expertTensor);
+    return right && text.empty() ? std::optional(parallelism) : std::nullopt;
 }
 
 } // namespace
@@ -122,7 +176,15 @@ std::optional<Strategy> strategyByName(const std::string& name, int gpusPerNode)
     for (const Predefined& entry : predefinedStrategies())
         if (entry.name == name)
             return Strategy{name, entry.options(gpusPerNode)};
-    return std::nullopt;
+    // The longest name that it begins with, and how the model is split besides.
+    const Predefined* longest = nullptr;
+    for (const Predefined& entry : predefinedStrategies())
+        if (name.rfind(entry.name + "-", 0) == 0 && (longest == nullptr || entry.name.size() > longest->name.size()))
+            longest = &entry;
+    if (longest == nullptr)
+        return std::nullopt;
+    const auto parallelism = parallelismFromSuffix(std::string_view(name).substr(longest->name.size()));
+    return parallelism ? std::optional(Strategy{name, longest->options(gpusPerNode), *parallelism}) : std::nullopt;
 }
 
 } // namespace shardwright

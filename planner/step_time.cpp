@@ -6,7 +6,6 @@
 
 #include <fmt/format.h>
 
-#include "planner/costs/overlap_costs.hpp"
 #include "planner/published/physics.hpp"
 #include "planner/step_band.hpp"
 
@@ -57,26 +56,6 @@ void fillAssumptions(const StepBand& band, const StepSetting& setting, bool peak
             {"the cluster names no peak for the compute dtype: utilisation is not computed", Provenance::Assumed, ""});
 }
 
-StepLoad loadOf(const Schedule& schedule, const OpTimes& times)
-{
-    StepLoad load;
-    for (const Segment& segment : schedule.segments)
-        for (std::uint32_t op = segment.firstOp; op < segment.endOp; ++op)
-            if (schedule.ops[op].phase != Phase::Init)
-                load.add(schedule.ops[op], times.seconds[op] * static_cast<double>(segment.repeat));
-    return load;
-}
-
-void warnOfLostSeconds(double lost, double seconds, StepTime& step)
-{
-    constexpr double kWorthAWord = 0.005;
-    if (lost > kWorthAWord * seconds)
-        step.assumptions.push_back({fmt::format("computing beside collectives lacks the multiprocessors that their "
-                                                "kernels hold: {:.1f} % of the step",
-                                                100 * lost / seconds),
-                                    Provenance::Assumed, "channels of NCCL over multiprocessors of the GPU"});
-}
-
 bool finite(const OpTimes& times)
 {
     return std::all_of(times.seconds.begin(), times.seconds.end(), [](double s) { return std::isfinite(s); });
@@ -122,6 +101,26 @@ void fillRates(const PlanInput& input, double seconds, double executedFlops, Ste
                                     Provenance::Assumed, ""});
 }
 
+StepLoad loadOf(const Schedule& schedule, const OpTimes& times)
+{
+    StepLoad load;
+    for (const Segment& segment : schedule.segments)
+        for (std::uint32_t op = segment.firstOp; op < segment.endOp; ++op)
+            if (schedule.ops[op].phase != Phase::Init)
+                load.add(schedule.ops[op], times.seconds[op] * static_cast<double>(segment.repeat));
+    return load;
+}
+
+void warnOfLostSeconds(double lost, StepTime& step)
+{
+    constexpr double kWorthAWord = 0.005;
+    if (lost > kWorthAWord * step.seconds)
+        step.assumptions.push_back({fmt::format("computing beside collectives lacks the multiprocessors that their "
+                                                "kernels hold: {:.1f} % of the step",
+                                                100 * lost / step.seconds),
+                                    Provenance::Assumed, "channels of NCCL over multiprocessors of the GPU"});
+}
+
 double executedFlops(const Schedule& schedule, const LayerCosts& layers)
 {
     double flops = 0;
@@ -160,7 +159,7 @@ std::optional<StepTime> stepTime(const PlanInput& input, const FrameworkRules& r
     step.hiddenCommunicationSeconds = timeline.hiddenCommunicationSeconds;
     fillRates(input, timeline.seconds + lost, executedFlops(schedule, costs.layers()), step);
     warnOfThreads(schedule, step);
-    warnOfLostSeconds(lost, step.seconds, step);
+    warnOfLostSeconds(lost, step);
     return step;
 }
 

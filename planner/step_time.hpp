@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "planner/costs/op_costs.hpp"
+#include "planner/costs/overlap_costs.hpp"
 #include "planner/frameworks/rules.hpp"
 #include "planner/readers/time_simulation.hpp"
 
@@ -19,6 +20,12 @@ double stepSeconds(const PlanInput& input, const FrameworkRules& rules, const Sc
 /// Rates, utilisation, band and assumptions of a step that takes `seconds`; breakdown and hidden communication are left
 /// as they are. `executedFlops`: what one GPU carries out a step, recomputation included.
 void fillRates(const PlanInput& input, double seconds, double executedFlops, StepTime& step);
+
+/// Sums of one step's operations.
+StepLoad loadOf(const Schedule& schedule, const OpTimes& times);
+
+/// Says in the step's assumptions that of its seconds `lost` go to collectives beside computing, where it is worth it.
+void warnOfLostSeconds(double lost, StepTime& step);
 
 /// FLOPs that the GPU carries out in one step of the schedule: matrix products and attention.
 double executedFlops(const Schedule& schedule, const LayerCosts& layers);

@@ -281,6 +281,7 @@ void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, 
     const bool tied = m_activations->model().layer(position).kind == LayerKind::Head &&
                       m_activations->model().layer(position).parameters.empty();
     OpId current = -1;
+    OpId beforeCurrent = -1;
     std::vector<OpId> collectives; // by part
     for (std::size_t part = 0; part < pass.size(); ++part) {
         const ProgramStage& stage = pass[part];
@@ -290,15 +291,17 @@ void ActivationWalk::run(ScheduleBuilder& builder, const LayerProgram& program, 
             observer.beforeStage(kind, owner, tied ? 0 : module);
         if (stage.collective >= 0) {
             collectives.resize(pass.size(), -1);
-            const OpId before = builder.lastOp();
-            collectives[part] = emitCollective(builder, stage.collective,
-                                               stage.beside ? besideStream(stage.collective) : Stream::Compute,
-                                               kind == Pass::Forward ? Phase::Forward : Phase::Backward, layer);
-            if (stage.beside)
+            const bool beside = stage.beside != Beside::Nothing;
+            const OpId before = stage.beside == Beside::Writer ? beforeCurrent : builder.lastOp();
+            collectives[part] =
+                emitCollective(builder, stage.collective, beside ? besideStream(stage.collective) : Stream::Compute,
+                               kind == Pass::Forward ? Phase::Forward : Phase::Backward, layer);
+            if (beside)
                 builder.wait(before);
             current = -1;
         } else {
-            if (current < 0 || builder.lastOp() != current || !stage.waitsFor.empty()) {
+            if (current < 0 || builder.lastOp() != current || !stage.waitsFor.empty() || stage.apart) {
+                beforeCurrent = builder.lastOp();
                 startOp(builder, kind, layer, current < 0 && module < 0 ? -1 : module);
                 current = builder.lastOp();
             }

@@ -104,7 +104,7 @@ void BlockWriter::experts(int input)
 void BlockWriter::sharedExpert(int input)
 {
     const int routedOut = m_mlpOut;
-    m_sharedInput = routesOwnTokens() ? gatherInput(input) : input;
+    m_sharedInput = routesOwnTokens() ? gatherInput(input, false) : input;
     m_sharedInner = inner(m_sharedInput, ModuleKind::SharedIn, ModuleKind::SharedOut, m_arch.sharedExpertFfn, false);
     int shared = wholeHidden(kMlpOut);
     m_mlpOut = routesOwnTokens() ? hidden(kMlpOut) : wholeHidden(kMlpOut);
@@ -112,7 +112,7 @@ void BlockWriter::sharedExpert(int input)
     if (m_rules.gatesSharedExpert)
         m_sharedOut = shared;
     if (routesOwnTokens())
-        shared = reduceOutput(shared);
+        shared = reduceOutput(shared, false);
     m_program.forward(-1, {routedOut, shared}, {m_mlpOut});
 }
 
@@ -121,7 +121,7 @@ int BlockWriter::sharedExpertBackward(int input, int gradOut)
 {
     int gradShared = gradOut;
     if (routesOwnTokens())
-        gradShared = gatherGradient(gradOut);
+        gradShared = gatherGradient(gradOut, false);
     if (m_sharedOut >= 0) {
         const int ungated = gradShared;
         gradShared = wholeHidden(kGradHidden);

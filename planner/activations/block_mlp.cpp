@@ -28,7 +28,7 @@ constexpr BufferSpec kGradHidden{"gradient of hidden states", "c T H", "torch au
 void BlockWriter::mlp(const NormTensors& before)
 {
     const bool experts = find(ModuleKind::ExpertIn) >= 0;
-    m_mlpInput = experts && routesOwnTokens() ? before.out : gatherInput(before.out);
+    m_mlpInput = experts && routesOwnTokens() ? before.out : gatherInput(before.out, !experts);
     if (experts && routesOwnTokens()) {
         // Megatron-LM with expert_tensor_parallel_size 1: no rank gathers the sequence for its experts.
         m_alongSequence = true;
@@ -40,7 +40,7 @@ void BlockWriter::mlp(const NormTensors& before)
         this->experts(m_mlpInput);
         if (find(ModuleKind::SharedIn) >= 0)
             sharedExpert(m_mlpInput);
-        m_mlpOut = reduceOutput(m_mlpOut);
+        m_mlpOut = reduceOutput(m_mlpOut, false);
     } else {
         m_inner = inner(m_mlpInput, ModuleKind::MlpIn, ModuleKind::MlpOut, m_arch.ffn, m_rules.fusedGateUp);
         m_mlpOut = wholeHidden(kMlpOut);
@@ -63,7 +63,7 @@ int BlockWriter::mlpBackward(const NormTensors& before, int gradOut)
         return gradInput;
     }
     if (find(ModuleKind::ExpertIn) >= 0) {
-        const int whole = gatherGradient(grad);
+        const int whole = gatherGradient(grad, false);
         m_gradShared = find(ModuleKind::SharedIn) >= 0 ? sharedExpertBackward(m_mlpInput, whole) : -1;
         return reduceGradient(expertsBackward(whole), false);
     }

@@ -20,6 +20,10 @@ constexpr BufferSpec kGradWhole{"gradient gathered over the tensor-parallel rank
 constexpr BufferSpec kGradReduced{"gradient after reduction over the tensor-parallel ranks", "c T H / t", kSource,
                                   C::Temporaries};
 
+// vendor: transformer_engine/pytorch/module/base.py initialize_ub: num_splits of the method "pipeline", which output
+// products take; gathers take "ring_exchange", whose first piece is the rank's own.
+constexpr std::int64_t kReducedPieces = 4;
+
 constexpr std::string_view kRingSource = "Ring Attention (arXiv 2310.01889); Transformer Engine AttnFuncWithCPAndKVP2P";
 constexpr std::string_view kGatherSource = "Llama 3 (arXiv 2407.21783) sec. 3.3.2: all-gather of keys and values";
 constexpr std::string_view kUlyssesSource = "DeepSpeed-Ulysses (arXiv 2309.14509) sec. 3; deepspeed/sequence/layer.py";
@@ -40,22 +44,35 @@ int BlockWriter::collective(OpKind kind, std::string_view name, std::string_view
         m_training.implementation == Implementation::Torchtitan)
         return m_context.addCollective({kind, LocalGroup::Tensor, "hidden states in float8", "T H",
                                         "torchao float8/float8_tensor_parallel.py", m_arch.hidden, m_context.compute});
+    return collective(kind, name, formula, checkedMultiply(m_arch.hidden, m_c));
+}
+
+int BlockWriter::collective(OpKind kind, std::string_view name, std::string_view formula,
+                            std::int64_t bytesPerToken) const
+{
     return m_context.addCollective(
-        {kind, LocalGroup::Tensor, name, formula, kSource, checkedMultiply(m_arch.hidden, m_c), m_context.compute});
+        {kind, LocalGroup::Tensor, name, formula, kSource, bytesPerToken, m_context.compute});
 }
 
 /// What a column-parallel matrix reads of the split residual stream.
-int BlockWriter::gatherInput(int normOut)
+int BlockWriter::gatherInput(int normOut, bool byLinear)
 {
     if (!local().splitsSequence())
         return normOut;
     const int gathered = wholeHidden(kGathered);
-    m_program.forwardCollective(collective(OpKind::AllGather, "hidden states", "c T H"), {normOut}, {gathered});
+    m_program.forwardCollective(collective(OpKind::AllGather, "hidden states", "c T H"), {normOut}, {gathered},
+                                besideProducts(byLinear));
     return gathered;
 }
 
+/// tp_comm_overlap: Transformer Engine passes pieces from rank to rank while the product works on those that are there.
+Beside BlockWriter::besideProducts(bool byLinear) const
+{
+    return byLinear && local().overlapsProducts ? Beside::Readers : Beside::Nothing;
+}
+
 /// Sums what row-parallel matrices made.
-int BlockWriter::reduceOutput(int partial)
+int BlockWriter::reduceOutput(int partial, bool byLinear)
 {
     if (!local().splitsTensors())
         return partial;
@@ -64,22 +81,35 @@ int BlockWriter::reduceOutput(int partial)
         return partial;
     }
     const int reduced = hidden(kReduced);
+    if (byLinear && local().overlapsProducts) {
+        // The product comes in pieces, each of which is reduced beside the next; the last is waited for.
+        const std::int64_t all = checkedMultiply(m_arch.hidden, m_c);
+        const std::int64_t last = all / kReducedPieces;
+        m_program.forwardCollective(
+            collective(OpKind::ReduceScatter, "hidden states, all pieces but the last", "3/4 c T H", all - last),
+            {partial}, {reduced}, Beside::Writer);
+        m_program.forwardCollective(
+            collective(OpKind::ReduceScatter, "hidden states, the last piece", "1/4 c T H", last), {reduced}, {});
+        return reduced;
+    }
     m_program.forwardCollective(collective(OpKind::ReduceScatter, "hidden states", "c T H"), {partial}, {reduced});
     return reduced;
 }
 
 /// The gradient of a row-parallel matrix's output.
-int BlockWriter::gatherGradient(int grad)
+int BlockWriter::gatherGradient(int grad, bool byLinear)
 {
     if (!local().splitsSequence())
         return grad;
     const int whole = wholeHidden(kGradWhole);
-    m_program.backwardCollective(collective(OpKind::AllGather, "hidden states", "c T H"), {grad}, {whole});
+    m_program.backwardCollective(collective(OpKind::AllGather, "hidden states", "c T H"), {grad}, {whole},
+                                 besideProducts(byLinear));
     return whole;
 }
 
-int BlockWriter::reduceGradient(int partial, bool beside)
+int BlockWriter::reduceGradient(int partial, bool besideWeights)
 {
+    const Beside beside = besideWeights ? Beside::Following : Beside::Nothing;
     if (!local().splitsTensors())
         return partial;
     if (!local().splitsSequence()) {
@@ -109,7 +139,8 @@ int BlockWriter::columnBackward(const std::vector<Branch>& branches, int normOut
     }
     if (normOut >= 0 && local().splitsSequence()) {
         read = wholeHidden(kGradWhole);
-        m_program.backwardCollective(collective(OpKind::AllGather, "hidden states", "c T H"), {normOut}, {read}, true);
+        m_program.backwardCollective(collective(OpKind::AllGather, "hidden states", "c T H"), {normOut}, {read},
+                                     Beside::Following);
     }
     for (const Branch& branch : branches) {
         const bool first = &branch == &branches.front();
@@ -165,7 +196,7 @@ void BlockWriter::exchangeKeysAndValues()
     m_program.forwardCollective(
         m_context.addCollective({OpKind::Send, LocalGroup::Context, "keys and values", "2 c T a_kv d", kRingSource,
                                  bytes, m_context.compute, static_cast<std::int32_t>(ranks - 1)}),
-        {m_keyRead, m_valueRead}, {m_exchanged}, true);
+        {m_keyRead, m_valueRead}, {m_exchanged}, Beside::Following);
 }
 
 /// On the way back the gradients of keys and values travel too, home to the rank that made them.
@@ -188,7 +219,7 @@ void BlockWriter::exchangeKeysAndValuesBackward()
         m_context.addCollective({OpKind::Send, LocalGroup::Context, "keys, values and their gradients", "4 c T a_kv d",
                                  kRingSource, checkedMultiply(bytes, 2), m_context.compute,
                                  static_cast<std::int32_t>(ranks)}),
-        {m_keyRead, m_valueRead}, {m_exchanged}, true);
+        {m_keyRead, m_valueRead}, {m_exchanged}, Beside::Following);
 }
 
 void BlockWriter::finishExchange(int gradKey)

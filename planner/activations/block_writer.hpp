@@ -52,10 +52,13 @@ private:
     // Between tensor-parallel ranks (block_parallel.cpp); without them each returns what it is given.
     const LocalShape& local() const { return m_context.variant.local; }
     int collective(OpKind kind, std::string_view name, std::string_view formula) const;
-    int gatherInput(int normOut);
-    int reduceOutput(int partial);
-    int gatherGradient(int grad);
-    int reduceGradient(int partial, bool beside);
+    int collective(OpKind kind, std::string_view name, std::string_view formula, std::int64_t bytesPerToken) const;
+    Beside besideProducts(bool byLinear) const;
+    /// `byLinear`: one of Transformer Engine's linear layers reads or makes it, not an expert.
+    int gatherInput(int normOut, bool byLinear = true);
+    int reduceOutput(int partial, bool byLinear = true);
+    int gatherGradient(int grad, bool byLinear = true);
+    int reduceGradient(int partial, bool besideWeights);
     /// The matrices that read one input, in the order of their backward, and the gradients of their outputs.
     struct Branch {
         int module;

@@ -71,7 +71,7 @@ ProgramStep& LayerProgram::backwardHalf(Half half, int module, std::initializer_
 }
 
 void LayerProgram::forwardCollective(int collective, std::initializer_list<int> reads, std::initializer_list<int> makes,
-                                     bool beside)
+                                     Beside beside)
 {
     ProgramStep& added = forward(-1, reads, makes).is(WorkKind::Nothing);
     added.m_collective = collective;
@@ -79,7 +79,7 @@ void LayerProgram::forwardCollective(int collective, std::initializer_list<int> 
 }
 
 void LayerProgram::backwardCollective(int collective, std::initializer_list<int> reads,
-                                      std::initializer_list<int> makes, bool beside)
+                                      std::initializer_list<int> makes, Beside beside)
 {
     ProgramStep& added = backward(-1, reads, makes).is(WorkKind::Nothing);
     added.m_collective = collective;
@@ -119,25 +119,47 @@ ProgramPass LayerProgram::passOf(const Steps& steps, const std::vector<bool>& ke
             lastTouch[static_cast<std::size_t>(slot)] = i;
     }
     ProgramPass pass;
-    std::vector<int> running(slots(), -1); // by slot: the stage of the collective that still makes it
+    std::vector<int> running(slots(), -1);      // by slot: the stage of the collective that still makes it
+    std::vector<std::pair<int, int>> beingRead; // slots that products read beside the collective, and its stage
     for (std::size_t i = 0; i < steps.size(); ++i) {
         const ProgramStep& step = steps[i];
         if (leftOut(i))
             continue; // its result is there, or nobody needs it
         std::vector<int> waitsFor;
+        const auto reads = [&](int slot) {
+            return step.m_module >= 0 && std::find(step.m_uses.begin(), step.m_uses.end(), slot) != step.m_uses.end();
+        };
+        for (auto each = beingRead.begin(); each != beingRead.end();) {
+            if (reads(each->first)) {
+                ++each;
+                continue;
+            }
+            waitsFor.push_back(each->second);
+            each = beingRead.erase(each);
+        }
         for (const int slot : step.m_uses) {
             int& stage = running[static_cast<std::size_t>(slot)];
-            if (stage >= 0)
+            if (stage >= 0 && pass[static_cast<std::size_t>(stage)].beside == Beside::Readers && reads(slot))
+                beingRead.emplace_back(slot, stage);
+            else if (stage >= 0)
                 waitsFor.push_back(stage);
             stage = -1;
         }
+        if (step.m_beside == Beside::Writer && !pass.empty())
+            pass.back().apart = true;
         const bool another = step.m_module >= 0 && !pass.empty() &&
                              (pass.back().module != step.m_module || pass.back().half != step.m_work.half);
         const bool collective = step.m_collective >= 0 || (!pass.empty() && pass.back().collective >= 0);
         if (pass.empty() || another || collective || !waitsFor.empty())
-            pass.push_back(
-                {step.m_module, {}, {}, step.m_work.half, step.m_collective, step.m_beside, std::move(waitsFor)});
-        if (step.m_beside)
+            pass.push_back({step.m_module,
+                            {},
+                            {},
+                            step.m_work.half,
+                            step.m_collective,
+                            step.m_beside,
+                            false,
+                            std::move(waitsFor)});
+        if (step.m_beside != Beside::Nothing)
             running[static_cast<std::size_t>(step.result())] = static_cast<int>(pass.size()) - 1;
         std::vector<SlotEvent>& events = pass.back().events;
         for (const int slot : step.m_makes) {

@@ -34,6 +34,11 @@ enum class WorkKind : std::uint8_t {
 /// A matrix product's backward may come in two: the input's gradient first, the weights' second.
 enum class Half : std::uint8_t { Whole, First, Second };
 
+/// What a collective runs beside. Following: what comes behind it, up to the first step that uses its result. Readers:
+/// the products that read its result too, piece by piece, up to the first step that does not. Writer: the step before
+/// it, which makes what it sends, piece by piece, and what follows up to the first step that uses its result.
+enum class Beside : std::uint8_t { Nothing, Following, Readers, Writer };
+
 /// What one step runs: kernels that read and write tensors. A chain of fused pointwise steps is one of these.
 struct StepWork {
     WorkKind kind = WorkKind::ByModule;
@@ -55,8 +60,9 @@ struct ProgramStage {
     std::vector<SlotEvent> events;
     std::vector<StepWork> work;
     Half half = Half::Whole;
-    int collective = -1;       // index into the activation model's collectives; then nothing computes
-    bool beside = false;       // the collective runs beside what follows
+    int collective = -1; // index into the activation model's collectives; then nothing computes
+    Beside beside = Beside::Nothing;
+    bool apart = false;        // an operation of its own, which a collective runs beside
     std::vector<int> waitsFor; // earlier stages of the pass: collectives beside the computing
 };
 using ProgramPass = std::vector<ProgramStage>;
@@ -105,7 +111,7 @@ private:
     std::vector<int> m_makes;
     StepWork m_work;
     int m_collective = -1;
-    bool m_beside = false;
+    Beside m_beside = Beside::Nothing;
     int result() const { return m_makes.empty() ? m_uses.front() : m_makes.front(); } // of a collective
     /// Where it does not run, nothing is made for it either.
     bool leftOutWhole() const { return m_collective >= 0 || m_work.kernel != Kernel::None; }
@@ -131,11 +137,10 @@ public:
     ProgramStep& backwardHalf(Half half, int module, std::initializer_list<int> reads, std::initializer_list<int> makes,
                               std::initializer_list<int> holds = {});
     /// A collective as a step of its own. In place where it makes nothing: then on the first tensor that it reads.
-    /// `beside`: it runs beside what follows, up to the first step that uses its result.
     void forwardCollective(int collective, std::initializer_list<int> reads, std::initializer_list<int> makes,
-                           bool beside = false);
+                           Beside beside = Beside::Nothing);
     void backwardCollective(int collective, std::initializer_list<int> reads, std::initializer_list<int> makes,
-                            bool beside = false);
+                            Beside beside = Beside::Nothing);
     /// Neighbouring steps bound by memory run as one kernel (torch.compile). `products`: which modules are not.
     void fusePointwise(std::vector<bool> products)
     {

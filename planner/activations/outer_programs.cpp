@@ -134,14 +134,15 @@ LayerProgram splitHeadProgram(const ProgramContext& context, bool keepsInput, Bu
     const int partial = splits ? whole(kGradWhole) : static_cast<int>(kGradInput);
     if (local.regathers && splits && keepsInput) {
         read = whole(kGathered);
-        program.backwardCollective(hiddenCollective(context, OpKind::AllGather), {kInput}, {read}, true);
+        program.backwardCollective(hiddenCollective(context, OpKind::AllGather), {kInput}, {read}, Beside::Following);
     }
+    const Beside beside = local.regathers ? Beside::Following : Beside::Nothing;
     const auto reduce = [&] {
         if (splits)
             program.backwardCollective(hiddenCollective(context, OpKind::ReduceScatter), {partial}, {kGradInput},
-                                       local.regathers);
+                                       beside);
         else
-            program.backwardCollective(hiddenCollective(context, OpKind::AllReduce), {partial}, {}, local.regathers);
+            program.backwardCollective(hiddenCollective(context, OpKind::AllReduce), {partial}, {}, beside);
     };
     if (local.regathers) {
         program.backwardHalf(Half::First, 0, {kGradOutput}, {partial});

@@ -32,6 +32,8 @@ LocalShape localShape(const PlanInput& input)
     const bool megatron = implementation == Implementation::Megatron;
     shape.regathers =
         megatron && (std::holds_alternative<MegatronOptions>(input.strategy.options) || shape.sequenceParallel);
+    const auto* options = std::get_if<MegatronOptions>(&input.strategy.options);
+    shape.overlapsProducts = options != nullptr && options->tpCommOverlap && shape.splitsSequence();
     shape.splitsLoss = megatron || implementation == Implementation::Torchtitan;
     shape.tensorGroup = groupOf("tensor", input.cluster, shape.tensor, 1);
     shape.contextGroup = groupOf("context", input.cluster, shape.context, shape.tensor);

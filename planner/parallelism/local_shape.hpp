@@ -34,6 +34,10 @@ struct LocalShape {
     Group expertGroup{"expert", 1, 1};
     Group pipelineGroup{"pipeline", 1, 1}; // neighbouring stages
 
+    // tp_comm_overlap: gathers run beside the products that read what they bring, reductions beside those that make
+    // what they sum.
+    bool overlapsProducts = false;
+
     bool splitsTensors() const { return tensor > 1; }
     bool splitsSequence() const { return tensor > 1 && sequenceParallel; }
     /// Tensor-parallel ranks route tokens of their own, to whole experts (expert tensor parallel size 1).

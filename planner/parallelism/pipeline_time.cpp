@@ -94,6 +94,7 @@ struct StageRun {
     StageSeconds seconds;
     Timeline timeline;
     double transfer = 0;
+    double lost = 0; // of the seconds, what collectives take from the computing beside them
     double flops = 0;
 };
 
@@ -180,6 +181,8 @@ std::optional<StageRun> runStage(const PlanInput& input, const PipelineShape& sh
                       .of(shape.microBatches, shape.chunks == 1 ? 1 : shape.stages);
     run.seconds.rest =
         std::max(0.0, run.timeline.seconds - static_cast<double>(shape.microBatches) * run.seconds.perMicroBatch());
+    run.lost = lostBesideCollectives(input.cluster, loadOf(schedule, times), run.timeline.seconds);
+    run.seconds.rest += run.lost;
     return run;
 }
 
@@ -273,12 +276,14 @@ std::optional<StepTime> pipelineStep(const PlanInput& input, const std::vector<M
         if (ends[stage] + stages[stage].rest > ends[slowest] + stages[slowest].rest)
             slowest = stage;
     const double seconds = ends[slowest] + stages[slowest].rest;
-    const Timeline& timeline = runs[sliceOf[slowest]].timeline;
+    const StageRun& run = runs[sliceOf[slowest]];
     StepTime step;
-    step.breakdown = timeline.breakdown;
-    step.breakdown.bubble += std::max(0.0, seconds - timeline.breakdown.total());
-    step.hiddenCommunicationSeconds = timeline.hiddenCommunicationSeconds;
+    step.breakdown = run.timeline.breakdown;
+    step.breakdown.other += run.lost;
+    step.breakdown.bubble += std::max(0.0, seconds - step.breakdown.total());
+    step.hiddenCommunicationSeconds = run.timeline.hiddenCommunicationSeconds;
     fillRates(inputOf(input, slices.front()), seconds, flops, step);
+    warnOfLostSeconds(run.lost, step);
     return step;
 }
 

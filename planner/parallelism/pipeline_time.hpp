@@ -48,7 +48,8 @@ struct StageSchedule {
 std::vector<StageSchedule> emitStages(const PlanInput& input, const std::vector<ModelSlice>& slices);
 
 /// The step of a job cut into the stages of `slices`: each stage's schedule simulated on its own, then all
-/// of them together. Breakdown: of the stage that sets the pace, the bubble what it waits for others. Nothing where the
+/// of them together. Breakdown: of the stage that sets the pace, the bubble what it waits for others, what collectives
+/// take from its computing among `other` as without a pipeline. Nothing where the
 /// cluster lacks what an operation runs on.
 std::optional<StepTime> pipelineStep(const PlanInput& input, const std::vector<ModelSlice>& slices,
                                      const std::vector<StageSchedule>& schedules);

@@ -218,6 +218,7 @@ const StageFloors& FloorTable::of(const PlanInput& input, const std::vector<Mode
                   input.cluster.gpus(),
                   p.tensor,
                   p.sequenceParallel,
+                  localShape(input).overlapsProducts,
                   p.context,
                   static_cast<std::int64_t>(p.exchange),
                   p.expert,
@@ -292,8 +293,8 @@ FloorTable::Sums FloorTable::sum(const PlanInput& part, const Layers& layers)
 
 StageFloors FloorTable::workOut(const PlanInput& input, const std::vector<ModelSlice>* slices, const Key& key)
 {
-    constexpr std::size_t kOfWalks = 12; // values of the key that a walk's structure depends on, the first ones
-    constexpr std::size_t kOfLayers = 14;
+    constexpr std::size_t kOfWalks = 13; // values of the key that a walk's structure depends on, the first ones
+    constexpr std::size_t kOfLayers = 15;
     Key ofWalks{};
     std::copy_n(key.begin(), kOfWalks, ofWalks.begin());
     Key ofLayers{};

@@ -51,7 +51,7 @@ private:
     };
     class Walked;
     using Walks = std::vector<std::unique_ptr<Walked>>;
-    using Key = std::array<std::int64_t, 18>;
+    using Key = std::array<std::int64_t, 19>;
     struct Hash {
         std::size_t operator()(const Key& key) const;
     };

@@ -34,6 +34,31 @@ TEST(StrategyNames, AreUniqueAndCarryTheirFramework)
     EXPECT_FALSE(strategyByName("fsdp3-full-shard", 8));
 }
 
+TEST(StrategyNames, TakeModelParallelismBehindThem)
+{
+    const auto split = [](const char* name) { return strategyByName(name, 8)->parallelism; };
+    const Parallelism wide = split("megatron-distributed-optimizer-tp8sp-pp4v2-cp2u-ep8-etp1");
+    EXPECT_EQ(wide.tensor, 8);
+    EXPECT_TRUE(wide.sequenceParallel);
+    EXPECT_EQ(wide.pipeline, 4);
+    EXPECT_EQ(wide.schedule, PipelineSchedule::Interleaved);
+    EXPECT_EQ(wide.virtualStages, 2);
+    EXPECT_EQ(wide.context, 2);
+    EXPECT_EQ(wide.exchange, ContextExchange::Ulysses);
+    EXPECT_EQ(wide.expert, 8);
+    EXPECT_EQ(wide.expertTensor, 1);
+    EXPECT_EQ(split("fsdp2-full-shard-tp4").tensor, 4);
+    EXPECT_FALSE(split("fsdp2-full-shard-tp4").sequenceParallel);
+    EXPECT_EQ(split("fsdp2-full-shard-cp2ag").exchange, ContextExchange::AllGather);
+    EXPECT_FALSE(std::get<MegatronOptions>(strategyByName("megatron-tp2", 8)->options).distributedOptimizer);
+    EXPECT_TRUE(std::get<MegatronOptions>(strategyByName("megatron-distributed-optimizer-tp2", 8)->options)
+                    .distributedOptimizer);
+    for (const char* wrong :
+         {"megatron-tp", "megatron-tp0", "megatron-tp-2", "megatron-pp2-tp2", "megatron-tp2-tp2", "megatron-tp2sp-",
+          "megatron-", "tp2", "megatron-tp99999999999999999999", "megatron-pp2v", "fsdp2-full-shard-full"})
+        EXPECT_FALSE(strategyByName(wrong, 8)) << wrong;
+}
+
 TEST(StrategyNames, HybridOnesFollowTheNode)
 {
     EXPECT_EQ(std::get<DeepSpeedOptions>(strategyByName("deepspeed-zeropp", 4)->options).hpzPartitionSize, 4);

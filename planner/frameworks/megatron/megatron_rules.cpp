@@ -80,8 +80,25 @@ MegatronRules::MegatronRules(const PlanInput& input)
 
 DType MegatronRules::gradientDtype() const
 {
-    // megatron/training/arguments.py: bf16 turns accumulate_allreduce_grads_in_fp32 on.
+    // megatron/training/arguments.py: bf16 turns accumulate_allreduce_grads_in_fp32 on, but for bf16 main gradients.
+    if (mainGradientDtype() == DType::Bf16)
+        return DType::Bf16;
     return m_options.fp32GradAccumulation || m_compute != DType::Fp16 ? DType::Fp32 : m_compute;
+}
+
+DType MegatronRules::mainGradientDtype() const
+{
+    return m_options.precisionAwareOptimizer ? m_options.mainGradsDtype : DType::Fp32;
+}
+
+/// transformer_engine/pytorch/optimizers/fused_adam.py store_param_remainders: the lower halves of fp32 master weights
+/// whose upper halves are the bf16 parameters.
+Bytes MegatronRules::masterBytes(std::int64_t elements) const
+{
+    if (!mixed())
+        return Bytes(0);
+    const bool remainders = m_options.precisionAwareOptimizer && m_compute == DType::Bf16;
+    return bytesOf(elements, remainders ? DType::Bf16 : DType::Fp32);
 }
 
 void MegatronRules::resize(const PlanInput& input)
@@ -153,6 +170,8 @@ void MegatronRules::assignBuckets()
 
 Bytes MegatronRules::stateBytes(std::int64_t elements) const
 {
+    if (m_options.precisionAwareOptimizer)
+        return bytesOf(elements, m_options.expAvgDtype) + bytesOf(elements, m_options.expAvgSqDtype);
     return shardStateBytes(m_training, m_model, elements, m_model.trainableParameters(), DType::Fp32);
 }
 
@@ -164,20 +183,24 @@ void MegatronRules::definePart(Part& part, std::string_view name, std::int64_t r
     const Bytes gradients = bytesOf(part.elements, gradientDtype());
     part.parameters = m_sizes.addBuffer(kParameters, bytesOf(part.elements, m_compute));
     part.gradients = m_sizes.addBuffer(kGradients, gradients);
-    part.master = m_sizes.addBuffer(kMaster, mixed() ? fp32 : Bytes(0));
+    part.master = m_sizes.addBuffer(kMaster, masterBytes(part.stepped));
     part.moments = m_sizes.addBuffer(kMoments, stateBytes(part.stepped));
     part.mainGradients = m_sizes.addBuffer(kMainGradients, castsGradients() ? fp32 : Bytes(0));
     part.zero = m_sizes.addPayload(
         {name, "gradient buffer", "distributed_data_parallel.py zero_grad_buffer", gradients, gradientDtype(), false});
     // FusedAdam reads gradient, master parameters and moments once and writes all but the gradient; the 16-bit
     // parameters are written after it. The norm reads the gradients once, clipping scales them.
-    Bytes moved = bytesOf(part.stepped, DType::Fp32) * 3 + stateBytes(part.stepped) * 2;
-    if (mixed())
-        moved += bytesOf(part.stepped, DType::Fp32) + bytesOf(part.stepped, m_compute);
+    // The precision-aware one reads and writes the 16-bit parameters itself.
+    const Bytes gradient = bytesOf(part.stepped, mainGradientDtype());
+    Bytes moved = gradient + stateBytes(part.stepped) * 2;
+    if (mixed() && m_options.precisionAwareOptimizer)
+        moved += masterBytes(part.stepped) * 2 + bytesOf(part.stepped, m_compute) * 2;
+    else
+        moved += fp32 * 2 + (mixed() ? fp32 + bytesOf(part.stepped, m_compute) : Bytes(0));
     if (castsGradients())
-        moved += bytesOf(part.stepped, DType::Fp32) + bytesOf(part.stepped, gradientDtype());
+        moved += gradient + bytesOf(part.stepped, gradientDtype());
     if (m_training.gradientClipping)
-        moved += bytesOf(part.stepped, DType::Fp32) * 3;
+        moved += gradient * 3;
     part.step = m_sizes.addPayload({name, "optimizer step", kOptimizer, moved, DType::Fp32, false});
 }
 
@@ -223,13 +246,14 @@ std::string MegatronRules::structureKey() const
 {
     const PipelineShape shape = pipelineShape(m_parallelism, m_training.gradientAccumulation);
     const Parallelism& p = m_parallelism;
-    return fmt::format("megatron {} do{} og{} op{} g{} b{} t{} sp{} p{}/{}/{} m{} s{} c{}/{} e{}/{}/{} d{}/{} {}",
-                       m_model.id, m_options.distributedOptimizer, m_options.overlapGradReduce,
-                       m_options.overlapParamGather, nameOf(gradientDtype()), m_buckets.size(), p.tensor,
-                       p.sequenceParallel, p.pipeline, nameOf(p.schedule), p.virtualStages,
-                       shape.stages > 1 ? shape.microBatches : 0, m_slice.stage, p.context, nameOf(p.exchange),
-                       p.expert, p.expertTensor, p.expertImbalance, m_ranks > 1, m_expertRanks > 1,
-                       activationStructureKey(m_training));
+    return fmt::format(
+        "megatron {} do{} og{} op{} to{} pa{} g{}/{} b{} t{} sp{} p{}/{}/{} m{} s{} c{}/{} e{}/{}/{} d{}/{} {}",
+        m_model.id, m_options.distributedOptimizer, m_options.overlapGradReduce, m_options.overlapParamGather,
+        m_options.tpCommOverlap, m_options.precisionAwareOptimizer, nameOf(gradientDtype()),
+        nameOf(mainGradientDtype()), m_buckets.size(), p.tensor, p.sequenceParallel, p.pipeline, nameOf(p.schedule),
+        p.virtualStages, shape.stages > 1 ? shape.microBatches : 0, m_slice.stage, p.context, nameOf(p.exchange),
+        p.expert, p.expertTensor, p.expertImbalance, m_ranks > 1, m_expertRanks > 1,
+        activationStructureKey(m_training));
 }
 
 ModelStates MegatronRules::modelStates() const
@@ -239,7 +263,7 @@ ModelStates MegatronRules::modelStates() const
         states.parameters += bytesOf(part.elements, m_compute);
         states.gradients += bytesOf(part.elements, gradientDtype());
         if (mixed())
-            states.masterParameters += bytesOf(part.stepped, DType::Fp32);
+            states.masterParameters += masterBytes(part.stepped);
         states.optimizerStates += stateBytes(part.stepped);
     }
     return states;
@@ -281,7 +305,7 @@ std::vector<Note> MegatronRules::assumptions() const
     std::vector<Note> notes{{"matrices' gradients are accumulated into the gradient buffer by the product itself "
                              "(gradient_accumulation_fusion)",
                              Provenance::Vendor, "megatron/training/arguments.py"}};
-    if (m_compute == DType::Bf16 && !m_options.fp32GradAccumulation)
+    if (m_compute == DType::Bf16 && !m_options.fp32GradAccumulation && gradientDtype() == DType::Fp32)
         notes.push_back({"gradients are accumulated in fp32: Megatron-LM turns it on for bf16", Provenance::Vendor,
                          "megatron/training/arguments.py validate_args"});
     return notes;
@@ -292,10 +316,10 @@ std::vector<Note> MegatronRules::excluded() const
     std::vector<Note> notes{
         {"all-reduce of the norms' gradients over the tensor-parallel ranks, found-inf flags, norms",
          Provenance::Assumed, "megatron/core/distributed/finalize_model_grads.py"}};
-    if (m_options.tpCommOverlap)
-        notes.push_back({"tp_comm_overlap: collectives of the tensor-parallel group are timed as without it, so that "
-                         "steps come out rather too slow than too fast",
-                         Provenance::Assumed, "megatron/training/arguments.py"});
+    if (m_activations.local().overlapsProducts)
+        notes.push_back({"tp_comm_overlap: the user buffers themselves; products that run in pieces are timed as whole "
+                         "ones, and their collectives at NCCL's rates",
+                         Provenance::Assumed, "transformer_engine/pytorch/module/base.py initialize_ub"});
     return notes;
 }
 
@@ -332,6 +356,17 @@ std::vector<std::string> megatronRefusals(const PlanInput& input)
         refuse("overlap_param_gather needs use_distributed_optimizer");
     if (options.overlapParamGather && !options.overlapGradReduce)
         refuse("overlap_param_gather needs overlap_grad_reduce");
+    const bool lowDtypes = options.mainGradsDtype != DType::Fp32 || options.expAvgDtype != DType::Fp32 ||
+                           options.expAvgSqDtype != DType::Fp32;
+    if (lowDtypes && !options.precisionAwareOptimizer)
+        refuse("main_grads_dtype, exp_avg_dtype and exp_avg_sq_dtype below fp32 need use_precision_aware_optimizer");
+    if (options.precisionAwareOptimizer && !options.distributedOptimizer)
+        refuse("use_precision_aware_optimizer needs use_distributed_optimizer");
+    if (options.precisionAwareOptimizer && computeDtype(input.training.precision) == DType::Fp32)
+        refuse("use_precision_aware_optimizer is for 16-bit parameters");
+    if (options.precisionAwareOptimizer && options.mainGradsDtype == DType::Bf16 &&
+        (options.fp32GradAccumulation || computeDtype(input.training.precision) != DType::Bf16))
+        refuse("main_grads_dtype bf16 needs bf16 training without accumulate_allreduce_grads_in_fp32");
     if (options.tpCommOverlap && !(parallelism.sequenceParallel && parallelism.tensor > 1))
         refuse("tp_comm_overlap needs tensor parallelism with sequence_parallel");
     if (input.training.lora)

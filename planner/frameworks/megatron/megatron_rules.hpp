@@ -56,7 +56,9 @@ private:
 
     bool mixed() const { return m_compute != DType::Fp32; }
     DType gradientDtype() const;
-    bool castsGradients() const { return gradientDtype() != DType::Fp32; }
+    DType mainGradientDtype() const;
+    bool castsGradients() const { return gradientDtype() != mainGradientDtype(); }
+    Bytes masterBytes(std::int64_t elements) const;
     void assignBuckets();
     void definePart(Part& part, std::string_view name, std::int64_t ranks);
     void defineBuckets();

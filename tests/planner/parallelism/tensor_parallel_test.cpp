@@ -206,7 +206,7 @@ TEST(TensorParallel, rankHoldsItsPartOfEveryMatrix)
     EXPECT_EQ(sliceModel(odd.input()).front().model.architecture.vocab, 4096 / 8);
 }
 
-TEST(MegatronNotes, anOptionThatChangesNoTimeIsSaid)
+TEST(MegatronNotes, whatUserBuffersLeaveOutIsSaid)
 {
     const auto named = [](Job& job) {
         const std::vector<ModelSlice> slices = sliceModel(job.input());
@@ -277,4 +277,28 @@ TEST(MegatronRefusals, sayWhatMegatronWants)
     deep.strategy.parallelism.pipeline = 8;
     const std::vector<std::string> reasons = refusals(deep.input()); // 4 blocks
     EXPECT_EQ(reasons.size(), 2U);
+}
+
+TEST(MegatronStates, precisionAwareOptimizerKeepsItsOwnDtypes)
+{
+    // bf16 parameters and gradients 2 + 2; what fp32 master weights have beyond the parameters 2, moments 2 + 2, over
+    // the data-parallel ranks.
+    Job job(1, false, 4);
+    job.training.precision = {DType::Bf16, DType::Fp32, false};
+    MegatronOptions& options = job.options();
+    options.precisionAwareOptimizer = true;
+    options.fp32GradAccumulation = false;
+    options.mainGradsDtype = options.expAvgDtype = options.expAvgSqDtype = DType::Bf16;
+    ASSERT_EQ(refusals(job.input()), std::vector<std::string>{});
+    const ModelSlice slice = sliceModel(job.input()).front();
+    const auto perParameter = [&] {
+        return job.states().total().asDouble() / static_cast<double>(slice.model.parameters());
+    };
+    EXPECT_NEAR(perParameter(), 4 + 6.0 / 4, 0.02);
+    options.expAvgSqDtype = DType::Fp32;
+    EXPECT_NEAR(perParameter(), 4 + 8.0 / 4, 0.02);
+    options.fp32GradAccumulation = true;
+    EXPECT_EQ(refusals(job.input()).size(), 1U);
+    options.precisionAwareOptimizer = false;
+    EXPECT_EQ(refusals(job.input()).size(), 1U);
 }

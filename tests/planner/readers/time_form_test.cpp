@@ -154,7 +154,8 @@ RC_GTEST_PROP(TimeFormProperty, EqualsTheSimulationOfEveryFramework, ())
     static const auto strategies = [] {
         auto list = everyStrategy();
         for (const std::string& name : strategyNames())
-            list.emplace_back(name, strategyByName(name, 4)->options);
+            if (name.rfind("megatron", 0) != 0) // cut into slices first
+                list.emplace_back(name, strategyByName(name, 4)->options);
         return list;
     }();
     const auto& [name, options] = *rc::gen::elementOf(strategies);
