@@ -23,12 +23,15 @@ std::optional<Dimension> quantityOf(MeasuredKind kind)
     case MeasuredKind::StepSeconds:
     case MeasuredKind::ForwardGatherSeconds:
     case MeasuredKind::BackwardGatherSeconds:
-    case MeasuredKind::ReduceScatterSeconds: return Dimension::Seconds;
-    case MeasuredKind::Speedup: return Dimension::Ratio;
+    case MeasuredKind::ReduceScatterSeconds:
+    case MeasuredKind::HostOptimizerSeconds: return Dimension::Seconds;
+    case MeasuredKind::Speedup:
+    case MeasuredKind::ActivationRatio: return Dimension::Ratio;
     case MeasuredKind::TflopsPerGpu: return Dimension::Teraflops;
     case MeasuredKind::LargestModel: return Dimension::Parameters;
     case MeasuredKind::Fits:
-    case MeasuredKind::OutOfMemory: break;
+    case MeasuredKind::OutOfMemory:
+    case MeasuredKind::SlowerPerGpu: break;
     }
     return std::nullopt;
 }
@@ -52,7 +55,8 @@ PublishedFigure figureFromJson(const JsonCursor& cursor, const std::vector<std::
     PublishedFigure figure;
     if (!cursor.expectObject())
         return figure;
-    cursor.rejectUnknownKeys({"strategy", "over", "kind", "value", "unit", "window", "source", "note", "disputed"});
+    cursor.rejectUnknownKeys(
+        {"strategy", "over", "over_changes", "kind", "value", "unit", "window", "source", "note", "disputed"});
     readStrategy(cursor, "strategy", strategies, figure.strategy);
     cursor.read("window", figure.window);
     if (const auto source = cursor.require("source", "who published the figure, and where"))
@@ -64,10 +68,14 @@ PublishedFigure figureFromJson(const JsonCursor& cursor, const std::vector<std::
     if (!known)
         return figure;
     figure.kind = *known;
-    if (*known == MeasuredKind::Speedup)
+    if (isOverAnother(*known)) {
         readStrategy(cursor, "over", strategies, figure.over);
-    else if (cursor.has("over"))
-        cursor.complain("only a \"speedup\" is over another strategy", "no \"over\"");
+        if (const auto changes = cursor.find("over_changes"); changes && changes->expectObject())
+            figure.overChanges = changes->json().dump();
+    } else if (cursor.has("over") || cursor.has("over_changes")) {
+        cursor.complain("\"" + std::string(nameOf(*known)) + "\" is over nothing",
+                        "neither \"over\" nor \"over_changes\"");
+    }
     if (const auto quantity = quantityOf(*known))
         figure.value = valueWithUnit(cursor, *quantity, std::numeric_limits<double>::min()).value_or(0);
     else if (cursor.has("value") || cursor.has("unit"))
@@ -92,6 +100,8 @@ Json toJson(const PublishedFigure& figure)
     Json json{{"strategy", figure.strategy}, {"kind", nameOf(figure.kind)}};
     if (!figure.over.empty())
         json["over"] = figure.over;
+    if (!figure.overChanges.empty())
+        json["over_changes"] = Json::parse(figure.overChanges);
     if (const auto quantity = quantityOf(figure.kind)) {
         json["value"] = figure.value;
         json["unit"] = baseUnit(*quantity);

@@ -3,6 +3,7 @@
 // A scenario: one question. Model, cluster, training, the strategies to compare, and what somebody measured, if
 // anybody.
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,8 +17,10 @@ namespace shardwright {
 
 /// What a published figure says it measured. "Allocated": torch max_memory_allocated; "reserved": max_memory_reserved;
 /// "used": nvidia-smi; "held": memory_allocated between steps; "states": model states alone. Gather and reduce-scatter
-/// seconds: what a profiler adds up of a step's collectives of that sort, hidden or not. Speedup: the step time of
-/// another strategy (`over`) by that of this one.
+/// seconds: what a profiler adds up of a step's collectives of that sort, hidden or not; host optimizer seconds: the
+/// optimizer's own time on the host. Speedup: the step time of another strategy (`over`) by that of this one;
+/// activation ratio: the activations at the peak by those of `over`; slower per GPU: fewer tokens a second and GPU than
+/// `over`.
 enum class MeasuredKind : std::uint8_t {
     GpuAllocated,
     GpuReserved,
@@ -34,10 +37,13 @@ enum class MeasuredKind : std::uint8_t {
     Speedup,
     ForwardGatherSeconds,
     BackwardGatherSeconds,
-    ReduceScatterSeconds
+    ReduceScatterSeconds,
+    HostOptimizerSeconds,
+    ActivationRatio,
+    SlowerPerGpu
 };
 template <> struct EnumNames<MeasuredKind> {
-    static constexpr std::array<std::pair<MeasuredKind, std::string_view>, 16> table{
+    static constexpr std::array<std::pair<MeasuredKind, std::string_view>, 19> table{
         {{MeasuredKind::GpuAllocated, "gpu-allocated"},
          {MeasuredKind::GpuReserved, "gpu-reserved"},
          {MeasuredKind::GpuUsed, "gpu-used"},
@@ -53,8 +59,23 @@ template <> struct EnumNames<MeasuredKind> {
          {MeasuredKind::Speedup, "speedup"},
          {MeasuredKind::ForwardGatherSeconds, "forward-all-gather-seconds"},
          {MeasuredKind::BackwardGatherSeconds, "backward-all-gather-seconds"},
-         {MeasuredKind::ReduceScatterSeconds, "reduce-scatter-seconds"}}};
+         {MeasuredKind::ReduceScatterSeconds, "reduce-scatter-seconds"},
+         {MeasuredKind::HostOptimizerSeconds, "host-optimizer-seconds"},
+         {MeasuredKind::ActivationRatio, "activation-ratio"},
+         {MeasuredKind::SlowerPerGpu, "slower-per-gpu"}}};
 };
+
+/// Says yes or no, without a value.
+constexpr bool isVerdict(MeasuredKind kind)
+{
+    return kind == MeasuredKind::Fits || kind == MeasuredKind::OutOfMemory || kind == MeasuredKind::SlowerPerGpu;
+}
+
+/// Is about two plans.
+constexpr bool isOverAnother(MeasuredKind kind)
+{
+    return kind == MeasuredKind::Speedup || kind == MeasuredKind::ActivationRatio || kind == MeasuredKind::SlowerPerGpu;
+}
 
 /// When in the run the figure was taken.
 enum class MeasuredWindow : std::uint8_t { SteadyState, BeforeFirstOptimizerStep, AfterInit };
@@ -65,10 +86,15 @@ template <> struct EnumNames<MeasuredWindow> {
          {MeasuredWindow::AfterInit, "after-init"}}};
 };
 
+struct Scenario;
+
 /// Somebody's figure for one strategy of the scenario.
 struct PublishedFigure {
     std::string strategy;
-    std::string over; // of a speedup: the strategy that is slower
+    std::string over; // of a figure about two plans: the strategy of the other one
+    // Where the other plan is of another scenario: this one with these changes (a JSON merge patch, RFC 7386).
+    std::string overChanges;
+    std::shared_ptr<const Scenario> overScenario;
     MeasuredKind kind = MeasuredKind::GpuAllocated;
     MeasuredWindow window = MeasuredWindow::SteadyState;
     double value =

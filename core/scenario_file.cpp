@@ -103,12 +103,16 @@ void readClusterSection(const JsonCursor& cursor, Scenario& scenario)
     }
 }
 
-/// Every predefined strategy but the native ones, which are the executor's.
+/// Every predefined strategy but the native ones, which are the executor's; Megatron-LM's where its layers are trained.
 void addPredefined(Scenario& scenario)
 {
-    for (const std::string& name : strategyNames())
-        if (auto strategy = strategyByName(name, scenario.cluster.gpusPerNode); frameworkOf(*strategy) != "native")
+    for (const std::string& name : strategyNames()) {
+        auto strategy = strategyByName(name, scenario.cluster.gpusPerNode);
+        const std::string_view framework = frameworkOf(*strategy);
+        const bool trains = framework != "megatron" || scenario.training.implementation == Implementation::Megatron;
+        if (trains && framework != "native")
             scenario.strategies.push_back(std::move(*strategy));
+    }
 }
 
 void readStrategies(const JsonCursor& root, Scenario& scenario)
@@ -142,6 +146,26 @@ void applyAdapters(const JsonCursor& root, Scenario& scenario)
         scenario.model = applyLora(scenario.model, *scenario.training.lora, scenario.file,
                                    root.pointer() + "/training/lora/target_modules");
     });
+}
+
+/// The scenarios that figures are over: this one with their changes.
+void readOverScenarios(const JsonCursor& root, const JsonCursor& published, Scenario& scenario)
+{
+    for (std::size_t i = 0; i < scenario.published.size(); ++i) {
+        PublishedFigure& figure = scenario.published[i];
+        if (figure.overChanges.empty())
+            continue;
+        Json changed = root.json();
+        changed.erase("published");
+        changed.merge_patch(Json::parse(figure.overChanges));
+        const JsonCursor changes = *published.elements()[i].find("over_changes");
+        if (changed.contains("published"))
+            changes.complain("changes \"published\"", "changes of what is planned");
+        else
+            collecting(changes, [&] {
+                figure.overScenario = std::make_shared<const Scenario>(scenarioFromJson(changed, scenario.file));
+            });
+    }
 }
 
 /// Whether the cluster is one that ships, but for its numbers of GPUs and nodes.
@@ -185,6 +209,7 @@ Scenario scenarioFromJson(const Json& json, const std::string& file)
             for (const Strategy& strategy : scenario.strategies)
                 names.push_back(strategy.name);
             scenario.published = publishedFromJson(*published, names);
+            readOverScenarios(root, *published, scenario);
         }
     }
     findings.throwIfAny();

@@ -6,23 +6,6 @@ namespace shardwright {
 
 namespace {
 
-/// Whether an optimizer step on the host runs a vectorised, multi-threaded kernel over whole tensors.
-bool hasVectorizedHostOptimizer(const PlanInput& input)
-{
-    struct Visitor {
-        const Training& training;
-        // torch.optim with fused=True has a vectorised kernel for the CPU too (aten/src/ATen/native/cpu/
-        // FusedAdamKernel.cpp, since PyTorch 2.4); otherwise it runs one elementwise operation after the other.
-        bool operator()(const DdpOptions&) const { return training.fusedOptimizer; }
-        bool operator()(const Fsdp1Options&) const { return training.fusedOptimizer; }
-        bool operator()(const Fsdp2Options&) const { return training.fusedOptimizer; }
-        bool operator()(const DeepSpeedOptions&) const { return true; } // csrc/adam/cpu_adam.cpp
-        bool operator()(const NativeOptions&) const { return true; }    // shardrun's own
-        bool operator()(const MegatronOptions&) const { return true; }  // apex' or Transformer Engine's fused Adam
-    };
-    return std::visit(Visitor{input.training}, input.strategy.options);
-}
-
 struct PinnedMemory {
     bool states = true;     // gradients and optimizer states
     bool parameters = true; // shards that are gathered
@@ -39,6 +22,22 @@ PinnedMemory pinnedMemory(const Strategy& strategy)
 }
 
 } // namespace
+
+bool hasVectorizedHostOptimizer(const PlanInput& input)
+{
+    struct Visitor {
+        const Training& training;
+        // torch.optim with fused=True has a vectorised kernel for the CPU too (aten/src/ATen/native/cpu/
+        // FusedAdamKernel.cpp, since PyTorch 2.4); otherwise it runs one elementwise operation after the other.
+        bool operator()(const DdpOptions&) const { return training.fusedOptimizer; }
+        bool operator()(const Fsdp1Options&) const { return training.fusedOptimizer; }
+        bool operator()(const Fsdp2Options&) const { return training.fusedOptimizer; }
+        bool operator()(const DeepSpeedOptions&) const { return true; } // csrc/adam/cpu_adam.cpp
+        bool operator()(const NativeOptions&) const { return true; }    // shardrun's own
+        bool operator()(const MegatronOptions&) const { return true; }  // apex' or Transformer Engine's fused Adam
+    };
+    return std::visit(Visitor{input.training}, input.strategy.options);
+}
 
 OpCosts::OpCosts(const PlanInput& input, const ActivationModel& activations, const SizeTable& sizes)
     : m_input(input), m_activations(activations), m_sizes(sizes), m_collectives(input.cluster),

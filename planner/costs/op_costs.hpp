@@ -14,6 +14,9 @@ namespace shardwright {
 
 struct OpTimes;
 
+/// Whether an optimizer step on the host runs a vectorised, multi-threaded kernel over whole tensors.
+bool hasVectorizedHostOptimizer(const PlanInput& input);
+
 class OpCosts {
 public:
     /// All must outlive this.

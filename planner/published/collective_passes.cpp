@@ -1,6 +1,8 @@
 #include "planner/published/collective_passes.hpp"
 
 #include "planner/costs/collective_costs.hpp"
+#include "planner/costs/op_costs.hpp"
+#include "planner/frameworks/optimizer_rules.hpp"
 #include "planner/frameworks/rules.hpp"
 
 namespace shardwright {
@@ -37,6 +39,17 @@ CollectivePass collectivePass(const Scenario& scenario, const Strategy& strategy
             pass.withinNodes = pass.withinNodes && group.nodes <= 1;
         }
     return pass;
+}
+
+double hostOptimizerSeconds(const Scenario& scenario, const Strategy& strategy)
+{
+    const PlanInput input{scenario.model, scenario.cluster, scenario.training, strategy};
+    const bool vectorized = hasVectorizedHostOptimizer(input);
+    const std::int64_t elements = ceilDivide(scenario.model.trainableParameters(), scenario.cluster.gpus());
+    const Bytes moved = optimizerStepBytes(scenario.training.optimizer,
+                                           vectorized ? OptimizerForm::Fused : torchOptimizerForm(scenario.training),
+                                           elements, {DType::Fp32, DType::Fp32, DType::Fp32});
+    return TransferCosts(scenario.cluster).hostOptimizer(moved, vectorized);
 }
 
 } // namespace shardwright

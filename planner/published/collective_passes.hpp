@@ -1,6 +1,7 @@
 #pragma once
 
-// What profilers print of a step: how long one kind of collective took in one pass, hidden or not.
+// What profilers print of a step: how long one kind of collective took in one pass, hidden or not; how long the
+// optimizer on the host.
 
 #include "core/scenario.hpp"
 
@@ -14,6 +15,10 @@ struct CollectivePass {
 
 /// Of a strategy that is possible. `kind`: forward or backward all-gathers, or reduce-scatters.
 CollectivePass collectivePass(const Scenario& scenario, const Strategy& strategy, MeasuredKind kind);
+
+/// Seconds that the strategy's optimizer takes over a rank's share of fp32 parameters when it steps on the host, and
+/// nothing but it: no unscaling, no casts.
+double hostOptimizerSeconds(const Scenario& scenario, const Strategy& strategy);
 
 /// Whether figures of the kind are of such a pass.
 constexpr bool isCollectivePass(MeasuredKind kind)

@@ -15,9 +15,13 @@ namespace shardwright {
 
 namespace {
 
-bool isVerdict(MeasuredKind kind)
+/// The most of them that are live at once, whatever stands beside them then.
+Bytes activationsOf(const Plan& plan)
 {
-    return kind == MeasuredKind::Fits || kind == MeasuredKind::OutOfMemory;
+    Bytes most;
+    for (const CurvePoint& point : plan.gpu.curve)
+        most = std::max(most, point.byCategory[static_cast<std::size_t>(Category::Activations)]);
+    return most;
 }
 
 Bytes overheads(const Plan& plan)
@@ -59,9 +63,25 @@ std::optional<Bytes> predictedBytes(const PublishedFigure& figure, const Plan& p
     case MeasuredKind::Speedup:
     case MeasuredKind::ForwardGatherSeconds:
     case MeasuredKind::BackwardGatherSeconds:
-    case MeasuredKind::ReduceScatterSeconds: break;
+    case MeasuredKind::ReduceScatterSeconds:
+    case MeasuredKind::HostOptimizerSeconds:
+    case MeasuredKind::ActivationRatio:
+    case MeasuredKind::SlowerPerGpu: break;
     }
     return std::nullopt;
+}
+
+/// Of a figure about two plans that are both possible.
+std::optional<double> ratio(MeasuredKind kind, const Plan& plan, const Plan& over)
+{
+    if (kind == MeasuredKind::ActivationRatio) {
+        const Bytes of = activationsOf(over);
+        return of > Bytes(0) ? std::optional(activationsOf(plan).asDouble() / of.asDouble()) : std::nullopt;
+    }
+    if (!plan.step || !over.step)
+        return std::nullopt;
+    return kind == MeasuredKind::Speedup ? over.step->seconds / plan.step->seconds
+                                         : plan.step->tokensPerSecondPerGpu / over.step->tokensPerSecondPerGpu;
 }
 
 void predict(const PublishedFigure& figure, const FigureContext& context, const Plan& plan, FigureComparison& row)
@@ -71,22 +91,28 @@ void predict(const PublishedFigure& figure, const FigureContext& context, const 
         row.note = fmt::format("{}", fmt::join(plan.reasons, "; "));
         return;
     }
-    if (isVerdict(figure.kind)) {
+    if (isOverAnother(figure.kind)) {
+        if (context.over != nullptr && context.over->verdict != Verdict::NotPossible)
+            row.predicted = ratio(figure.kind, plan, *context.over);
+    } else if (isVerdict(figure.kind)) {
         const bool right = plan.fits() == (figure.kind == MeasuredKind::Fits);
         row.outcome = right ? FigureOutcome::ToldRight : FigureOutcome::ToldWrong;
         row.predicted = plan.gpu.peakUsed.asDouble();
         return;
-    }
-    if (figure.kind == MeasuredKind::StepSeconds && plan.step)
+    } else if (figure.kind == MeasuredKind::StepSeconds && plan.step)
         row.predicted = plan.step->seconds;
-    else if (figure.kind == MeasuredKind::Speedup && plan.step && context.over != nullptr && context.over->step)
-        row.predicted = context.over->step->seconds / plan.step->seconds;
+    else if (context.hostOptimizer)
+        row.predicted = context.hostOptimizer;
     else if (context.pass)
         row.predicted = context.pass->seconds;
     else if (const auto bytes = predictedBytes(figure, plan))
         row.predicted = bytes->asDouble();
     if (!row.predicted)
         return;
+    if (isVerdict(figure.kind)) {
+        row.outcome = *row.predicted < 1 ? FigureOutcome::ToldRight : FigureOutcome::ToldWrong;
+        return;
+    }
     row.outcome = FigureOutcome::Predicted;
     row.error = (*row.predicted - figure.value) / figure.value;
 }

@@ -17,7 +17,7 @@ enum class FigureOutcome : std::uint8_t { Predicted, ToldRight, ToldWrong, NotPr
 template <> struct EnumNames<FigureOutcome> {
     static constexpr std::array<std::pair<FigureOutcome, std::string_view>, 5> table{
         {{FigureOutcome::Predicted, "predicted"},        // a number beside the published number
-         {FigureOutcome::ToldRight, "told-right"},       // "fits" or "out of memory", as the plan says
+         {FigureOutcome::ToldRight, "told-right"},       // "fits", "out of memory", "slower", as the plan says
          {FigureOutcome::ToldWrong, "told-wrong"},       // or not
          {FigureOutcome::NotPredicted, "not-predicted"}, // plans have no such figure
          {FigureOutcome::NotPossible, "not-possible"}}}; // the framework's rules refuse the combination
@@ -29,7 +29,7 @@ struct FigureComparison {
     std::string source;
     MeasuredKind kind = MeasuredKind::GpuAllocated;
     MeasuredWindow window = MeasuredWindow::SteadyState;
-    double published = 0; // bytes, seconds, TFLOP/s, parameters or a ratio, by kind; 0 for "fits" and "out of memory"
+    double published = 0;            // bytes, seconds, TFLOP/s, parameters or a ratio, by kind; 0 for verdicts
     std::optional<double> predicted; // likewise
     std::optional<double> error;     // (predicted - published) / published
     FigureOutcome outcome = FigureOutcome::NotPredicted;
@@ -42,8 +42,9 @@ struct FigureComparison {
 
 /// What else some kinds of figures are about.
 struct FigureContext {
-    const Plan* over = nullptr;         // of the strategy that a speedup is over
-    std::optional<CollectivePass> pass; // of figures of collectives
+    const Plan* over = nullptr;          // of a figure about two plans: the other
+    std::optional<CollectivePass> pass;  // of figures of collectives
+    std::optional<double> hostOptimizer; // seconds, of figures of the host's optimizer
 };
 
 /// One figure beside the plan of its strategy.
@@ -61,7 +62,7 @@ struct SourceSummary {
     std::optional<double> medianError; // of absolute errors
     std::optional<double> worstError;  // largest absolute error
     std::optional<double> bias;        // mean of signed errors
-    std::int64_t verdicts = 0;         // "fits" and "out of memory"
+    std::int64_t verdicts = 0;         // "fits", "out of memory", "slower"
     std::int64_t verdictsRight = 0;
     std::int64_t notPredicted = 0;
     std::int64_t objected = 0; // cannot be right

@@ -51,7 +51,10 @@ LedgerQuantity quantityOf(MeasuredKind kind)
     case MeasuredKind::Speedup:
     case MeasuredKind::ForwardGatherSeconds:
     case MeasuredKind::BackwardGatherSeconds:
-    case MeasuredKind::ReduceScatterSeconds: break;
+    case MeasuredKind::ReduceScatterSeconds:
+    case MeasuredKind::HostOptimizerSeconds: // what the cost of it was taken from
+    case MeasuredKind::ActivationRatio:
+    case MeasuredKind::SlowerPerGpu: break;
     }
     return LedgerQuantity::Other;
 }

@@ -279,7 +279,10 @@ std::vector<std::string> objections(const Scenario& scenario, const PublishedFig
     case MeasuredKind::Speedup:
     case MeasuredKind::ForwardGatherSeconds: // passObjection
     case MeasuredKind::BackwardGatherSeconds:
-    case MeasuredKind::ReduceScatterSeconds: break;
+    case MeasuredKind::ReduceScatterSeconds:
+    case MeasuredKind::HostOptimizerSeconds:
+    case MeasuredKind::ActivationRatio:
+    case MeasuredKind::SlowerPerGpu: break;
     }
     return reasons;
 }

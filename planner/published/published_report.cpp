@@ -31,22 +31,20 @@ Measure measureOf(MeasuredKind kind)
     case MeasuredKind::GpuStates:
     case MeasuredKind::HostUsed: return {"GiB", kGiB};
     case MeasuredKind::InterNodeBytes: return {"GB", kGB};
-    case MeasuredKind::StepSeconds: return {"s", 1};
+    case MeasuredKind::StepSeconds:
+    case MeasuredKind::HostOptimizerSeconds: return {"s", 1};
     case MeasuredKind::ForwardGatherSeconds:
     case MeasuredKind::BackwardGatherSeconds:
     case MeasuredKind::ReduceScatterSeconds: return {"ms", 1e-3};
-    case MeasuredKind::Speedup: return {"x", 1};
+    case MeasuredKind::Speedup:
+    case MeasuredKind::ActivationRatio: return {"x", 1};
     case MeasuredKind::TflopsPerGpu: return {"TFLOP/s", 1};
     case MeasuredKind::LargestModel: return {"billion", 1e9};
     case MeasuredKind::Fits:
-    case MeasuredKind::OutOfMemory: break;
+    case MeasuredKind::OutOfMemory:
+    case MeasuredKind::SlowerPerGpu: break;
     }
     return {"", 1};
-}
-
-bool isVerdict(const FigureComparison& figure)
-{
-    return figure.kind == MeasuredKind::Fits || figure.kind == MeasuredKind::OutOfMemory;
 }
 
 /// A source as tables name it: of GitHub addresses the repository and the path.
@@ -111,8 +109,9 @@ std::string kindText(const FigureComparison& figure)
 
 bool tellsNothingNew(const FigureComparison& figure)
 {
+    const bool memory = figure.kind == MeasuredKind::Fits || figure.kind == MeasuredKind::OutOfMemory;
     return figure.objections.empty() &&
-           (figure.outcome == FigureOutcome::ToldRight || figure.outcome == FigureOutcome::NotPredicted);
+           ((memory && figure.outcome == FigureOutcome::ToldRight) || figure.outcome == FigureOutcome::NotPredicted);
 }
 
 std::string wrapped(const std::string& text, const OutputStyle& style, int indent)
@@ -203,7 +202,7 @@ Table publishedTable(const std::vector<FigureComparison>& figures)
                  {"source", "", Align::Left, 0, 2}});
     for (const FigureComparison& figure : figures) {
         const Measure measure = measureOf(figure.kind);
-        const bool number = !isVerdict(figure);
+        const bool number = !isVerdict(figure.kind);
         const bool predicted = number && figure.predicted;
         table.addRow({Cell(withoutControls(figure.scenario)), Cell(withoutControls(figure.strategy)),
                       Cell(kindText(figure)), Cell(number ? hundredths(figure.published / measure.divisor) : "-"),
@@ -268,7 +267,7 @@ Json figureToJson(const FigureComparison& figure)
             {"strategy", figure.strategy},
             {"kind", nameOf(figure.kind)},
             {"window", nameOf(figure.window)},
-            {"published", isVerdict(figure) ? Json(nullptr) : Json(figure.published)},
+            {"published", isVerdict(figure.kind) ? Json(nullptr) : Json(figure.published)},
             {"predicted", figure.predicted ? Json(*figure.predicted) : Json(nullptr)},
             {"error", figure.error ? Json(*figure.error) : Json(nullptr)},
             {"outcome", nameOf(figure.outcome)},

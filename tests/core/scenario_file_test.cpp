@@ -122,9 +122,17 @@ TEST(ScenarioFile, WithoutStrategiesAllPredefinedOnesAreCompared)
     json.erase("strategies");
     const Scenario scenario = scenarioFromJson(json, "s.json");
     std::size_t expected = 0;
-    for (const std::string& name : strategyNames())
-        expected += name.rfind("native", 0) == 0 ? 0 : 1;
+    std::size_t ofMegatron = 0;
+    for (const std::string& name : strategyNames()) {
+        const bool megatron = name.rfind("megatron", 0) == 0;
+        ofMegatron += megatron ? 1 : 0;
+        expected += megatron || name.rfind("native", 0) == 0 ? 0 : 1;
+    }
     EXPECT_EQ(scenario.strategies.size(), expected);
+    EXPECT_GT(ofMegatron, 0U);
+    Json withItsLayers = json;
+    withItsLayers["training"]["implementation"] = "megatron";
+    EXPECT_EQ(scenarioFromJson(withItsLayers, "s.json").strategies.size(), expected + ofMegatron);
     json["strategies"] = {"native-zero3", "all"};
     EXPECT_EQ(scenarioFromJson(json, "s.json").strategies.size(), expected + 1);
 }
@@ -189,7 +197,7 @@ TEST(ScenarioFile, TellsTheMistakesOfAllSectionsAtOnce)
           "/published/0/strategy: \"zero\" is not among", "/published/1/unit: \"s\" is not a unit of this figure",
           "/published/2: \"fits\" has no value", "/published/3: \"over\" is missing",
           "/published/4/over: \"ddb\" is not among", "/published/4/unit: \"s\" is not a unit of this figure",
-          "/published/5: only a \"speedup\" is over another strategy"})
+          "/published/5: \"step-seconds\" is over nothing"})
         EXPECT_NE(text.find(expected), std::string::npos) << expected << "\nin\n" << text;
 }
 
@@ -219,8 +227,9 @@ TEST(ScenariosReadme, NamesEveryKeyAndItsExampleReads)
     Training training;
     training.lora.emplace().baseDtype = DType::Nf4;
     std::vector<Json> written{toJson(training)};
-    for (const char* name : {"ddp", "fsdp1-full-shard", "fsdp2-full-shard", "native-zero3"})
+    for (const char* name : {"ddp", "fsdp1-full-shard", "fsdp2-full-shard", "megatron-tp2", "native-zero3"})
         written.push_back(toJson(*strategyByName(name, 8)));
+    written.push_back(written[4]["parallelism"]);
     for (const Json& json : written)
         for (const auto& item : json.items())
             EXPECT_NE(readme.find("`" + item.key() + "`"), std::string::npos) << item.key();
