@@ -471,7 +471,12 @@ Conversion Converter::convert(const ExportOptions& options)
     convertTraining();
     convertCarried();
     const StrategyOptions converted = convertOptions();
-    m_run.strategy = {describeOptions(converted), converted};
+    const bool saysUlysses = m_target == ConfigFormat::DeepSpeed || m_target == ConfigFormat::AccelerateDeepSpeed;
+    if (const std::int64_t ranks = m_run.strategy.parallelism.context; ranks > 1 && !saysUlysses)
+        lost("sequence_parallel_size", fmt::format("{}: all-to-all over heads is DeepSpeed's own", ranks));
+    else if (ranks > 1)
+        kept("sequence_parallel_size", std::to_string(ranks));
+    m_run.strategy = {describeOptions(converted), converted, saysUlysses ? m_run.strategy.parallelism : Parallelism{}};
     if (familyOf(m_source.format) == familyOf(m_target))
         kept("strategy", m_run.strategy.name);
     else

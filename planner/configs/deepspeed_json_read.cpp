@@ -138,7 +138,8 @@ public:
         readRest();
         for (const SettingProblem& problem : findDeepSpeedProblems(m_options, m_config.run.training.optimizer))
             m_root.findings().add(problem.place, problem.what, problem.expected);
-        m_config.run.strategy = {describeOptions(m_options), m_options};
+        m_config.run.strategy.name = describeOptions(m_options);
+        m_config.run.strategy.options = m_options;
         m_config.run.carriedDeepSpeed = m_carried;
         return std::move(m_config);
     }
@@ -408,9 +409,12 @@ void Reader::readBatch()
     sizes.accumulation = read("gradient_accumulation_steps", "gradient_accumulation_steps of the script");
     std::int64_t sequenceParallel = 1;
     m_root.read("sequence_parallel_size", sequenceParallel, 1, kLargestCount);
-    if (const auto member = m_root.find("sequence_parallel_size")) {
-        m_carried["sequence_parallel_size"] = member->json();
-        note(NoteKind::Kept, member->pointer(), "kept on export; a plan does not follow sequence parallelism");
+    if (sequenceParallel > 1) {
+        m_config.run.strategy.parallelism.context = sequenceParallel;
+        m_config.run.strategy.parallelism.exchange = ContextExchange::Ulysses;
+        note(NoteKind::Information, "/sequence_parallel_size",
+             "acts where the model's attention exchanges heads (deepspeed.sequence.layer.DistributedAttention, or "
+             "UlyssesSPAttentionHF for Hugging Face's)");
     }
     if (m_context.world) {
         if (*m_context.world % sequenceParallel != 0)
@@ -461,7 +465,7 @@ void Reader::checkBatch(const BatchSizes& sizes)
     }
     const std::int64_t quotient = *sizes.train / divisor;
     if (allKnown && !m_context.world)
-        m_config.run.launch.processes = quotient;
+        m_config.run.launch.processes = checkedMultiply(quotient, m_config.run.strategy.parallelism.context);
     else if (!allKnown && m_context.world)
         (settings.microBatch ? settings.gradientAccumulation : settings.microBatch) = quotient;
     else if (!allKnown)

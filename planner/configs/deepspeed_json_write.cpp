@@ -99,11 +99,11 @@ void Writer::writeBatch()
     const TrainingSettings& training = m_run.training;
     std::optional<std::int64_t> whole;
     if (training.microBatch && training.gradientAccumulation && m_run.launch.processes > 0) {
-        const Json sequenceParallel = m_run.carriedDeepSpeed.value("sequence_parallel_size", Json(1));
-        const std::int64_t world =
-            m_run.launch.processes / std::max<std::int64_t>(1, sequenceParallel.get<std::int64_t>());
+        const std::int64_t world = m_run.launch.processes / m_run.strategy.parallelism.context;
         whole = checkedMultiply(checkedMultiply(*training.microBatch, *training.gradientAccumulation), world);
     }
+    if (m_run.strategy.parallelism.context > 1)
+        m_json["sequence_parallel_size"] = m_run.strategy.parallelism.context;
     // Where it is absent DeepSpeed multiplies it out itself.
     if (whole)
         m_json["train_batch_size"] = *whole;

@@ -5,6 +5,7 @@
 #include "core/deepspeed_options.hpp"
 #include "planner/configs/configs.hpp"
 #include "planner/configs/yaml.hpp"
+#include "planner/frameworks/rules.hpp"
 
 namespace shardwright {
 
@@ -87,6 +88,15 @@ void refuseProblems(const RunConfig& run, const DeepSpeedOptions& options)
     findings.throwIfAny();
 }
 
+/// Ulysses is the one way to split more than the states that a DeepSpeed JSON can say.
+bool onlyByUlysses(const Strategy& strategy)
+{
+    Parallelism alone;
+    alone.context = strategy.parallelism.context;
+    alone.exchange = ContextExchange::Ulysses;
+    return std::holds_alternative<DeepSpeedOptions>(strategy.options) && strategy.parallelism == alone;
+}
+
 } // namespace
 
 std::vector<std::string> configFormatWords()
@@ -156,12 +166,19 @@ ConfigExport exportConfig(const Scenario& scenario, const Strategy& strategy, Co
     if (std::holds_alternative<NativeOptions>(strategy.options))
         throw InputError(fmt::format("strategy {}", strategy.name), "",
                          "is run by shardrun itself; no framework has a configuration for it", "another strategy");
-    if (std::holds_alternative<MegatronOptions>(strategy.options) || !strategy.parallelism.none())
+    const bool deepSpeedFile = format == ConfigFormat::DeepSpeed || format == ConfigFormat::AccelerateDeepSpeed;
+    if (std::holds_alternative<MegatronOptions>(strategy.options) ||
+        !(strategy.parallelism.none() || (deepSpeedFile && onlyByUlysses(strategy))))
         throw InputError(
             fmt::format("strategy {}", strategy.name), "",
             "splits the model itself, which neither a DeepSpeed JSON nor an Accelerate YAML of these forms "
             "can say",
-            "a strategy of data sharding alone");
+            "a strategy of data sharding alone, or with Ulysses under DeepSpeed");
+    if (!strategy.parallelism.none() &&
+        !refusals({scenario.model, scenario.cluster, scenario.training, strategy}).empty())
+        throw InputError(fmt::format("strategy {}", strategy.name), "",
+                         refusals({scenario.model, scenario.cluster, scenario.training, strategy}).front(),
+                         "a combination that the framework takes");
     ConfigExport result = writeConfig(runConfigOf(scenario, strategy), format, options);
     const Precision& precision = scenario.training.precision;
     const bool fsdp = format == ConfigFormat::AccelerateFsdp1 || format == ConfigFormat::AccelerateFsdp2;
@@ -177,9 +194,15 @@ ConfigExport exportConfig(const Scenario& scenario, const Strategy& strategy, Co
     if (scenario.training.checkpointSegment > 1)
         result.notes.push_back({NoteKind::InScript, "activation checkpointing",
                                 fmt::format("the plan makes {} blocks in a row one checkpoint: "
-                                            "torch.utils.checkpoint.checkpoint_sequential, or Megatron-LM's "
-                                            "--recompute-method uniform --recompute-num-layers",
+                                            "torch.utils.checkpoint.checkpoint_sequential, or "
+                                            "activation_checkpoint_interval of a DeepSpeed PipelineModule; "
+                                            "number_checkpoints of the file says how many there are",
                                             scenario.training.checkpointSegment)});
+    if (!strategy.parallelism.none())
+        result.notes.push_back({NoteKind::InScript, "sequence_parallel_size",
+                                "the model's attention has to exchange heads: deepspeed.sequence.layer."
+                                "DistributedAttention, or UlyssesSPAttentionHF for Hugging Face's; each rank loads its "
+                                "part of every sequence"});
     if (scenario.training.lora)
         result.notes.push_back({NoteKind::InScript, "lora",
                                 fmt::format("the plan trains low-rank adapters (rank {}): peft's LoraConfig",

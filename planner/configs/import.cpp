@@ -56,6 +56,14 @@ Scenario scenarioOf(const ImportedConfig& config, const Model& model, const Clus
     scenario.cluster = cluster;
     scenario.training = applied(config.run.training, base);
     scenario.strategies = {config.run.strategy};
+    const Json::json_pointer checkpoints("/activation_checkpointing/number_checkpoints");
+    if (const Json& carried = config.run.carriedDeepSpeed; carried.contains(checkpoints)) {
+        const Json& number = carried[checkpoints];
+        const std::int64_t blocks = model.architecture.layers;
+        if (number.is_number_integer() && number >= 1 && number < blocks &&
+            scenario.training.checkpointing == Checkpointing::Full)
+            scenario.training.checkpointSegment = static_cast<int>(ceilDivide(blocks, number.get<std::int64_t>()));
+    }
 
     const LaunchSettings& launch = config.run.launch;
     if (launch.processes > 0) {

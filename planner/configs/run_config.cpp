@@ -146,6 +146,10 @@ RunConfig runConfigOf(const Scenario& scenario, const Strategy& strategy)
     run.launch.nodes = scenario.cluster.nodes;
     run.launch.processes = scenario.cluster.gpus();
     run.wrapClasses = wrapClassesOf(scenario.model);
+    const std::int64_t segment = scenario.training.checkpointSegment;
+    if (segment > 1 && std::holds_alternative<DeepSpeedOptions>(strategy.options))
+        run.carriedDeepSpeed["activation_checkpointing"]["number_checkpoints"] =
+            ceilDivide(scenario.model.architecture.layers, segment);
     return run;
 }
 

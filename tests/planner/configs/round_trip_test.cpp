@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include "core/cluster_file.hpp"
 #include "core/deepspeed_options.hpp"
+#include "core/model_file.hpp"
 #include "planner/configs/configs.hpp"
 #include "tests/paths.hpp"
 
@@ -277,6 +279,64 @@ void expectGolden(const std::string& name, const std::string& text)
     std::ostringstream golden;
     golden << stream.rdbuf();
     EXPECT_EQ(text, golden.str()) << path;
+}
+
+Scenario realScenario()
+{
+    Scenario scenario = scenarioOn(1, 8);
+    scenario.model = readModel("llama-2-7b");
+    scenario.cluster = readCluster("dgx-h100");
+    return scenario;
+}
+
+TEST(ConfigExport, UlyssesIsTheParallelismThatADeepSpeedJsonSays)
+{
+    const Scenario scenario = realScenario();
+    Strategy strategy{"mine", DeepSpeedOptions{}};
+    strategy.parallelism.context = 4;
+    strategy.parallelism.exchange = ContextExchange::Ulysses;
+    for (const ConfigFormat format : {ConfigFormat::DeepSpeed, ConfigFormat::AccelerateDeepSpeed}) {
+        const ConfigExport exported = exportConfig(scenario, strategy, format);
+        EXPECT_TRUE(hasKind(exported, NoteKind::InScript, "sequence_parallel_size"));
+        const Json json = parseJson(exported.files.back().text, "ds_config.json");
+        EXPECT_EQ(json["sequence_parallel_size"], 4);
+        EXPECT_EQ(json["train_batch_size"], 2); // two of four ranks each see different sequences
+        EXPECT_EQ(importBack(exported).run.strategy.parallelism, strategy.parallelism) << nameOf(format);
+    }
+    EXPECT_THROW(exportConfig(scenario, strategy, ConfigFormat::AccelerateDeepSpeedPlugin), InputError);
+    strategy.parallelism.context = 3; // no divisor of 32 heads
+    EXPECT_THROW(exportConfig(scenario, strategy, ConfigFormat::DeepSpeed), InputError);
+    strategy.parallelism.context = 4;
+    strategy.parallelism.exchange = ContextExchange::Ring;
+    EXPECT_THROW(exportConfig(scenario, strategy, ConfigFormat::DeepSpeed), InputError);
+
+    // Another framework has nothing like it, which a conversion says.
+    strategy.parallelism.exchange = ContextExchange::Ulysses;
+    const ImportedConfig imported = importBack(exportConfig(scenario, strategy, ConfigFormat::DeepSpeed));
+    const Conversion toFsdp = convertConfig(imported, ConfigFormat::AccelerateFsdp2, scenario.model);
+    EXPECT_TRUE(std::any_of(toFsdp.noEquivalent.begin(), toFsdp.noEquivalent.end(),
+                            [](const ConversionItem& item) { return item.setting == "sequence_parallel_size"; }));
+    const Conversion same = convertConfig(imported, ConfigFormat::AccelerateDeepSpeed, scenario.model);
+    EXPECT_EQ(importBack(same.result).run.strategy.parallelism, strategy.parallelism);
+}
+
+TEST(ConfigExport, CheckpointsOfSeveralBlocksAreCountedInADeepSpeedJson)
+{
+    Scenario scenario = realScenario(); // 32 blocks
+    scenario.training.checkpointing = Checkpointing::Full;
+    scenario.training.checkpointSegment = 5;
+    DeepSpeedOptions zero2;
+    zero2.stage = 2;
+    const ConfigExport exported = exportConfig(scenario, {"mine", zero2}, ConfigFormat::DeepSpeed);
+    EXPECT_TRUE(hasKind(exported, NoteKind::InScript, "activation checkpointing"));
+    const Json json = parseJson(exported.files.front().text, "ds_config.json");
+    EXPECT_EQ(json["activation_checkpointing"]["number_checkpoints"], 7);
+    // Which blocks they span is the script's to say: it follows only where the training checkpoints at all.
+    const ImportedConfig imported = importBack(exported);
+    EXPECT_EQ(scenarioOf(imported, scenario.model, scenario.cluster).training.checkpointSegment, 1);
+    Training base;
+    base.checkpointing = Checkpointing::Full;
+    EXPECT_EQ(scenarioOf(imported, scenario.model, scenario.cluster, base).training.checkpointSegment, 5);
 }
 
 TEST(ConfigGolden, FilesAreWrittenByteForByte)
