@@ -46,6 +46,9 @@ struct Content {
     GroupId group = -1; // whose ranks hold the parts: this rank's place in it is its part; -1: it is not cut
     Codec codec = Codec::None;
     std::int64_t block = 0; // elements that share a scale; 0 without blocks
+    // Encoded: so many ranks' values of the same elements stand one after another, as an all-to-all leaves them. What
+    // is read of them is their mean; they are written by an all-to-all alone.
+    std::int64_t versions = 1;
 
     bool operator==(const Content&) const = default;
 };
@@ -59,17 +62,19 @@ enum class Verb : std::uint8_t {
                 // more tensors than the write, which may stand one after another (Whole). In place where read and
                 // write are the same
     ReduceScatter, // reads: all parts; writes: own part of the MEAN over the group. In place where they are the same:
-                   // what remains valid is the own part
+                   // what remains valid is the own part. With `content` there are no reads: in place in the writes,
+                   // wherever its tensors lie in them, each rank keeps its part of the mean, the others' are void
     AllReduce,     // writes: the mean over the group, in place; of the tensors of `content` where it is given
     ReduceTo,      // writes: in place, the mean over the group of each element, but only on the rank whose part of
                    // `content` it is (DeepSpeed's reduce to the owner); elsewhere what remains is void
     Broadcast,     // writes: from the group's first rank
-    AllToAll,      // reads, writes: the pieces of the reads, one a rank, are exchanged
-    Clip,    // writes: gradients, scaled by min(1, limit / norm). The norm is of the reads, of the writes where there
-             // are none, and sums over `group`, whose ranks hold parts
-    Update,  // the optimizer steps: reads gradients; writes parameters and moments, matched by tensor. Of 1-bit Adam in
-             // two halves: without parameters it is the first moment's, without gradients that of the parameters
-    Compute, // runs `kernel`
+    AllToAll,  // reads, writes: the pieces of the reads, one a rank, are exchanged; a write holds as many versions as
+               // the group has ranks, or what the read holds
+    Clip,      // writes: gradients, scaled by min(1, limit / norm). The norm is of the reads, of the writes where there
+               // are none, and sums over `group`, whose ranks hold parts
+    Update,    // the optimizer steps: reads gradients; writes parameters and moments, matched by tensor. Of 1-bit Adam in
+               // two halves: without parameters it is the first moment's, without gradients that of the parameters
+    Compute,   // runs `kernel`
     LoadBatch, // writes: tokens and labels of the next micro-batch, int64, tokens first
     Hold,      // writes: from here on they hold `content`; the data stay as they are (a bucket filled anew; one tensor
                // that no padding parts seen as its parts)
@@ -176,7 +181,8 @@ struct Action {
     std::int32_t module = -1;       // of a kernel: its leaf module in the layer, -1 = without parameters
     BufferId gradient = -1;         // of a kernel: where its weights' gradients are written (not added)
     GroupId group = -1;             // of collectives and Clip
-    ContentId content = -1;         // of ReduceTo: whose parts say who owns an element; of Hold; of AllReduce
+    ContentId content = -1;         // of ReduceTo and ReduceScatter: whose parts say who owns an element; of Hold; of
+                                    // AllReduce
 };
 
 } // namespace shardwright

@@ -60,6 +60,14 @@ void checkZeroPlusPlus(const DeepSpeedOptions& options, Problems& problems)
         (options.offloadOptimizer != OffloadDevice::None || options.offloadParam != OffloadDevice::None))
         problems.add("zero_optimization/mics_shard_size",
                      "is set together with offload, which DeepSpeed's MiCS does not support", "MiCS without offload");
+    // runtime/engine.py _return_mics_optimizer hands on no all-to-all groups: gradients would go unquantised
+    if (options.micsShardSize > 0 && options.quantizedGradients)
+        problems.add("zero_optimization/zero_quantized_gradients", "is set beside mics_shard_size", "one of the two");
+    // runtime/zero/partition_parameters.py _partition_param_sec: torch.empty(device="nvme")
+    if (options.hpzPartitionSize > 1 && options.offloadParam == OffloadDevice::Nvme)
+        problems.add("zero_optimization/zero_hpz_partition_size",
+                     "is set beside offload_param to nvme, where torch makes no tensors",
+                     "offload_param to cpu, or zero_hpz_partition_size 1");
     if (options.micsShardSize > 0 && options.hpzPartitionSize > 1)
         problems.add("zero_optimization/zero_hpz_partition_size", "is set beside mics_shard_size", "one of the two");
 }

@@ -99,6 +99,23 @@ void appendEach(std::vector<Extent>& extents, const Layout& layout, const std::v
     }
 }
 
+void appendSwizzled(std::vector<Extent>& extents, const Layout& layout, const std::vector<NamedParameter>& parameters,
+                    std::int64_t part, std::int64_t at)
+{
+    Layout pieces = layout;
+    pieces.cut = Cut::EachFlat;
+    pieces.parts = checkedMultiply(layout.parts, layout.multiple);
+    pieces.multiple = 1;
+    pieces.allParts = false;
+    const std::int64_t length = partElements(pieces, parameters);
+    std::int64_t largest = 0; // pieces beyond so many hold nothing
+    for (const std::int32_t tensor : layout.tensors)
+        largest = std::max(largest, of(parameters, tensor).numel);
+    const std::int64_t end = std::min(pieces.parts, largest);
+    for (std::int64_t piece = part; piece < end; piece += layout.parts, at += length)
+        appendEach(extents, pieces, parameters, piece, at);
+}
+
 } // namespace
 
 std::int64_t elementsOf(const Layout& layout, const std::vector<NamedParameter>& parameters)
@@ -119,6 +136,8 @@ std::vector<Extent> extentsOf(const Layout& layout, const std::vector<NamedParam
             appendFlat(extents, layout, parameters, each, at);
         else if (layout.cut == Cut::Touching)
             appendTouching(extents, layout, parameters, each, at);
+        else if (layout.cut == Cut::Swizzled)
+            appendSwizzled(extents, layout, parameters, each, at);
         else
             appendEach(extents, layout, parameters, each, at);
     }

@@ -16,15 +16,19 @@ namespace shardwright {
 ///   EachFlat  each tensor flattened, padded and cut by itself; a part holds its piece of each (ZeRO-3)
 ///   EachRows  each tensor cut along its first dimension into ceil(d / parts) rows, padded (FSDP2, DTensor Shard(0));
 ///             with one part: whole tensors, each with its rows padded
+///   Swizzled  each tensor flattened, padded and cut as EachFlat cuts it for parts x multiple ranks; part p holds the
+///             pieces p, p + parts, p + 2 parts, ... one after another: what the ranks in place p of their nodes are to
+///             get (ZeRO++, arXiv 2306.10209)
 ///   Touching  Flat's part with the tensors at its ends whole (gradients that ZeRO-1 and 2 keep for their partition);
 ///             every part takes the room of the largest
-enum class Cut : std::uint8_t { Whole, Flat, EachFlat, EachRows, Touching };
+enum class Cut : std::uint8_t { Whole, Flat, EachFlat, EachRows, Touching, Swizzled };
 template <> struct EnumNames<Cut> {
-    static constexpr std::array<std::pair<Cut, std::string_view>, 5> table{{{Cut::Whole, "whole"},
+    static constexpr std::array<std::pair<Cut, std::string_view>, 6> table{{{Cut::Whole, "whole"},
                                                                             {Cut::Flat, "flat"},
                                                                             {Cut::EachFlat, "each-flat"},
                                                                             {Cut::EachRows, "each-rows"},
-                                                                            {Cut::Touching, "touching"}}};
+                                                                            {Cut::Touching, "touching"},
+                                                                            {Cut::Swizzled, "swizzled"}}};
 };
 
 /// What a buffer holds: one part, or all parts one after another as an all-gather leaves them.
@@ -32,8 +36,8 @@ struct Layout {
     std::vector<std::int32_t> tensors; // indices into listParameters(model), in the order in which they stand
     Cut cut = Cut::Whole;
     std::int64_t parts = 1;
-    std::int64_t multiple = 1; // Flat pads the whole, Whole and EachFlat each tensor, to a multiple of parts x
-                               // multiple elements; EachRows pads each tensor's rows to a multiple of parts x multiple
+    std::int64_t multiple = 1; // Flat pads the whole, Whole, EachFlat and Swizzled each tensor, to a multiple of
+                               // parts x multiple elements; EachRows each tensor's rows likewise
     bool allParts = false;
     std::int64_t align = 1; // Flat: every tensor begins at a multiple of as many elements
     std::int64_t room = 0;  // elements that the buffer takes at least: a bucket, whatever lies in it

@@ -32,10 +32,11 @@ template <typename T, typename Write> Json rowsOf(const std::vector<T>& items, W
 /// Reads one row of values, in order; the first problem of a row is told, with its place.
 class RowReader {
 public:
-    RowReader(const JsonCursor& row, std::size_t length) : m_row(row)
+    /// Values that are mostly the same may be left out at the row's end: `optional` of them.
+    RowReader(const JsonCursor& row, std::size_t length, std::size_t optional) : m_row(row)
     {
         m_good = row.expectArray();
-        if (m_good && row.json().size() != length) {
+        if (m_good && (row.json().size() > length || row.json().size() + optional < length)) {
             row.complain(fmt::format("{} values", row.json().size()), fmt::format("{} values", length));
             m_good = false;
         }
@@ -75,6 +76,7 @@ public:
         return value.value_or(false);
     }
     JsonCursor next() { return m_elements[m_next++]; }
+    bool atEnd() const { return m_next == m_elements.size(); }
     bool good() const { return m_good; }
     void complain(const std::string& what, const std::string& expected)
     {
@@ -110,7 +112,7 @@ public:
         rows("groups", 4, [&](RowReader& row) { group(row); });
         rows("payloads", 6, [&](RowReader& row) { payload(row); });
         rows("classes", 9, [&](RowReader& row) { bufferClass(row); });
-        rows("contents", 12, [&](RowReader& row) { content(row); });
+        rows("contents", 13, 1, [&](RowReader& row) { content(row); });
         integers("buffers", 0, m_schedule.sizes.buffers.size(), m_schedule.buffers);
         integers("content_of", -1, m_schedule.contents.size(), m_schedule.contentOf);
         integers("operands", 0, m_schedule.buffers.size(), m_schedule.operands);
@@ -144,11 +146,15 @@ private:
 
     template <typename Read> void rows(const std::string& key, std::size_t length, Read read)
     {
+        rows(key, length, 0, read);
+    }
+    template <typename Read> void rows(const std::string& key, std::size_t length, std::size_t optional, Read read)
+    {
         const auto list = m_cursor.require(key, "a list of rows");
         if (!list || !list->expectArray())
             return;
         for (const JsonCursor& element : list->elements()) {
-            RowReader row(element, length);
+            RowReader row(element, length, optional);
             read(row);
             if (!row.good())
                 return; // rows behind a broken one would be told wrong for its sake
@@ -241,6 +247,8 @@ private:
                 return;
             content.layout.tensors.push_back(static_cast<std::int32_t>(*tensor));
         }
+        if (!row.atEnd())
+            content.versions = row.integer(1, kMostRanks);
         m_schedule.contents.push_back(std::move(content));
     }
 
@@ -400,7 +408,7 @@ Json toJson(const Schedule& schedule)
     });
     json["contents"] = rowsOf(schedule.contents, [](const Content& content) {
         const Layout& layout = content.layout;
-        return Json{nameOf(content.quantity),
+        Json row = {nameOf(content.quantity),
                     nameOf(content.dtype),
                     nameOf(layout.cut),
                     layout.parts,
@@ -412,6 +420,9 @@ Json toJson(const Schedule& schedule)
                     nameOf(content.codec),
                     content.block,
                     Json(layout.tensors)};
+        if (content.versions != 1)
+            row.push_back(content.versions);
+        return row;
     });
     json["buffers"] = schedule.buffers;
     json["content_of"] = schedule.contentOf;

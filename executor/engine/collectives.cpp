@@ -35,6 +35,10 @@ void Collectives::run(const Op& op, const Action& action, std::span<const Buffer
             allGather(op, group, at(reads, i), writes[i]);
         break;
     case Verb::ReduceScatter:
+        if (action.content >= 0) {
+            reduceScatterContent(op, group, action.content, writes);
+            break;
+        }
         for (std::size_t i = 0; i < writes.size(); ++i)
             reduceScatter(op, group, reads[i], writes[i]);
         break;
@@ -56,7 +60,11 @@ void Collectives::run(const Op& op, const Action& action, std::span<const Buffer
     case Verb::AllToAll:
         for (std::size_t i = 0; i < writes.size(); ++i) {
             const Bytes bytes = m_buffers.shape(reads[i]).bytes;
-            if (reads[i] == writes[i] || bytes != m_buffers.shape(writes[i]).bytes || bytes.count() % group.size() != 0)
+            const Held* held = m_buffers.held(writes[i]);
+            const bool alike = held == nullptr || held->content.versions == 1 ||
+                               held->content.versions == static_cast<std::int64_t>(group.size());
+            if (!alike || reads[i] == writes[i] || bytes != m_buffers.shape(writes[i]).bytes ||
+                bytes.count() % group.size() != 0)
                 throw std::logic_error(fmt::format("all-to-all of \"{}\" ({} B) into \"{}\" ({} B) over {} ranks",
                                                    m_buffers.nameOf(reads[i]), bytes.count(),
                                                    m_buffers.nameOf(writes[i]),
@@ -227,6 +235,33 @@ void Collectives::allReduceContent(const Op& op, Communicator& group, ContentId 
     scaleElements(m_scratch.data(), wanted.dtype, elements, 1.0 / group.size());
     unflatten(content, part, writes, wanted.dtype);
     record(op, group, bytesOf(elements, wanted.dtype));
+}
+
+void Collectives::reduceScatterContent(const Op& op, Communicator& group, ContentId content,
+                                       std::span<const BufferId> writes)
+{
+    const Content& wanted = m_schedule.contents[static_cast<std::size_t>(content)];
+    const DType dtype = wanted.dtype;
+    const std::int64_t each = elementsOf(wanted.layout, m_parameters);
+    m_scratch.assign(static_cast<std::size_t>(bytesOf(each * group.size(), dtype).count()), std::byte{0});
+    const auto partAt = [&](std::int64_t part) { return m_scratch.data() + bytesOf(each * part, dtype).count(); };
+    for (const BufferId buffer : writes) {
+        const TensorView view = m_buffers.view(buffer);
+        for (int part = 0; part < group.size(); ++part)
+            for (const Run& run : runsOfPart(content, part, buffer))
+                convertElements(view.as<std::byte>() + bytesOf(run.to, view.dtype).count(), view.dtype,
+                                partAt(part) + bytesOf(run.from, dtype).count(), dtype, run.count);
+    }
+    std::byte* own = partAt(group.rank());
+    group.reduceScatter(m_scratch.data(), own, each, dtype);
+    scaleElements(own, dtype, each, 1.0 / group.size());
+    record(op, group, bytesOf(each * group.size(), dtype));
+    for (const BufferId buffer : writes) {
+        const TensorView view = m_buffers.view(buffer);
+        for (const Run& run : runsOfPart(content, group.rank(), buffer))
+            convertElements(own + bytesOf(run.from, dtype).count(), dtype,
+                            view.as<std::byte>() + bytesOf(run.to, view.dtype).count(), view.dtype, run.count);
+    }
 }
 
 void Collectives::reduceTo(const Op& op, Communicator& group, ContentId content, std::span<const BufferId> writes)

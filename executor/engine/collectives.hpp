@@ -26,8 +26,9 @@ private:
     Communicator& of(GroupId group) const { return *m_communicators[static_cast<std::size_t>(group)]; }
     void allGather(const Op& op, Communicator& group, BufferId part, BufferId all);
     void reduceScatter(const Op& op, Communicator& group, BufferId all, BufferId part);
-    void allReduce(const Op& op, Communicator& group, BufferId buffer);
     /// Part of several buffers in one call: those tensors that `content` names.
+    void reduceScatterContent(const Op& op, Communicator& group, ContentId content, std::span<const BufferId> writes);
+    void allReduce(const Op& op, Communicator& group, BufferId buffer);
     void allReduceContent(const Op& op, Communicator& group, ContentId content, std::span<const BufferId> writes);
     void reduceTo(const Op& op, Communicator& group, ContentId content, std::span<const BufferId> writes);
     void record(const Op& op, const Communicator& group, Bytes payload);

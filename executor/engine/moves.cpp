@@ -20,14 +20,36 @@ std::int64_t bytesAt(std::int64_t element, DType dtype)
 
 } // namespace
 
-template <typename Each> void OpenBuffer::forEachPart(const Each& visit)
+template <typename Each> void OpenBuffer::forEachStretch(const Each& visit)
 {
     const Content& content = m_buffers.held(m_buffer)->content;
     const Encoding encoding{content.codec, content.block};
-    const std::int64_t parts = encodedParts(content);
-    const std::int64_t each = static_cast<std::int64_t>(m_decoded.size()) / parts;
-    for (std::int64_t part = 0; part < parts; ++part)
-        visit(encoding, m_encoded + encodedBytes(encoding, each).count() * part, m_decoded.data() + each * part, each);
+    const std::int64_t stretches = encodedStretches(content);
+    const std::int64_t each = static_cast<std::int64_t>(m_decoded.size()) / stretches;
+    std::byte* encoded = m_encoded;
+    for (std::int64_t version = 0; version < content.versions; ++version)
+        for (std::int64_t stretch = 0; stretch < stretches; ++stretch) {
+            visit(encoding, encoded, m_decoded.data() + each * stretch, each);
+            encoded += encodedBytes(encoding, each).count();
+        }
+}
+
+void OpenBuffer::decodeAll()
+{
+    const std::int64_t versions = m_buffers.held(m_buffer)->content.versions;
+    std::vector<float> one;
+    forEachStretch([&](const Encoding& encoding, std::byte* encoded, float* values, std::int64_t count) {
+        if (versions == 1) {
+            decode(encoding, encoded, count, values, DType::Fp32);
+            return;
+        }
+        one.resize(static_cast<std::size_t>(count));
+        decode(encoding, encoded, count, one.data(), DType::Fp32);
+        addElements(one.data(), DType::Fp32, values, DType::Fp32, count);
+    });
+    if (versions > 1)
+        scaleElements(m_decoded.data(), DType::Fp32, static_cast<std::int64_t>(m_decoded.size()),
+                      1.0 / static_cast<double>(versions));
 }
 
 OpenBuffer::OpenBuffer(Buffers& buffers, BufferId buffer, Use use) : m_buffers(buffers), m_buffer(buffer), m_use(use)
@@ -44,10 +66,11 @@ OpenBuffer::OpenBuffer(Buffers& buffers, BufferId buffer, Use use) : m_buffers(b
     if (const Held* held = buffers.held(buffer); held != nullptr && held->content.codec != Codec::None) {
         m_encoded = m_data;
         m_decoded.assign(static_cast<std::size_t>(held->elements), 0.0F);
+        if (held->content.versions > 1 && use != Use::Read)
+            throw std::logic_error(fmt::format("\"{}\" holds {} ranks' values: an all-to-all alone writes it",
+                                               buffers.nameOf(buffer), held->content.versions));
         if (use != Use::Overwrite)
-            forEachPart([&](const Encoding& encoding, std::byte* encoded, float* values, std::int64_t count) {
-                decode(encoding, encoded, count, values, DType::Fp32);
-            });
+            decodeAll();
         m_data = static_cast<std::byte*>(static_cast<void*>(m_decoded.data()));
         m_dtype = DType::Fp32;
     }
@@ -58,7 +81,7 @@ void OpenBuffer::close()
     if (m_use == Use::Read)
         return;
     if (m_encoded != nullptr)
-        forEachPart([](const Encoding& encoding, std::byte* encoded, const float* values, std::int64_t count) {
+        forEachStretch([](const Encoding& encoding, std::byte* encoded, const float* values, std::int64_t count) {
             encode(encoding, values, DType::Fp32, count, encoded);
         });
     if (!m_buffers.inMemory(m_buffer))

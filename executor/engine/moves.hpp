@@ -53,7 +53,9 @@ private:
     std::byte* m_data = nullptr;
     DType m_dtype = DType::Fp32;
     /// Calls `visit` with each stretch that is encoded by itself, its code and its values.
-    template <typename Each> void forEachPart(const Each& visit);
+    template <typename Each> void forEachStretch(const Each& visit);
+    /// The mean, where there are several versions.
+    void decodeAll();
 
     std::vector<std::byte> m_file;
     std::byte* m_encoded = nullptr;

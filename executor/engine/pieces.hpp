@@ -23,7 +23,7 @@ struct Piece {
 /// continue each other both in the tensor and in the buffer are one.
 struct Held {
     Content content;
-    std::int64_t elements = 0; // padding and room included, all moments
+    std::int64_t elements = 0; // padding and room included, all moments; of one version
     std::int64_t filled = 0;   // without the room that nothing lies in
     std::vector<Piece> pieces;
 

@@ -135,7 +135,9 @@ private:
 
     void action(std::size_t id, const Action& action)
     {
-        const Operands needs = needsOf(action.verb);
+        Operands needs = needsOf(action.verb);
+        if (action.verb == Verb::ReduceScatter && action.content >= 0)
+            needs.reads = false; // in place
         const auto wrong = [&](const std::string& what) {
             if (m_wrong.size() < kMostWrong)
                 m_wrong.push_back(fmt::format("operation {} ({}): {} {}", id, nameOf(m_schedule.ops[id].kind),
@@ -146,7 +148,7 @@ private:
         const bool halves = action.verb == Verb::Update && m_plan.training.optimizer == Optimizer::OneBitAdam;
         if (needs.reads && action.reads == 0 && !halves)
             wrong("reads nothing");
-        const bool pairs = action.verb == Verb::ReduceScatter || action.verb == Verb::AllToAll ||
+        const bool pairs = (action.verb == Verb::ReduceScatter && needs.reads) || action.verb == Verb::AllToAll ||
                            (action.verb == Verb::AllGather && action.reads > 0);
         if (pairs && action.reads != action.writes)
             wrong(fmt::format("has {} reads for {} writes", action.reads, action.writes));

@@ -110,13 +110,16 @@ Bytes bytesOf(const Held& held)
     const Content& content = held.content;
     if (content.codec == Codec::None)
         return bytesOf(held.elements, content.dtype);
-    const std::int64_t parts = encodedParts(content);
-    return encodedBytes({content.codec, content.block}, held.elements / parts) * parts;
+    const std::int64_t stretches = encodedStretches(content);
+    return encodedBytes({content.codec, content.block}, held.elements / stretches) *
+           checkedMultiply(stretches, content.versions);
 }
 
-std::int64_t encodedParts(const Content& content)
+std::int64_t encodedStretches(const Content& content)
 {
-    return content.layout.allParts ? content.layout.parts : 1;
+    const Layout& layout = content.layout;
+    const std::int64_t pieces = layout.cut == Cut::Swizzled ? layout.multiple : 1;
+    return layout.allParts ? checkedMultiply(layout.parts, pieces) : pieces;
 }
 
 int momentsOf(Optimizer optimizer)

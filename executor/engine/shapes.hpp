@@ -26,12 +26,11 @@ struct Shapes {
     std::vector<BufferShape> buffers;
 };
 
-/// Bytes that elements of this content take, encoded where it has a code: each part by itself where all parts stand in
-/// the buffer.
+/// Bytes that elements of this content take, encoded where it has a code: stretch by stretch.
 Bytes bytesOf(const Held& held);
 
-/// Stretches of equal length that are encoded one by one.
-std::int64_t encodedParts(const Content& content);
+/// Stretches of equal length that are encoded one by one, of one version: what goes to one rank.
+std::int64_t encodedStretches(const Content& content);
 
 /// Moments that the optimizer keeps of each element.
 int momentsOf(Optimizer optimizer);

@@ -75,6 +75,26 @@ TEST(Layout, EachFlatPadsEveryTensor)
               (std::vector<Extent>{{1, 0, 2, 0}, {0, 0, 3, 2}, {1, 2, 2, 5}, {0, 3, 2, 7}}));
 }
 
+// csrc/quantization/swizzled_quantize.cu: for 2 nodes of 4 GPUs the eighths 0 1 2 3 4 5 6 7 become 0 4 1 5 2 6 3 7.
+TEST(Layout, SwizzledPartsAreThoseOfAllNodesForOneGpu)
+{
+    const auto parameters = parametersOf({{4, 4}, {9}});
+    Layout layout{{0}, Cut::Swizzled, 4, 2, true};
+    EXPECT_EQ(elementsOf(layout, parameters), 16);
+    std::vector<std::int64_t> firsts;
+    for (const Extent& extent : extentsOf(layout, parameters, 0))
+        firsts.push_back(extent.first / 2);
+    EXPECT_EQ(firsts, (std::vector<std::int64_t>{0, 4, 1, 5, 2, 6, 3, 7}));
+    layout.allParts = false;
+    EXPECT_EQ(elementsOf(layout, parameters), 4);
+    EXPECT_EQ(extentsOf(layout, parameters, 1), (std::vector<Extent>{{0, 2, 2, 0}, {0, 10, 2, 2}}));
+    // Nine elements in eight pieces of two: the last ones are padding. Pieces of several tensors stand together.
+    layout = {{0, 1}, Cut::Swizzled, 4, 2, false};
+    EXPECT_EQ(extentsOf(layout, parameters, 0),
+              (std::vector<Extent>{{0, 0, 2, 0}, {1, 0, 2, 2}, {0, 8, 2, 4}, {1, 8, 1, 6}}));
+    EXPECT_EQ(elementsOf(layout, parameters), 8);
+}
+
 TEST(Layout, TensorsThatTouchAPartStandInItWhole)
 {
     // 3 + 4 + 2 + 3 elements in two parts of 6: the first holds 3 of the second tensor's 4.

@@ -1,9 +1,12 @@
 // What single actions do to buffers, worked out by hand: moves between cuts, dtypes, places and codes, and collectives
 // over three ranks.
 
+#include <array>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <functional>
+#include <mutex>
 #include <thread>
 
 #include <gtest/gtest.h>
@@ -25,7 +28,8 @@ constexpr BufferSpec kOnNvme{"on NVMe", "", "", Category::OptimizerStates, Place
 /// A plan of buffers alone: the tests carry out their actions themselves.
 class Bench {
 public:
-    explicit Bench(int ranks) : m_builder(sizesFor(ranks), Recording::ForExecution)
+    /// Groups: 0 all ranks, 1 those of a node, 2 those of equal place on all nodes.
+    explicit Bench(int ranks, int ranksPerNode = 1) : m_builder(sizesFor(ranks, ranksPerNode), Recording::ForExecution)
     {
         m_plan.model = modelFromConfig();
         m_plan.training.implementation = Implementation::Shardrun;
@@ -65,12 +69,14 @@ public:
     }
 
 private:
-    static SizeTable sizesFor(int ranks)
+    static SizeTable sizesFor(int ranks, int ranksPerNode)
     {
         SizeTable sizes;
         for (const BufferSpec* spec : {&kOnDevice, &kOnHost, &kOnNvme})
             sizes.addBuffer(*spec, Bytes(1)); // the plan's bytes mean nothing to the executor
         sizes.addGroup({"world", ranks, 1, 1});
+        sizes.addGroup({"node", ranksPerNode, 1, 1});
+        sizes.addGroup({"across nodes", ranks / ranksPerNode, 1, ranksPerNode});
         return sizes;
     }
 
@@ -122,11 +128,12 @@ struct Rank {
         EXPECT_GT(checked, 0);
     }
 
-    void act(Verb verb, std::vector<BufferId> reads, std::vector<BufferId> writes, ContentId content = -1)
+    void act(Verb verb, std::vector<BufferId> reads, std::vector<BufferId> writes, ContentId content = -1,
+             GroupId group = 0)
     {
         Action action;
         action.verb = verb;
-        action.group = 0;
+        action.group = op.group = group;
         action.content = content;
         collectives.run(op, action, reads, writes);
     }
@@ -291,6 +298,149 @@ TEST(EngineVerbs, ReduceToGivesTheMeanToTheOwnerAlone)
             own, [](auto tensor, auto element) { return 2 * pattern(tensor, element); }, 1e-4);
         EXPECT_EQ(rank.measured().collectives.front().count, 3); // one root after the other
     });
+}
+
+TEST(EngineVerbs, ReduceScatterOfAContentLeavesOtherTensorsAlone)
+{
+    Bench bench(3);
+    Content first = contentOf(DType::Fp32, Cut::Whole, false, 1, Quantity::Gradients);
+    Content second = first;
+    Content owners = contentOf(DType::Fp32, Cut::EachFlat, false, 3, Quantity::Gradients);
+    first.layout.tensors = {0, 2};
+    second.layout.tensors = {3, 5};
+    owners.layout.tensors = {0, 5}; // 42 elements in parts of 14, 18 in parts of 6
+    Content others = first;
+    others.layout.tensors = {2};
+    const BufferId one = bench.buffer(Place::Gpu, first);
+    const BufferId other = bench.buffer(Place::Gpu, second);
+    const BufferId own = bench.buffer(Place::Gpu, owners);
+    const BufferId rest = bench.buffer(Place::Gpu, others);
+    const ContentId scattered = bench.content(owners);
+    onRanks(bench.finish(), [&](Rank& rank, int me) {
+        const auto mine = [&](auto tensor, auto element) { return pattern(tensor, element) * (me + 1); };
+        rank.fill(one, mine);
+        rank.fill(other, mine);
+        rank.act(Verb::ReduceScatter, {}, {one, other}, scattered);
+        const std::vector<BufferId> both = {one, other};
+        rank.mover.move(both, std::span(&own, 1), false);
+        rank.mover.move(both, std::span(&rest, 1), false);
+        rank.check(
+            own, [](auto tensor, auto element) { return 2 * pattern(tensor, element); }, 1e-4);
+        rank.check(rest, mine);
+        const RankMeasurement measured = rank.measured();
+        EXPECT_EQ(measured.collectives.front().count, 1);
+        EXPECT_EQ(measured.collectives.front().payloadBytes.count(), (42 + 18) * 4);
+    });
+}
+
+/// ZeRO++'s quantised reduction of one tensor: 48 elements, twelve a rank, six of which share a scale.
+struct TwoHops {
+    TwoHops(int nodes, int ranksPerNode) : bench(nodes * ranksPerNode, ranksPerNode)
+    {
+        const int ranks = nodes * ranksPerNode;
+        Content content;
+        content.quantity = Quantity::Gradients;
+        content.layout = {{1}, Cut::Whole, 1, 1, false};
+        whole = bench.buffer(Place::Gpu, content);
+        content.layout = {{1}, Cut::EachFlat, ranks, 1, false};
+        content.group = 0;
+        own = bench.buffer(Place::Gpu, content);
+        content.codec = Codec::Int4Blockwise;
+        content.block = 6;
+        Content arrived = content;
+        arrived.versions = nodes;
+        arrivedBetween = bench.buffer(Place::Gpu, arrived);
+        content.layout = {{1}, Cut::Swizzled, ranksPerNode, nodes, true};
+        content.group = 1;
+        inside = bench.buffer(Place::Gpu, content);
+        content.layout.allParts = false;
+        between = bench.buffer(Place::Gpu, content);
+        content.versions = ranksPerNode;
+        arrivedInside = bench.buffer(Place::Gpu, content);
+    }
+
+    void reduce(Rank& rank) const
+    {
+        const auto move = [&](BufferId from, BufferId to) {
+            rank.mover.move(std::span(&from, 1), std::span(&to, 1), false);
+        };
+        move(whole, inside);
+        rank.act(Verb::AllToAll, {inside}, {arrivedInside}, -1, 1);
+        move(arrivedInside, between);
+        rank.act(Verb::AllToAll, {between}, {arrivedBetween}, -1, 2);
+        move(arrivedBetween, own);
+    }
+
+    Bench bench;
+    BufferId whole = -1, own = -1, inside = -1, arrivedInside = -1, between = -1, arrivedBetween = -1;
+};
+
+TEST(EngineVerbs, TwoHopsOfInt4AreTheMeanWhereItsStepsHitTheValues)
+{
+    TwoHops hops(2, 2);
+    // Each run of six has a 7 or -7, so that the scales are 1, 2, 3 and 4 on the four ranks, 1.5 and 3.5 on the nodes.
+    const auto steps = [](std::int64_t element) {
+        constexpr std::array<int, 6> kRun = {3, -7, 0, 5, -1, 2};
+        return kRun[static_cast<std::size_t>(element % 6)] * (element / 6 % 2 == 0 ? 1 : -1);
+    };
+    onRanks(hops.bench.finish(), [&](Rank& rank, int me) {
+        rank.fill(hops.whole, [&](auto, auto element) { return (me + 1) * steps(element); });
+        hops.reduce(rank);
+        // Rank 1 is GPU 1 of node 0: it sends GPU 0's twelve elements of both nodes first, two a byte, then two scales.
+        if (me == 1) {
+            const std::byte* sent = rank.buffers.data(hops.inside);
+            EXPECT_EQ(sent[0], std::byte{0x93}); // 3, -7
+            EXPECT_EQ(sent[1], std::byte{0x50}); // 0, 5
+            EXPECT_EQ(sent[2], std::byte{0x2f}); // -1, 2
+            float scale = 0;
+            std::memcpy(&scale, sent + 6, sizeof scale);
+            EXPECT_EQ(scale, 2);
+        }
+        rank.check(hops.own, [&](auto, auto element) { return 2.5 * steps(element); });
+        EXPECT_EQ(rank.buffers.held(hops.own)->pieces.front().first, 12 * me);
+        const RankMeasurement measured = rank.measured();
+        ASSERT_EQ(measured.collectives.size(), 2U);
+        // 48 halves of a byte and eight scales to the other GPU and to oneself; half of it between nodes.
+        EXPECT_EQ(measured.collectives[0].payloadBytes.count(), 24 + 8 * 4);
+        EXPECT_EQ(measured.collectives[0].sentBytes.count(), (24 + 8 * 4) / 2);
+        EXPECT_EQ(measured.collectives[1].payloadBytes.count(), 12 + 4 * 4);
+        EXPECT_EQ(measured.collectives[1].sentBytes.count(), (12 + 4 * 4) / 2);
+    });
+}
+
+// Each hop is off by half a step at most: of a rank's largest value in the first, of a node's mean in the second.
+TEST(EngineVerbs, TwoHopsOfInt4StayWithinTheirError)
+{
+    for (const auto& [nodes, ranksPerNode] : std::vector<std::pair<int, int>>{{2, 1}, {2, 2}, {3, 2}, {2, 4}, {4, 2}}) {
+        TwoHops hops(nodes, ranksPerNode);
+        const int ranks = nodes * ranksPerNode;
+        const auto value = [](int rank, std::int64_t element) {
+            return std::sin(static_cast<double>(element * 7 + rank * 13)) * (1 + static_cast<double>(element % 5));
+        };
+        const auto mean = [&](std::int64_t element) {
+            double sum = 0;
+            for (int rank = 0; rank < ranks; ++rank)
+                sum += value(rank, element) / ranks;
+            return sum;
+        };
+        const double largest = 5;
+        const double bound = 2 * (largest / 7) * (0.5 + 8 * 0x1p-23);
+        double worst = 0;
+        std::mutex guard;
+        onRanks(hops.bench.finish(), [&](Rank& rank, int me) {
+            rank.fill(hops.whole, [&](auto, auto element) { return value(me, element); });
+            hops.reduce(rank);
+            rank.check(
+                hops.own, [&](auto, auto element) { return mean(element); }, bound);
+            OpenBuffer open(rank.buffers, hops.own, OpenBuffer::Use::Read);
+            const Piece& piece = rank.buffers.held(hops.own)->pieces.front();
+            const std::lock_guard lock(guard);
+            for (std::int64_t i = 0; i < piece.count; ++i)
+                worst = std::max(
+                    worst, std::abs(reinterpret_cast<const float*>(open.data())[piece.at + i] - mean(piece.first + i)));
+        });
+        EXPECT_GT(worst, 0.01) << nodes << " x " << ranksPerNode; // it was quantised
+    }
 }
 
 TEST(EngineVerbs, AllReduceOfAContentTakesOnlyItsTensors)

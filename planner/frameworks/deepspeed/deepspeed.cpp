@@ -99,11 +99,6 @@ void refuseExecution(const PlanInput& input, const DeepSpeedOptions& options, st
                                                   module.name));
                     return;
                 }
-    if (options.quantizedGradients)
-        reasons.push_back("shardrun does not carry out zero_quantized_gradients");
-    if (options.quantizedWeights && (options.hpzPartitionSize > 1 || options.offloadParam != OffloadDevice::None))
-        reasons.push_back("shardrun carries out zero_quantized_weights without zero_hpz_partition_size and "
-                          "offload_param only");
     if (options.micsShardSize > 0 && dtypes.wire != dtypes.accumulate)
         reasons.push_back("shardrun carries out MiCS with gradients sent as they are kept only");
     if (options.offloadParam == OffloadDevice::Nvme && options.maxInCpu > 0 &&

@@ -90,7 +90,7 @@ FlatOrder::FlatOrder(const ActivationModel& activations)
                 if (!parameter.trainable)
                     continue;
                 const std::int64_t side =
-                    parameter.shape.size() < 2 ? 0 : *std::max_element(parameter.shape.begin(), parameter.shape.end());
+                    parameter.shape.size() < 2 ? 0 : std::max(parameter.shape[0], parameter.shape[1]);
                 for (std::int64_t i = 0; i < parameter.repeat; ++i) {
                     m_tensors.push_back({m_elements, parameter.numel, side, base + index});
                     m_elements = checkedAdd(m_elements, parameter.numel);

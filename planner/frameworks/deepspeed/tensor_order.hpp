@@ -41,7 +41,7 @@ bool isTiedModule(const Model& model, int layer, int module);
 struct FlatTensor {
     std::int64_t offset = 0; // elements
     std::int64_t numel = 0;
-    std::int64_t longestSide = 0; // of a matrix; 0 for vectors
+    std::int64_t longestSide = 0; // of a matrix, or of the first two sides of more; 0 for vectors
     std::int32_t tensor = 0;      // index into listParameters, where no parameter repeats
 };
 

@@ -34,35 +34,54 @@ private:
     // partition_parameters.py CUDAQuantizer.target_group_size: elements per fp32 scale
     static constexpr std::int64_t kQuantizedGroup = 8000;
 
+    /// What goes between the ranks of one group in a gather call.
+    struct GatherClasses {
+        BufferClassId flat = -1;      // what the collective fills (int8 under qwZ)
+        BufferClassId joined = -1;    // shards of a coalesced call under qwZ, one after another for the quantiser
+        BufferClassId quantized = -1; // this rank's int8 input under qwZ
+        BufferClassId upload = -1;    // this rank's part on its way from the host
+        PayloadId uploadCopy = -1;
+        PayloadId quantise = -1; // this rank's part
+        PayloadId gather = -1;
+    };
     /// A gather call of one kind.
     struct CallClasses {
         bool coalesced = false;
-        BufferClassId flat = -1;      // what the collective fills (int8 under qwZ)
-        BufferClassId quantized = -1; // this rank's int8 input under qwZ
-        BufferClassId widened = -1;   // dequantised flat buffer of a coalesced call under qwZ
-        BufferClassId upload = -1;    // shard on its way from the host
-        PayloadId gather = -1;
-        PayloadId uploadCopy = -1;
+        GatherClasses primary;
+        GatherClasses secondary;    // within the hpZ group, of its larger parts
+        BufferClassId widened = -1; // dequantised flat buffer of a coalesced call under qwZ
         PayloadId nvmeRead = -1;
-        PayloadId quantise = -1; // this rank's input, under qwZ
-        PayloadId copyOut = -1;  // dequantised under qwZ
+        PayloadId copyOut = -1; // dequantised under qwZ
+
+        const GatherClasses& of(const GatherCall& call) const { return call.secondary ? secondary : primary; }
     };
     /// A reduction of one kind.
     struct FlushClasses {
         BufferClassId input = -1;
         BufferClassId cast = -1;
-        BufferClassId compressed = -1; // int4 payload of qgZ, in or out
-        BufferClassId offload = -1;    // shard on its way to the host, 16-bit and fp32
-        PayloadId scatter = -1;        // reduce-scatter or all-reduce of what is not compressed
-        PayloadId inside = -1;         // qgZ's hops
-        PayloadId between = -1;
-        PayloadId replicate = -1;  // MiCS
-        PayloadId narrowCopy = -1; // 16-bit shard to the host, or back
-        PayloadId wideCopy = -1;   // fp32 shard to the host
+        BufferClassId offload = -1; // shard on its way to the host, 16-bit and fp32
+        PayloadId scatter = -1;     // reduce-scatter or all-reduce
+        PayloadId replicate = -1;   // MiCS
+        PayloadId narrowCopy = -1;  // 16-bit shard to the host, or back
+        PayloadId wideCopy = -1;    // fp32 shard to the host
         // Within the GPU: before the reduction, and the shard kept or added up after it.
-        PayloadId prepare = -1, keep = -1, addUp = -1, quantise = -1, requantise = -1, dequantise = -1;
-        bool compressesAll = false;
+        PayloadId prepare = -1, keep = -1, addUp = -1;
         bool asItIs = false; // reduced where it lies
+    };
+    /// The reduction of one tensor under qgZ (zero3_two_hops.cpp): quantised, or scattered by itself where it cannot
+    /// be.
+    struct TwoHopClasses {
+        std::int64_t numel = 0;
+        std::int64_t longestSide = 0;
+        bool compressed = false;
+        std::int64_t block = 0;     // elements that share a scale
+        BufferClassId inside = -1;  // int4 payload of the first hop, in or out
+        BufferClassId between = -1; // of the second hop
+        BufferClassId dequantised = -1;
+        BufferClassId output = -1; // this rank's part
+        BufferClassId padded = -1; // of a tensor that is scattered and does not divide evenly
+        PayloadId insidePayload = -1, betweenPayload = -1, scatter = -1;
+        PayloadId quantise = -1, requantise = -1, dequantise = -1, divide = -1;
     };
     /// The fp32 gradients of a flush at the boundary.
     struct WideMoves {
@@ -102,11 +121,14 @@ private:
     void defineNvme();
     void defineCalls();
     void definePieces();
+    BufferClassId defineSecondary(const GatherUnitType& type, Bytes exact);
     void defineGradients();
     void defineFlushes();
     void defineWideMoves();
-    void defineFlushCopies(FlushClasses& classes, std::int64_t padded, std::int64_t compressed, std::int64_t shard,
-                           bool asItIs, Bytes inside, Bytes between);
+    void defineFlushCopies(FlushClasses& classes, std::int64_t padded, std::int64_t shard);
+    void findTwoHopKinds();
+    void defineTwoHops();
+    std::vector<Note> twoHopNotes() const;
     void defineStep();
     void stepAtOnce();
     void definePersistentUp();
@@ -115,7 +137,9 @@ private:
     std::int64_t paddedElements(const TensorRuns& runs, std::int64_t ranks, bool frozen) const;
     Bytes paddedBytes(const TensorRuns& runs, std::int64_t ranks) const;
     Bytes exactBytes(const TensorRuns& runs) const;
-    Bytes quantizedBytes(const TensorRuns& runs) const;
+    /// Of all `parts` parts of the tensors, which are padded for all ranks.
+    Bytes quantizedBytes(const TensorRuns& runs, std::int64_t parts) const;
+    GatherClasses gatherClasses(const TensorRuns& runs, std::int64_t parts, bool coalesced);
     /// Elements of the largest sub-group that has its states on NVMe.
     std::int64_t largestSwap() const
     {
@@ -169,7 +193,8 @@ private:
     std::vector<BufferClassId> m_secondaries;  // by unit type
     std::vector<std::vector<GradientClasses>> m_gradients;
     std::vector<FlushClasses> m_flushes;      // by flush kind
-    std::vector<WideMoves> m_wideMoves;       // by flush, where sub-groups are stepped in two places
+    std::vector<TwoHopClasses> m_twoHops;     // by kind of tensor: tensors of the same sizes share one; under qgZ
+    std::vector<std::size_t> m_twoHopKinds;   // by index into m_buckets.tensors
     std::vector<PayloadId> m_secondaryCopies; // by unit type
     PayloadId m_persistentGather = -1, m_parametersDown = -1, m_nvmeParameterWrite = -1, m_check = -1;
 };

@@ -11,8 +11,6 @@ namespace {
 using C = Category;
 using S = Stream;
 
-constexpr std::int64_t kGradientsPerByte = 2; // int4
-
 constexpr BufferSpec kGathered{"gathered parameters of a module",
                                "d x numel, padded to N",
                                "partition_parameters.py _all_gather_coalesced",
@@ -43,6 +41,12 @@ constexpr BufferSpec kQuantizedShard{"this rank's int8 weights and scales",
                                      C::CommunicationBuffers,
                                      Place::Gpu,
                                      S::AllGather};
+constexpr BufferSpec kJoinedShards{"shards of a coalesced gather, joined for the quantiser",
+                                   "d x numel/N",
+                                   "partition_parameters.py _all_gather_coalesced: torch.cat",
+                                   C::CommunicationBuffers,
+                                   Place::Gpu,
+                                   S::AllGather};
 constexpr BufferSpec kDequantized{
     "dequantised weights in fp16", "2 B x numel", "partition_parameters.py CUDAQuantizer.dequantize",
     C::GatheredParameters,         Place::Gpu,    S::AllGather};
@@ -52,6 +56,18 @@ constexpr BufferSpec kSecondary{"secondary shard of a module",
                                 C::Parameters,
                                 Place::Gpu,
                                 S::Compute};
+constexpr BufferSpec kSecondaryPinned{"secondary shard of a module in host memory, pinned",
+                                      "d x numel/h, padded to N, each tensor a power of two",
+                                      "partition_parameters.py _partition_param_sec: remote_device",
+                                      C::Parameters,
+                                      Place::HostPinned,
+                                      S::Host};
+constexpr BufferSpec kSecondaryPageable{"secondary shard of a module in host memory",
+                                        "d x numel/h, padded to N",
+                                        "partition_parameters.py _partition_param_sec: remote_device",
+                                        C::Parameters,
+                                        Place::HostPageable,
+                                        S::Host};
 constexpr BufferSpec kUpload{
     "shard copied from the host", "d x shard", "partition_parameters.py _all_gather_coalesced: ds_tensor.to(device)",
     C::CommunicationBuffers,      Place::Gpu,  S::AllGather};
@@ -70,12 +86,6 @@ constexpr BufferSpec kScatterCast{"bucket in the communication dtype",
                                   C::CommunicationBuffers,
                                   Place::Gpu,
                                   S::Reduce};
-constexpr BufferSpec kCompressed{"int4 gradients and scales",
-                                 "elements / 2 + 4 B a group",
-                                 "runtime/comm/coalesced_collectives.py all_to_all_quant_reduce",
-                                 C::CommunicationBuffers,
-                                 Place::Gpu,
-                                 S::Reduce};
 constexpr BufferSpec kOffloadedGradient{"gradient shard on its way to the host",
                                         "(d + 4 B) x largest shard",
                                         "stage3.py partition_grads",
@@ -105,19 +115,45 @@ Bytes Zero3Rules::exactBytes(const TensorRuns& runs) const
     return paddedBytes(runs, 1);
 }
 
-Bytes Zero3Rules::quantizedBytes(const TensorRuns& runs) const
+Bytes Zero3Rules::quantizedBytes(const TensorRuns& runs, std::int64_t parts) const
 {
-    if (executes()) { // encodes a part as one run of elements
-        const std::int64_t part = paddedElements(runs, m_shardRanks, false) / m_shardRanks;
-        return (bytesOf(part, DType::Int8) + bytesOf(ceilDivide(part, kQuantizedGroup), DType::Fp32)) * m_shardRanks;
-    }
+    const auto ofPart = [](std::int64_t elements) {
+        return bytesOf(elements, DType::Int8) + bytesOf(ceilDivide(elements, kQuantizedGroup), DType::Fp32);
+    };
+    if (executes()) // encodes a part as one run of elements
+        return ofPart(paddedElements(runs, m_shardRanks, false) / parts) * parts;
     Bytes total;
-    for (const TensorRun& run : runs) {
-        const std::int64_t shard = ceilDivide(run.numel, m_shardRanks);
-        const Bytes ofRank = bytesOf(shard, DType::Int8) + bytesOf(ceilDivide(shard, kQuantizedGroup), DType::Fp32);
-        total += ofRank * m_shardRanks * run.count;
-    }
+    for (const TensorRun& run : runs)
+        total += ofPart(roundUp(run.numel, m_shardRanks) / parts) * parts * run.count;
     return total;
+}
+
+Zero3Rules::GatherClasses Zero3Rules::gatherClasses(const TensorRuns& runs, std::int64_t parts, bool coalesced)
+{
+    const bool quantized = quantizesWeights();
+    const Bytes whole = paddedBytes(runs, m_shardRanks);
+    const Bytes sent = quantized ? quantizedBytes(runs, parts) : whole;
+    const Bytes held = gathersNothing() ? Bytes(0) : sent;
+    const Bytes part = share(whole, 1, parts);
+    const BufferSpec& spec = quantized ? kQuantizedGather : coalesced ? kFlatGather : kGathered;
+    GatherClasses classes;
+    classes.flat = m_sizes.addBuffer(spec, held);
+    classes.joined = m_sizes.addBuffer(kJoinedShards, quantized && coalesced && !gathersNothing() ? part : Bytes(0));
+    classes.quantized = m_sizes.addBuffer(kQuantizedShard, quantized ? share(held, 1, parts) : Bytes(0));
+    // A coalesced gather copies the host's shards straight into its flat buffer, unless they are to be quantised.
+    const bool uploads = !paramOn(OffloadDevice::None) && (quantized || !coalesced);
+    classes.upload = m_sizes.addBuffer(kUpload, uploads ? part : Bytes(0));
+    classes.uploadCopy = m_sizes.addPayload(
+        {"shard to the GPU", "d x shard", "partition_parameters.py _all_gather_coalesced", part, m_dtypes.model});
+    // The quantiser works in fp16: bf16 is converted before and after it.
+    const std::int64_t passes = (m_dtypes.model == DType::Bf16 ? 3 : 1) + (coalesced ? 2 : 0);
+    classes.quantise =
+        m_sizes.addPayload({"shard quantised", "d x shard + int8", "partition_parameters.py CUDAQuantizer",
+                            quantized ? part * passes + share(sent, 1, parts) : Bytes(0), m_dtypes.model});
+    classes.gather = m_sizes.addPayload({quantized ? "quantised parameters" : "parameters",
+                                         quantized ? "numel + 4 B a group" : "d x numel, padded to N",
+                                         "partition_parameters.py _all_gather_coalesced", sent, m_dtypes.model});
+    return classes;
 }
 
 void Zero3Rules::defineCalls()
@@ -131,30 +167,19 @@ void Zero3Rules::defineCalls()
         call.coalesced = tensors > 1;
         const bool quantized = quantizesWeights();
         const Bytes whole = paddedBytes(runs, m_shardRanks);
-        const Bytes sent = quantized ? quantizedBytes(runs) : whole;
-        const Bytes held = gathersNothing() ? Bytes(0) : sent;
-        const BufferSpec& spec = quantized ? kQuantizedGather : call.coalesced ? kFlatGather : kGathered;
-        call.flat = m_sizes.addBuffer(spec, held);
+        call.primary = gatherClasses(runs, m_shardRanks, call.coalesced);
+        // The same padded tensors in fewer parts: larger ones come up, and int8 ones have scales of their own.
+        const bool other = m_options.hpzPartitionSize > 1 && (quantized || !paramOn(OffloadDevice::None));
+        call.secondary = other ? gatherClasses(runs, m_options.hpzPartitionSize, call.coalesced) : call.primary;
         const Bytes shard = share(whole, 1, m_shardRanks);
-        call.quantized = m_sizes.addBuffer(kQuantizedShard, quantized ? share(held, 1, m_shardRanks) : Bytes(0));
         call.widened = m_sizes.addBuffer(kFlatGather, quantized && call.coalesced ? whole : Bytes(0));
-        // A coalesced gather copies the host's shards straight into its flat buffer.
-        call.upload = m_sizes.addBuffer(kUpload, paramOn(OffloadDevice::None) || call.coalesced ? Bytes(0) : shard);
-        call.gather = m_sizes.addPayload({quantized ? "quantised parameters" : "parameters",
-                                          quantized ? "numel + 4 B a group" : "d x numel, padded to N",
-                                          "partition_parameters.py _all_gather_coalesced", sent, m_dtypes.model});
-        call.uploadCopy = m_sizes.addPayload(
-            {"shard to the GPU", "d x shard", "partition_parameters.py _all_gather_coalesced", shard, m_dtypes.model});
         const Bytes all = bytesOf(m_shard, m_dtypes.model) + bytesOf(m_frozenShard, m_dtypes.frozen);
         call.nvmeRead = m_sizes.addPayload(
             {"parameter shard from NVMe", "d x shard beyond max_in_cpu",
              "runtime/swap_tensor/partitioned_param_swapper.py",
              all > Bytes(0) ? share(shard, nvmeParameterBytes().count(), all.count()) : Bytes(0), m_dtypes.model});
-        // The quantiser works in fp16: bf16 is converted before and after it.
-        const std::int64_t passes = m_dtypes.model == DType::Bf16 ? 3 : 1;
-        call.quantise =
-            m_sizes.addPayload({"shard quantised", "d x shard + int8", "partition_parameters.py CUDAQuantizer",
-                                quantized ? shard * passes + share(sent, 1, m_shardRanks) : Bytes(0), m_dtypes.model});
+        const std::int64_t passes = m_dtypes.model == DType::Bf16 ? 3 : 1; // converted from fp16
+        const Bytes sent = quantized ? quantizedBytes(runs, m_shardRanks) : whole;
         call.copyOut = m_sizes.addPayload(
             {quantized ? "parameters dequantised" : "parameters copied out",
              quantized ? "int8 + d x numel" : "2 d x numel",
@@ -181,11 +206,30 @@ void Zero3Rules::definePieces()
         const Bytes secondary = m_options.hpzPartitionSize > 1
                                     ? share(paddedBytes(type.tensors, m_shardRanks), 1, m_options.hpzPartitionSize)
                                     : Bytes(0);
-        m_secondaries.push_back(m_sizes.addBuffer(kSecondary, secondary, type.layerType));
-        m_secondaryCopies.push_back(
-            m_sizes.addPayload({"secondary shard copied", "2 d x numel/h",
-                                "partition_parameters.py _partition_param_sec", secondary * 2, m_dtypes.model}));
+        m_secondaries.push_back(defineSecondary(type, secondary));
+        const bool here = paramOn(OffloadDevice::None);
+        m_secondaryCopies.push_back(m_sizes.addPayload(
+            {here ? "secondary shard copied" : "secondary shard to the host", here ? "2 d x numel/h" : "d x numel/h",
+             "partition_parameters.py _partition_param_sec", here ? secondary * 2 : secondary, m_dtypes.model}));
     }
+}
+
+/// Secondary shards stand where the shards do, under offload_param in host memory, pinned tensor by tensor.
+BufferClassId Zero3Rules::defineSecondary(const GatherUnitType& type, Bytes exact)
+{
+    if (paramOn(OffloadDevice::None))
+        return m_sizes.addBuffer(kSecondary, exact, type.layerType);
+    if (!roundsPinned(m_options.paramPinMemory))
+        return m_sizes.addBuffer(m_options.paramPinMemory ? kSecondaryPinned : kSecondaryPageable, exact,
+                                 type.layerType);
+    Bytes rounded;
+    for (const TensorRun& run : type.tensors)
+        if (m_options.hpzPartitionSize > 1)
+            rounded += hostBytes(bytesOf(roundUp(run.numel, m_shardRanks) / m_options.hpzPartitionSize,
+                                         run.frozen ? m_dtypes.frozen : m_dtypes.model),
+                                 true) *
+                       run.count;
+    return m_sizes.addBuffer(kSecondaryPinned, rounded, type.layerType);
 }
 
 void Zero3Rules::defineGradients()
@@ -219,42 +263,27 @@ void Zero3Rules::defineGradients()
 void Zero3Rules::defineFlushes()
 {
     m_flushes.clear();
-    const std::int64_t local = m_cluster->gpusPerNode;
     for (const std::size_t representative : m_buckets.kinds) {
         const BucketFlush& flush = m_buckets.flushes[representative];
-        std::int64_t padded = 0;     // of what is reduce-scattered
-        std::int64_t compressed = 0; // of what goes through qgZ
+        std::int64_t padded = 0;
         std::int64_t shard = 0;
-        Bytes insideScales;
-        Bytes betweenScales;
         for (std::size_t i = flush.firstTensor; i < flush.endTensor; ++i) {
             const FlatTensor& tensor = m_buckets.tensors[i];
             shard = checkedAdd(shard, shardOf(tensor));
-            // all_to_all_quant_reduce leaves vectors and tensors that do not divide evenly to reduce-scatter
-            const bool even = tensor.numel % checkedMultiply(2, m_ranks) == 0;
-            if (m_options.quantizedGradients && tensor.longestSide > 0 && even) {
-                compressed = checkedAdd(compressed, tensor.numel);
-                const std::int64_t groups = std::max(tensor.longestSide, m_ranks);
-                insideScales += bytesOf(groups, DType::Fp32);
-                betweenScales += bytesOf(ceilDivide(groups, local), DType::Fp32);
-            } else {
-                padded = checkedAdd(padded, roundUp(tensor.numel, m_shardRanks));
-            }
+            padded = checkedAdd(padded, roundUp(tensor.numel, m_shardRanks));
         }
         FlushClasses classes;
-        classes.compressesAll = padded == 0;
         const bool scatters = m_options.reduceScatter;
-        if (!scatters && compressed == 0)
-            padded = flush.elements; // only what is scattered is padded
-        const bool asItIs =
-            !scatters || (flush.endTensor - flush.firstTensor == 1 && padded == flush.elements) || m_shardRanks == 1;
-        classes.asItIs = asItIs;
-        classes.input = m_sizes.addBuffer(kScatterInput, asItIs ? Bytes(0) : bytesOf(padded, m_dtypes.wire));
+        // Only what is scattered is padded; under qgZ each tensor by itself.
+        if (!scatters || m_options.quantizedGradients)
+            padded = flush.elements;
+        classes.asItIs =
+            !m_options.quantizedGradients &&
+            (!scatters || (flush.endTensor - flush.firstTensor == 1 && padded == flush.elements) || m_shardRanks == 1);
+        const bool joins = !classes.asItIs && !m_options.quantizedGradients;
+        classes.input = m_sizes.addBuffer(kScatterInput, joins ? bytesOf(padded, m_dtypes.wire) : Bytes(0));
         classes.cast = m_sizes.addBuffer(kScatterCast,
                                          m_dtypes.wire == m_dtypes.model ? Bytes(0) : bytesOf(padded, m_dtypes.wire));
-        const Bytes inside = Bytes(ceilDivide(compressed, kGradientsPerByte)) + insideScales;
-        const Bytes between = Bytes(ceilDivide(compressed, checkedMultiply(kGradientsPerByte, local))) + betweenScales;
-        classes.compressed = m_sizes.addBuffer(kCompressed, m_options.quantizedGradients ? inside : Bytes(0));
         const std::int64_t moving = std::min(shard, m_largestShard);
         classes.offload = m_sizes.addBuffer(
             kOffloadedGradient,
@@ -262,12 +291,6 @@ void Zero3Rules::defineFlushes()
         classes.scatter =
             m_sizes.addPayload({"gradient bucket", "w x elements, padded to N", "stage3.py __avg_scatter_grads",
                                 bytesOf(padded, m_dtypes.wire), m_dtypes.wire});
-        classes.inside =
-            m_sizes.addPayload({"int4 gradients inside the node", "elements / 2 + scales",
-                                "coalesced_collectives.py all_to_all_quant_reduce", inside, m_dtypes.model});
-        classes.between =
-            m_sizes.addPayload({"int4 gradients between nodes", "elements / (2 x GPUs a node) + scales",
-                                "coalesced_collectives.py all_to_all_quant_reduce", between, m_dtypes.model});
         classes.replicate =
             m_sizes.addPayload({"gradient shards", "w x shard", "zero/mics.py allreduce_mics_shard_grads",
                                 bytesOf(shard, m_dtypes.wire), m_dtypes.wire});
@@ -276,7 +299,7 @@ void Zero3Rules::defineFlushes()
         classes.wideCopy =
             m_sizes.addPayload({"fp32 gradient shard to the host", "4 B x shard", "stage3.py partition_grads",
                                 bytesOf(shard, m_dtypes.master), m_dtypes.master});
-        defineFlushCopies(classes, padded, compressed, shard, asItIs, inside, between);
+        defineFlushCopies(classes, padded, shard);
         m_flushes.push_back(classes);
     }
     defineWideMoves();
@@ -306,18 +329,17 @@ void Zero3Rules::defineWideMoves()
     }
 }
 
-void Zero3Rules::defineFlushCopies(FlushClasses& classes, std::int64_t padded, std::int64_t compressed,
-                                   std::int64_t shard, bool asItIs, Bytes inside, Bytes between)
+void Zero3Rules::defineFlushCopies(FlushClasses& classes, std::int64_t padded, std::int64_t shard)
 {
     const auto add = [this](std::string_view name, std::string_view formula, std::string_view source, Bytes moved) {
         return m_sizes.addPayload({name, formula, source, moved, m_dtypes.model});
     };
     const Bytes wire = bytesOf(padded, m_dtypes.wire);
-    Bytes preparing = wire * 2; // divided by the ranks
+    Bytes preparing;
+    if (!m_options.quantizedGradients)
+        preparing += wire * (classes.asItIs ? 2 : 4); // divided by the ranks, and concatenated before
     if (m_dtypes.wire != m_dtypes.model)
         preparing += bytesOf(padded, m_dtypes.model) + wire;
-    if (!asItIs)
-        preparing += wire * 2;
     classes.prepare = add("bucket cast, concatenated and divided", "4 w x elements",
                           "runtime/comm/coalesced_collectives.py reduce_scatter_coalesced", preparing);
     const Bytes reduced = bytesOf(shard, m_dtypes.wire);
@@ -327,15 +349,6 @@ void Zero3Rules::defineFlushCopies(FlushClasses& classes, std::int64_t padded, s
         add("gradient shard kept", "(w + a) x shard", "stage3.py partition_grads", onGpu ? reduced + kept : Bytes(0));
     classes.addUp =
         add("gradient shard added up", "(w + 2 a) x shard", "stage3.py partition_grads", reduced + kept * 2);
-    // Two hops: everything is quantised, then what the node has reduced, a part in gpusPerNode of it, again.
-    const Bytes gradients = bytesOf(compressed, m_dtypes.model);
-    const Bytes ofNode = share(gradients, 1, m_cluster->gpusPerNode);
-    const std::string_view source = "coalesced_collectives.py all_to_all_quant_reduce";
-    classes.quantise = add("gradients quantised to int4", "d x elements + payload", source, gradients + inside);
-    classes.requantise = add("gradients of the node reduced and quantised again", "both payloads", source,
-                             inside + ofNode * 2 + between);
-    classes.dequantise = add("gradients dequantised and averaged", "payload + d x shard", source,
-                             between + share(ofNode, 1, std::max<std::int64_t>(1, m_cluster->nodes)));
 }
 
 } // namespace shardwright

@@ -1,7 +1,7 @@
 #pragma once
 
 // Writes the schedule of ZeRO-3: zero3_gathering.cpp has what comes to the GPU, zero3_reducing.cpp what becomes of
-// gradients, zero3_stepping.cpp the optimizer's step.
+// gradients, zero3_two_hops.cpp how they travel quantised, zero3_stepping.cpp the optimizer's step.
 
 #include <algorithm>
 #include <deque>
@@ -36,6 +36,14 @@ private:
         BufferId master = -1;
         BufferId gradient = -1;
         BufferId moments = -1;
+    };
+    /// What is sent and received of one tensor under qgZ.
+    struct TwoHops {
+        BufferId inside = -1;
+        BufferId arrivedInside = -1;
+        BufferId between = -1;
+        BufferId arrivedBetween = -1;
+        BufferId dequantised = -1;
     };
     struct Pending {
         std::int32_t flush;
@@ -81,7 +89,18 @@ private:
 
     Tensors tensorsOfCall(const GatherCall& call) const;
     /// zero/partition_parameters.py CUDAQuantizer: int8, a scale for each run of elements of a tensor's shard.
-    Content quantizedContent(Layout layout) const;
+    Content quantizedContent(Layout layout, GroupId group) const;
+    /// How the parts of a call's tensors lie: those of all ranks, or those of the hpZ group.
+    Layout partsOf(const GatherCall& call, bool all) const;
+    GroupId groupOf(const GatherCall& call) const
+    {
+        return call.secondary ? m_rules.m_secondaryGroup : m_rules.m_shardGroup;
+    }
+    Buffers secondariesOf(const GatherCall& call) const;
+    /// Where this rank's parts lie on the GPU: the shards, the secondary shards, or what came up from the host.
+    Buffers ownParts(const GatherCall& call, BufferId upload) const;
+    /// This rank's int8 input of a call.
+    BufferId quantise(const GatherCall& call, const Zero3Rules::CallClasses& classes, BufferId& upload);
     BufferId allocateFlat(const GatherCall& call, const Zero3Rules::CallClasses& classes);
     /// Shards of the secondary group are parts of the tensor as it is padded for all ranks (partition_parameters.py
     /// _partition_param_sec).
@@ -137,8 +156,13 @@ private:
     /// zero/mics.py allreduce_mics_shard_grads: what the micro-steps have added up, at the boundary.
     void replicate(std::int32_t flush, const Zero3Rules::FlushClasses& classes);
 
-    /// qgZ: quantise, all-to-all inside the node, reduce, quantise, all-to-all between nodes, reduce.
-    void reduceCompressed(const Zero3Rules::FlushClasses& classes);
+    /// qgZ, one tensor after the other. `reduced`: where the gradients lie, and what the means of this rank's parts are
+    /// written back to. The buffers that hold DeepSpeed's results until they are kept.
+    Buffers reduceInTwoHops(const BucketFlush& flush, const Buffers& reduced);
+    BufferId hop(const Zero3Rules::TwoHopClasses& classes, std::int32_t tensor, TwoHops& hops, const Buffers& reduced);
+    BufferId scatterAlone(const Zero3Rules::TwoHopClasses& classes, std::int32_t tensor, const Buffers& reduced);
+    Content quantisedGradient(const Zero3Rules::TwoHopClasses& classes, Layout layout, GroupId group,
+                              std::int64_t versions) const;
 
     /// stage3.py partition_grads: the accumulated 16-bit shard lives on the host and comes to the GPU to be added to;
     /// at the boundary it goes back in fp32.

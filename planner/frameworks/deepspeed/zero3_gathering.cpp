@@ -41,28 +41,24 @@ void Zero3Emission::gather(std::size_t index)
     OpId read = -1;
     if (!call.secondary && m_rules.paramOn(OffloadDevice::Nvme))
         read = readShards(call, classes);
-    if (!call.secondary && !m_rules.paramOn(OffloadDevice::None)) {
-        m_lastFetch = copy(OpKind::CopyToDevice, m_fetchStream, m_phase, classes.uploadCopy);
+    if (!m_rules.paramOn(OffloadDevice::None)) {
+        const Zero3Rules::GatherClasses& sizes = classes.of(call);
+        m_lastFetch = copy(OpKind::CopyToDevice, m_fetchStream, m_phase, sizes.uploadCopy);
         m_builder.wait(m_begun);
         m_builder.wait(read);
-        upload = m_record.allocate(classes.upload, Quantity::Parameters, m_rules.m_dtypes.model,
-                                   shardsOf(tensorsOfCall(call)), m_rules.m_shardGroup);
+        upload = m_record.allocate(sizes.upload, Quantity::Parameters, m_rules.m_dtypes.model,
+                                   records() ? partsOf(call, false) : Layout{}, groupOf(call));
         // A coalesced gather copies the shards straight into its flat buffer.
         if (classes.coalesced && !quantized())
             flat = allocateFlat(call, classes);
-        m_record.move({hostSource()}, {upload, flat});
+        m_record.move(call.secondary ? secondariesOf(call) : Buffers{hostSource()}, {upload, flat});
         forgetShards(call);
         if (!m_rules.m_options.paramPinMemory)
             block(m_lastFetch, m_phase);
     }
     BufferId input = -1;
-    if (quantized()) {
-        m_lastFetch = copy(OpKind::Quantize, m_fetchStream, m_phase, classes.quantise);
-        m_builder.wait(m_begun);
-        input = m_record.allocate(classes.quantized, quantizedContent(shardsOf(tensorsOfCall(call))));
-        m_record.move({m_shards}, {input});
-        drop(upload);
-    }
+    if (quantized())
+        input = quantise(call, classes, upload);
     // The communicator has a stream of its own, which waits for the stream that the gather is issued in.
     const OpId issuedIn = m_fetchStream == Stream::Compute ? m_builder.lastOp() : m_lastFetch;
     const OpId gathering = m_builder.op(OpKind::AllGather, Stream::AllGather, m_phase, m_layer);
@@ -72,7 +68,7 @@ void Zero3Emission::gather(std::size_t index)
         takeTurn(gathering);
     if (flat < 0)
         flat = allocateFlat(call, classes);
-    m_builder.send(classes.gather, call.secondary ? m_rules.m_secondaryGroup : m_rules.m_shardGroup);
+    m_builder.send(classes.of(call).gather, groupOf(call));
     if (records())
         fill(call, classes, flat, input, upload);
     drop(input);
@@ -93,12 +89,55 @@ Zero3Emission::Tensors Zero3Emission::tensorsOfCall(const GatherCall& call) cons
     return tensors;
 }
 
-Content Zero3Emission::quantizedContent(Layout layout) const
+Layout Zero3Emission::partsOf(const GatherCall& call, bool all) const
+{
+    if (call.secondary)
+        return secondaryOf(tensorsOfCall(call), all);
+    return all ? gathered(tensorsOfCall(call)) : shardsOf(tensorsOfCall(call));
+}
+
+Zero3Emission::Buffers Zero3Emission::ownParts(const GatherCall& call, BufferId upload) const
+{
+    if (!m_rules.paramOn(OffloadDevice::None))
+        return {upload};
+    return call.secondary ? secondariesOf(call) : Buffers{m_shards};
+}
+
+Zero3Emission::Buffers Zero3Emission::secondariesOf(const GatherCall& call) const
+{
+    Buffers own;
+    for (std::int32_t i = call.firstPiece; i < call.endPiece; ++i)
+        own.push_back(m_secondaries[static_cast<std::size_t>(m_trace->pieces[static_cast<std::size_t>(i)].unit)]);
+    return own;
+}
+
+BufferId Zero3Emission::quantise(const GatherCall& call, const Zero3Rules::CallClasses& classes, BufferId& upload)
+{
+    const Zero3Rules::GatherClasses& sizes = classes.of(call);
+    m_lastFetch = copy(OpKind::Quantize, m_fetchStream, m_phase, sizes.quantise);
+    m_builder.wait(m_begun);
+    Buffers own = ownParts(call, upload);
+    const Layout parts = records() ? partsOf(call, false) : Layout{};
+    BufferId joined =
+        m_record.allocate(sizes.joined, Quantity::Parameters, m_rules.m_dtypes.model, parts, groupOf(call));
+    if (m_record.exists(sizes.joined)) {
+        m_record.move(own, {joined});
+        own = {joined};
+        drop(upload);
+    }
+    const BufferId input = m_record.allocate(sizes.quantized, quantizedContent(parts, groupOf(call)));
+    m_record.move(own, {input});
+    drop(joined);
+    drop(upload);
+    return input;
+}
+
+Content Zero3Emission::quantizedContent(Layout layout, GroupId group) const
 {
     Content content;
     content.dtype = m_rules.m_dtypes.model;
     content.layout = std::move(layout);
-    content.group = m_rules.m_shardGroup;
+    content.group = group;
     content.codec = Codec::Int8Blockwise;
     content.block = Zero3Rules::kQuantizedGroup;
     return content;
@@ -107,13 +146,11 @@ Content Zero3Emission::quantizedContent(Layout layout) const
 BufferId Zero3Emission::allocateFlat(const GatherCall& call, const Zero3Rules::CallClasses& classes)
 {
     if (!records())
-        return m_builder.allocate(classes.flat);
+        return m_builder.allocate(classes.of(call).flat);
     if (quantized())
-        return m_record.allocate(classes.flat, quantizedContent(gathered(tensorsOfCall(call))));
-    const GroupId group = call.secondary ? m_rules.m_secondaryGroup : m_rules.m_shardGroup;
-    return m_record.allocate(classes.flat, Quantity::Parameters, m_rules.m_dtypes.model,
-                             call.secondary ? secondaryOf(tensorsOfCall(call), true) : gathered(tensorsOfCall(call)),
-                             group);
+        return m_record.allocate(classes.of(call).flat, quantizedContent(partsOf(call, true), groupOf(call)));
+    return m_record.allocate(classes.of(call).flat, Quantity::Parameters, m_rules.m_dtypes.model, partsOf(call, true),
+                             groupOf(call));
 }
 
 Layout Zero3Emission::secondaryOf(Tensors tensors, bool all) const
@@ -146,24 +183,15 @@ void Zero3Emission::forgetShards(const GatherCall& call)
 void Zero3Emission::fill(const GatherCall& call, const Zero3Rules::CallClasses& classes, BufferId flat, BufferId input,
                          BufferId upload)
 {
-    if (call.secondary) {
-        Buffers own;
-        for (std::int32_t i = call.firstPiece; i < call.endPiece; ++i)
-            own.push_back(m_secondaries[static_cast<std::size_t>(m_trace->pieces[static_cast<std::size_t>(i)].unit)]);
-        m_record.move(own, {flat});
-        m_record.collective(Verb::AllGather, m_rules.m_secondaryGroup, {flat}, {flat});
-        return;
-    }
-    const bool here = m_rules.paramOn(OffloadDevice::None);
     if (quantized()) {
         if (m_rules.m_shardRanks == 1)
             m_record.move({input}, {flat});
-        m_record.collective(Verb::AllGather, m_rules.m_shardGroup, {input}, {flat});
+        m_record.collective(Verb::AllGather, groupOf(call), {input}, {flat});
         return;
     }
-    if (here || m_record.exists(classes.upload))
-        m_record.move({here ? m_shards : upload}, {flat});
-    m_record.collective(Verb::AllGather, m_rules.m_shardGroup, {flat}, {flat});
+    if (m_rules.paramOn(OffloadDevice::None) || m_record.exists(classes.of(call).upload))
+        m_record.move(ownParts(call, upload), {flat});
+    m_record.collective(Verb::AllGather, groupOf(call), {flat}, {flat});
 }
 
 void Zero3Emission::wait(std::size_t index)
@@ -187,7 +215,7 @@ void Zero3Emission::wait(std::size_t index)
     BufferId source = m_flats[index];
     if (quantized() && classes.coalesced) {
         m_widened[index] = m_record.allocate(classes.widened, Quantity::Parameters, m_rules.m_dtypes.model,
-                                             gathered(tensorsOfCall(call)), m_rules.m_shardGroup);
+                                             partsOf(call, true), groupOf(call));
         m_record.move({source}, {m_widened[index]});
         source = m_widened[index];
     }
@@ -230,7 +258,9 @@ void Zero3Emission::freePiece(std::size_t piece)
 void Zero3Emission::makeSecondary(std::size_t unit)
 {
     const auto type = static_cast<std::size_t>(m_rules.m_gathers.units[unit].type);
-    copy(OpKind::Copy, Stream::Compute, m_phase, m_rules.m_secondaryCopies[type]);
+    const bool here = m_rules.paramOn(OffloadDevice::None);
+    const OpId copied =
+        copy(here ? OpKind::Copy : OpKind::CopyToHost, Stream::Compute, m_phase, m_rules.m_secondaryCopies[type]);
     Buffers whole;
     Tensors tensors;
     for (std::size_t i = 0; records() && i < m_trace->pieces.size(); ++i)
@@ -242,6 +272,8 @@ void Zero3Emission::makeSecondary(std::size_t unit)
     m_secondaries[unit] = m_record.allocate(m_rules.m_secondaries[type], Quantity::Parameters, m_rules.m_dtypes.model,
                                             secondaryOf(std::move(tensors), false), m_rules.m_secondaryGroup);
     m_record.move(whole, {m_secondaries[unit]});
+    if (!here)
+        block(copied, m_phase); // copy_() without non_blocking
 }
 
 } // namespace shardwright

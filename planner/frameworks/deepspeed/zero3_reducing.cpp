@@ -152,12 +152,18 @@ void Zero3Emission::reduce(std::int32_t index, BufferId arriving)
     m_builder.wait(made);
     m_builder.blockHost(oldest);
     Buffers reduced = records() ? gradientsOf(index, arriving) : Buffers{};
-    const bool plain = !options.quantizedGradients || !classes.compressesAll;
-    if (options.quantizedGradients)
-        reduceCompressed(classes);
     BufferId cast = -1;
     BufferId input = -1;
-    if (plain) {
+    Buffers outputs;
+    if (options.quantizedGradients) {
+        cast = m_record.allocate(classes.cast, Quantity::Gradients, m_rules.m_dtypes.wire,
+                                 wholeLayout(records() ? tensorsOfFlush(index) : Tensors{}));
+        if (records() && m_record.exists(classes.cast)) {
+            m_record.move(reduced, {cast});
+            reduced = {cast};
+        }
+        outputs = reduceInTwoHops(flush, reduced);
+    } else {
         const OpId reducing = m_builder.op(options.reduceScatter ? OpKind::ReduceScatter : OpKind::AllReduce,
                                            m_reduceStream, Phase::Backward, m_layer);
         Layout all;
@@ -184,6 +190,8 @@ void Zero3Emission::reduce(std::int32_t index, BufferId arriving)
     // The shards are views of what was scattered.
     drop(cast);
     drop(input);
+    for (BufferId& output : outputs)
+        drop(output);
     if (m_last && options.micsShardSize > 0)
         replicate(index, classes);
     m_reductions.push_back(m_lastReduced);
@@ -215,21 +223,6 @@ void Zero3Emission::replicate(std::int32_t flush, const Zero3Rules::FlushClasses
                                                shardsOf(tensorsOfFlush(flush)), m_rules.m_shardGroup}));
     m_lastReduced = m_builder.op(OpKind::Release, m_reduceStream, Phase::Backward, m_layer);
     m_builder.wait(replicating);
-}
-
-void Zero3Emission::reduceCompressed(const Zero3Rules::FlushClasses& classes)
-{
-    copy(OpKind::Quantize, m_reduceStream, Phase::Backward, classes.quantise);
-    BufferId sent = m_builder.allocate(classes.compressed);
-    m_builder.op(OpKind::AllToAll, m_reduceStream, Phase::Backward, m_layer);
-    BufferId received = m_builder.allocate(classes.compressed);
-    m_builder.send(classes.inside, m_rules.m_insideGroup);
-    drop(sent);
-    copy(OpKind::Quantize, m_reduceStream, Phase::Backward, classes.requantise);
-    m_builder.op(OpKind::AllToAll, m_reduceStream, Phase::Backward, m_layer);
-    m_builder.send(classes.between, m_rules.m_betweenGroup);
-    copy(OpKind::Dequantize, m_reduceStream, Phase::Backward, classes.dequantise);
-    drop(received);
 }
 
 OpId Zero3Emission::offload(std::int32_t flush, const Zero3Rules::FlushClasses& classes, const Buffers& reduced)

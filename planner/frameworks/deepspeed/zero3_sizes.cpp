@@ -94,6 +94,8 @@ Zero3Rules::Zero3Rules(const PlanInput& input) : DeepSpeedRules(input), m_order(
     m_visits = recordVisits(m_activations, m_sizes);
     m_buckets = planBuckets(m_order, arrivalsInBackward(m_activations, m_visits), m_options.reduceBucketSize);
     m_gathers = planGathers(m_activations, m_visits, m_options, recording() == Recording::ForExecution);
+    if (m_options.quantizedGradients)
+        findTwoHopKinds();
     resize(input);
 }
 
@@ -114,7 +116,12 @@ std::string Zero3Rules::structureKey() const
                                              : 'h',
                               group.persistent > 0 ? "p" : "", end - first);
     }
-    return commonKey() + fmt::format(" groups {} nothing{} kept{}", groups, gathersNothing(), m_persistentShard > 0);
+    // Which tensors' gradients can be quantised depends on the ranks too.
+    std::string quantised;
+    for (const TwoHopClasses& tensor : m_twoHops)
+        quantised += tensor.compressed ? 'q' : 's';
+    return commonKey() + fmt::format(" groups {} nothing{} kept{} hops {}", groups, gathersNothing(),
+                                     m_persistentShard > 0, quantised);
 }
 
 void Zero3Rules::resize(const PlanInput& input)
@@ -148,6 +155,7 @@ void Zero3Rules::resize(const PlanInput& input)
     definePieces();
     defineGradients();
     defineFlushes();
+    defineTwoHops();
     defineStep();
 }
 
@@ -412,6 +420,8 @@ std::vector<Note> Zero3Rules::assumptions() const
     if (m_model.architecture.experts > 0)
         notes.push_back({"mixture-of-experts blocks are z3 leaf modules: gathered whole", Provenance::Vendor,
                          "deepspeed/utils/z3_leaf_module.py"});
+    for (Note& note : twoHopNotes())
+        notes.push_back(std::move(note));
     return notes;
 }
 

@@ -1,5 +1,9 @@
 // Schedules that DeepSpeed's rules record for shardrun, played in numbers.
 
+#include <algorithm>
+#include <functional>
+#include <tuple>
+
 #include <gtest/gtest.h>
 
 #include "core/model_file.hpp"
@@ -211,6 +215,50 @@ TEST(DeepSpeedRecordings, WhatIsNotSaidIsRefusedByName)
     nvme.maxInCpu = 100;
     EXPECT_EQ(textOf(reasonsOf(nvme)), "\n  shardrun keeps parameters on NVMe all or none: offload_param.max_in_cpu 0, "
                                        "or at least the model's parameters");
+}
+
+DeepSpeedOptions quantisedGradients()
+{
+    DeepSpeedOptions options;
+    options.stage = 3;
+    options.quantizedGradients = true;
+    options.reduceBucketSize = 600;
+    options.prefetchBucketSize = 100;
+    options.paramPersistenceThreshold = 10;
+    options.maxReuseDistance = 200;
+    return options;
+}
+
+TEST(DeepSpeedRecordings, QuantisedGradientsReachTheirOwnersInTwoHops)
+{
+    // Some sizes divide by twice the ranks, as qgZ needs it, and some do not; ranks that do not divide a tensor's
+    // longest side, and more of them than it has elements.
+    for (const auto& [nodes, gpus, ffn] :
+         std::vector<std::tuple<int, int, int>>{{2, 1, 11}, {2, 2, 11}, {3, 2, 12}, {2, 4, 12}, {4, 2, 16}, {4, 4, 4}})
+        for (const std::int64_t accumulation : {1, 3})
+            for (const auto& change : std::vector<std::function<void(DeepSpeedOptions&)>>{
+                     [](DeepSpeedOptions&) {}, [](DeepSpeedOptions& o) { o.contiguousGradients = false; },
+                     [](DeepSpeedOptions& o) { o.communicationDtype = DType::Fp32; },
+                     [](DeepSpeedOptions& o) { o.overlapComm = false; },
+                     [](DeepSpeedOptions& o) { o.offloadOptimizer = OffloadDevice::Cpu; }}) {
+                const Conditions run{nodes, gpus, accumulation, DType::Bf16};
+                DeepSpeedOptions options = quantisedGradients();
+                change(options);
+                SmallInput input = inputOf(options, run);
+                LlamaShape shape;
+                shape.ffn = ffn;
+                shape.vocab = 7;
+                input.model = llamaOf(shape);
+                if (!options.contiguousGradients && !refusals(input.input()).empty())
+                    continue;
+                ASSERT_EQ(textOf(refusals(input.input())), "");
+                EXPECT_EQ(textOf(recordingProblems(input.input())), "")
+                    << nodes << " x " << gpus << " ranks, accumulation " << accumulation;
+                const Schedule schedule = input.rules()->emit();
+                for (const OpKind kind : {OpKind::AllToAll, OpKind::ReduceScatter}) // both ways are there
+                    EXPECT_TRUE(std::any_of(schedule.ops.begin(), schedule.ops.end(),
+                                            [kind](const Op& op) { return op.kind == kind; }));
+            }
 }
 
 /// That the play of a schedule tells a wrong one from a right one.

@@ -69,9 +69,12 @@ Bytes RecordedBuffers::bytesOf(const Content& content) const
 {
     const std::int64_t copies = content.quantity == Quantity::Moments ? moments() : 1;
     const std::int64_t elements = elementsOf(content.layout) * copies;
-    if (content.codec == Codec::None || !content.layout.allParts)
+    if (content.codec == Codec::None)
         return encodedBytes(content, elements);
-    return encodedBytes(content, elements / content.layout.parts) * content.layout.parts; // encoded one by one
+    std::int64_t stretches = content.layout.allParts ? content.layout.parts : 1; // encoded one by one
+    if (content.layout.cut == Cut::Swizzled)
+        stretches *= content.layout.multiple;
+    return encodedBytes(content, elements / stretches) * (stretches * content.versions);
 }
 
 void RecordedBuffers::make(BufferId buffer)

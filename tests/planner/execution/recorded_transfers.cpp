@@ -1,5 +1,6 @@
 #include "tests/planner/execution/recorded_transfers.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace shardwright {
@@ -15,8 +16,14 @@ bool RecordedTransfers::act(const Action& action, const std::vector<BufferId>& r
             allGather(action, reads.empty() ? writes[i] : reads[i], writes[i]);
         return true;
     case Verb::ReduceScatter:
+        if (action.content >= 0)
+            countContent(action.content);
         for (std::size_t i = 0; i < writes.size(); ++i)
-            reduceScatter(action, reads[i], writes[i]);
+            action.content >= 0 ? reduceScatterWithin(action, writes[i]) : reduceScatter(action, reads[i], writes[i]);
+        return true;
+    case Verb::AllToAll:
+        for (std::size_t i = 0; i < writes.size(); ++i)
+            allToAll(action, reads[i], writes[i]);
         return true;
     case Verb::AllReduce: allReduce(action, writes); return true;
     case Verb::ReduceTo:
@@ -156,6 +163,78 @@ void RecordedTransfers::reduceScatter(const Action& action, BufferId read, Buffe
                 mean[static_cast<std::size_t>(rank)][static_cast<std::size_t>(element)];
         for (const auto& [element, at] : m_buffers.elementsOn(write, rank))
             m_buffers.valuesOf(write, rank)[at] = own[static_cast<std::size_t>(element)];
+    }
+}
+
+void RecordedTransfers::countContent(ContentId content)
+{
+    const Content& part = m_buffers.contentAt(content);
+    m_moved += m_buffers.encodedBytes(part, m_buffers.elementsOf(part.layout) * part.layout.parts);
+}
+
+void RecordedTransfers::reduceScatterWithin(const Action& action, BufferId write)
+{
+    const Content& owners = m_buffers.contentAt(action.content);
+    if (!partsBelong(owners, action.group) || owners.layout.allParts)
+        m_problems.add("{} is reduced and scattered by what is no part", m_buffers.nameOf(write));
+    if (owners.dtype != m_buffers.contentOf(write)->dtype)
+        m_problems.add("{} is reduced in another dtype", m_buffers.nameOf(write));
+    const std::vector<Values> mean = means(write, action.group);
+    for (std::int64_t rank = 0; rank < m_buffers.ranks(); ++rank) {
+        std::vector<std::int64_t> owner(m_buffers.elements(), -1);
+        for (std::int64_t place = 0; place < owners.layout.parts; ++place)
+            for (const auto& [element, at] : m_buffers.elementsIn(owners.layout, place))
+                owner[static_cast<std::size_t>(element)] = place;
+        for (const auto& [element, at] : m_buffers.elementsOn(write, rank)) {
+            const auto index = static_cast<std::size_t>(element);
+            if (owner[index] >= 0)
+                m_buffers.valuesOf(write, rank)[at] = owner[index] == m_buffers.placeIn(owners, rank)
+                                                          ? mean[static_cast<std::size_t>(rank)][index]
+                                                          : kVoid;
+        }
+    }
+}
+
+bool RecordedTransfers::fits(BufferId read, std::int64_t sender, BufferId write, std::int64_t receiver,
+                             std::int64_t place)
+{
+    const auto sorted = [](Elements elements) {
+        std::sort(elements.begin(), elements.end(),
+                  [](const ElementAt& left, const ElementAt& right) { return left.at < right.at; });
+        return elements;
+    };
+    const auto length = static_cast<std::size_t>(m_buffers.elementsOf(m_buffers.contentOf(write)->layout));
+    const std::size_t first = length * static_cast<std::size_t>(place);
+    Elements sent;
+    for (const auto& [element, at] : m_buffers.elementsOn(read, sender))
+        if (at >= first && at < first + length)
+            sent.push_back({element, at - first});
+    sent = sorted(std::move(sent));
+    const Elements wanted = sorted(m_buffers.elementsOn(write, receiver));
+    return std::equal(sent.begin(), sent.end(), wanted.begin(), wanted.end(),
+                      [](const ElementAt& left, const ElementAt& right) {
+                          return left.element == right.element && left.at == right.at;
+                      });
+}
+
+void RecordedTransfers::allToAll(const Action& action, BufferId read, BufferId write)
+{
+    const Content& from = *m_buffers.contentOf(read);
+    const Content& to = *m_buffers.contentOf(write);
+    const std::int64_t size = m_buffers.groupAt(action.group).ranks;
+    if (from.codec != to.codec || from.block != to.block || from.dtype != to.dtype || from.versions != 1 ||
+        to.versions != size || from.quantity != to.quantity || m_buffers.bytesOf(from) != m_buffers.bytesOf(to))
+        m_problems.add("{} does not become {} by an exchange", m_buffers.nameOf(read), m_buffers.nameOf(write));
+    m_moved += m_buffers.bytesOf(from);
+    const std::vector<Values> mean = means(read, action.group);
+    for (std::int64_t rank = 0; rank < m_buffers.ranks(); ++rank) {
+        for (const std::int64_t sender : m_buffers.members(action.group, rank))
+            if (!fits(read, sender, write, rank, m_buffers.groupAt(action.group).placeOf(rank)))
+                m_problems.add("rank {} sends rank {} other elements than {} holds", sender, rank,
+                               m_buffers.nameOf(write));
+        for (const auto& [element, at] : m_buffers.elementsOn(write, rank))
+            m_buffers.valuesOf(write, rank)[at] =
+                mean[static_cast<std::size_t>(rank)][static_cast<std::size_t>(element)];
     }
 }
 

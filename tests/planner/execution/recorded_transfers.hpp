@@ -21,6 +21,13 @@ private:
     void countLink(BufferId read, BufferId write, std::int64_t elements);
     void allGather(const Action& action, BufferId read, BufferId write);
     void reduceScatter(const Action& action, BufferId read, BufferId write);
+    void countContent(ContentId content);
+    /// In place, of the tensors of the action's content.
+    void reduceScatterWithin(const Action& action, BufferId write);
+    /// Every rank gets the group's versions of what it is to hold. Here at once their mean, which is what is read.
+    void allToAll(const Action& action, BufferId read, BufferId write);
+    /// Whether what goes to the rank in `place` is what it is to hold, in its order.
+    bool fits(BufferId read, std::int64_t sender, BufferId write, std::int64_t receiver, std::int64_t place);
     void allReduce(const Action& action, const std::vector<BufferId>& writes);
     void reduceTo(const Action& action, BufferId write);
     void broadcast(const Action& action, BufferId write);

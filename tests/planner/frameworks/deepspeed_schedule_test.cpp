@@ -61,7 +61,10 @@ Question anyQuestion()
     if (options.micsShardSize > 0) {
         options.offloadParam = options.offloadOptimizer = OffloadDevice::None;
         options.hpzPartitionSize = 1;
+        options.quantizedGradients = false;
     }
+    if (options.offloadParam == OffloadDevice::Nvme)
+        options.hpzPartitionSize = 1;
     if (options.stage > 0 && training.optimizer == Optimizer::OneBitAdam)
         training.optimizer = Optimizer::AdamW;
     if (options.offloadOptimizer != OffloadDevice::None && training.optimizer == Optimizer::Adafactor)
