@@ -1,7 +1,9 @@
 // Collectives among threads beside the memory bandwidth that they live on, and codecs. Bytes per second of a collective
 // are what all ranks send (for a ring and directly alike); of memcpy what is copied; of codecs the fp32 side.
 
+#include <algorithm>
 #include <cstring>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -9,6 +11,7 @@
 
 #include "executor/comm/codec.hpp"
 #include "executor/comm/transports.hpp"
+#include "executor/elements.hpp"
 
 namespace {
 
@@ -30,31 +33,16 @@ BENCHMARK(copying)->Arg(64 << 10)->Arg(1 << 20)->Arg(16 << 20)->UseRealTime();
 
 enum class Collective : std::uint8_t { AllGather, ReduceScatter, AllReduce };
 
-/// Payload bytes, ranks, algorithm.
-void collective(benchmark::State& state, Collective kind, DType dtype)
+/// Rounds among rank threads: `prepare` makes of a rank's end what it does in each round.
+template <typename Prepare>
+void rounds(benchmark::State& state, const std::vector<std::unique_ptr<Transport>>& transports, const Prepare& prepare)
 {
-    const std::int64_t payload = state.range(0);
-    const auto ranks = static_cast<int>(state.range(1));
-    ThreadTransportOptions options;
-    options.algorithm = static_cast<CollectiveAlgorithm>(state.range(2));
-    const auto transports = makeThreadTransports(ranks, options);
-    std::vector<std::thread> threads;
-    std::int64_t sent = 0;
+    const auto ranks = static_cast<std::int64_t>(transports.size());
     const auto loop = [&](std::size_t rank, const auto& goOn) {
-        const auto group = transports[rank]->communicator({"world", ranks, 1, 1});
-        std::vector<std::byte> all(static_cast<std::size_t>(payload));
-        std::vector<std::byte> part(static_cast<std::size_t>(payload / ranks));
-        const std::int64_t elements = payload / (bitsOf(dtype) / 8);
-        while (goOn(*group)) {
-            if (kind == Collective::AllGather)
-                group->allGather(part.data(), all.data(), payload / ranks);
-            else if (kind == Collective::ReduceScatter)
-                group->reduceScatter(all.data(), part.data(), elements / ranks, dtype);
-            else
-                group->allReduce(all.data(), elements, dtype);
-            if (rank == 0)
-                sent += group->lastSent().count() * ranks;
-        }
+        const auto world = transports[rank]->communicator({"world", ranks, 1, 1});
+        auto round = prepare(*transports[rank]);
+        while (goOn(*world))
+            round();
     };
     // Rank 0 is this thread and tells the others before each round whether there is one.
     const auto follow = [](Communicator& group) {
@@ -62,8 +50,9 @@ void collective(benchmark::State& state, Collective kind, DType dtype)
         group.broadcast(&more, 1, 0);
         return more != 0;
     };
-    for (int rank = 1; rank < ranks; ++rank)
-        threads.emplace_back([&, rank] { loop(static_cast<std::size_t>(rank), follow); });
+    std::vector<std::thread> threads;
+    for (std::size_t rank = 1; rank < transports.size(); ++rank)
+        threads.emplace_back([&, rank] { loop(rank, follow); });
     const auto lead = [&](Communicator& group) {
         char more = state.KeepRunning() ? 1 : 0;
         const bool goesOn = more != 0;
@@ -73,6 +62,32 @@ void collective(benchmark::State& state, Collective kind, DType dtype)
     loop(0, lead);
     for (std::thread& thread : threads)
         thread.join();
+}
+
+/// Payload bytes, ranks, algorithm.
+void collective(benchmark::State& state, Collective kind, DType dtype)
+{
+    const std::int64_t payload = state.range(0);
+    const auto ranks = static_cast<int>(state.range(1));
+    ThreadTransportOptions options;
+    options.algorithm = static_cast<CollectiveAlgorithm>(state.range(2));
+    std::int64_t sent = 0;
+    rounds(state, makeThreadTransports(ranks, options), [&](Transport& transport) {
+        std::shared_ptr<Communicator> group = transport.communicator({"world", ranks, 1, 1});
+        std::vector<std::byte> all(static_cast<std::size_t>(payload));
+        std::vector<std::byte> part(static_cast<std::size_t>(payload / ranks));
+        return [&, group, all, part, first = transport.rank() == 0]() mutable {
+            const std::int64_t elements = payload / (bitsOf(dtype) / 8);
+            if (kind == Collective::AllGather)
+                group->allGather(part.data(), all.data(), payload / ranks);
+            else if (kind == Collective::ReduceScatter)
+                group->reduceScatter(all.data(), part.data(), elements / ranks, dtype);
+            else
+                group->allReduce(all.data(), elements, dtype);
+            if (first)
+                sent += group->lastSent().count() * ranks;
+        };
+    });
     state.SetBytesProcessed(sent);
 }
 
@@ -125,5 +140,57 @@ void decoding(benchmark::State& state, Codec codec)
 BENCHMARK_CAPTURE(decoding, int8, Codec::Int8Blockwise);
 BENCHMARK_CAPTURE(decoding, int4, Codec::Int4Blockwise);
 BENCHMARK_CAPTURE(decoding, sign, Codec::Sign);
+
+constexpr int kNodes = 2, kRanksPerNode = 2, kRanks = kNodes * kRanksPerNode;
+
+/// The mean of `versions` ranks' codes of the same pieces.
+void meanOf(const Encoding& code, const std::vector<std::byte>& encoded, std::int64_t pieces, std::int64_t piece,
+            int versions, std::vector<float>& mean)
+{
+    std::vector<float> one(static_cast<std::size_t>(piece));
+    const std::byte* from = encoded.data();
+    std::fill(mean.begin(), mean.end(), 0.0F);
+    for (int version = 0; version < versions; ++version)
+        for (std::int64_t i = 0; i < pieces; ++i, from += encodedBytes(code, piece).count()) {
+            decode(code, from, piece, one.data(), DType::Fp32);
+            addElements(one.data(), DType::Fp32, mean.data() + i * piece, DType::Fp32, piece);
+        }
+    scaleElements(mean.data(), DType::Fp32, static_cast<std::int64_t>(mean.size()), 1.0 / versions);
+}
+
+/// A gradient reduced in ZeRO++'s two hops, int4 and all; beside it collective/reduce_scatter on four ranks. Bytes are
+/// the gradient's.
+void twoHops(benchmark::State& state)
+{
+    const std::int64_t elements = state.range(0) / 4;
+    const std::int64_t piece = elements / kRanks;
+    const Encoding code{Codec::Int4Blockwise, 2048};
+    const auto coded = static_cast<std::size_t>(encodedBytes(code, piece).count());
+    rounds(state, makeThreadTransports(kRanks), [&](Transport& transport) {
+        std::shared_ptr<Communicator> node = transport.communicator({"node", kRanksPerNode, 1, 1});
+        std::shared_ptr<Communicator> across = transport.communicator({"across", kNodes, 1, kRanksPerNode});
+        std::vector<float> gradient(static_cast<std::size_t>(elements), 0.5F);
+        std::vector<float> ofNode(static_cast<std::size_t>(piece * kNodes));
+        std::vector<float> own(static_cast<std::size_t>(piece));
+        std::vector<std::byte> inside(coded * kRanks), arrived = inside;
+        std::vector<std::byte> between(coded * kNodes), met = between;
+        return [=]() mutable {
+            for (int gpu = 0; gpu < kRanksPerNode; ++gpu)
+                for (int home = 0; home < kNodes; ++home)
+                    encode(code, gradient.data() + (home * kRanksPerNode + gpu) * piece, DType::Fp32, piece,
+                           inside.data() + static_cast<std::size_t>(gpu * kNodes + home) * coded);
+            node->allToAll(inside.data(), arrived.data(), static_cast<std::int64_t>(coded) * kNodes);
+            meanOf(code, arrived, kNodes, piece, kRanksPerNode, ofNode);
+            for (int home = 0; home < kNodes; ++home)
+                encode(code, ofNode.data() + home * piece, DType::Fp32, piece,
+                       between.data() + static_cast<std::size_t>(home) * coded);
+            across->allToAll(between.data(), met.data(), static_cast<std::int64_t>(coded));
+            meanOf(code, met, 1, piece, kNodes, own);
+            benchmark::DoNotOptimize(own.data());
+        };
+    });
+    state.SetBytesProcessed(state.iterations() * state.range(0) * kRanks);
+}
+BENCHMARK(twoHops)->Arg(64 << 10)->Arg(1 << 20)->Arg(16 << 20)->ArgName("bytes")->UseRealTime();
 
 } // namespace

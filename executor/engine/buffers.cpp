@@ -48,6 +48,8 @@ void Buffers::allocate(BufferId buffer)
     fresh.live = true;
     fresh.written = 0;
     if (spec.place == Place::Nvme) {
+        if (bytes > Bytes(0) && m_files == nullptr)
+            fail(buffer, "is a file that the plan says is empty");
         if (bytes > Bytes(0))
             fresh.file = m_files->create(bytes);
         return;

@@ -2,7 +2,6 @@
 // they hold and send is what the plan says, exactly; they train as the unsharded model does but for the codes' error.
 
 #include <cmath>
-#include <filesystem>
 
 #include <gtest/gtest.h>
 
@@ -70,7 +69,6 @@ RunSettings settings()
     RunSettings settings;
     settings.steps = kSteps;
     settings.executor.optimizer.learningRate = 1e-2;
-    settings.executor.nvmeFolder = std::filesystem::temp_directory_path().string();
     return settings;
 }
 

@@ -82,7 +82,7 @@ DeepSpeedOptions someDeepSpeed()
         options.offloadOptimizer = device;
         options.offloadParam = *rc::gen::element(OffloadDevice::None, OffloadDevice::Cpu, OffloadDevice::Nvme);
         options.quantizedWeights = flip();
-        options.hpzPartitionSize = flip() ? 8 : 1;
+        options.hpzPartitionSize = options.offloadParam != OffloadDevice::Nvme && flip() ? 8 : 1;
         options.offloadRatio = flip() ? 0.5 : 1.0;
         options.zero3Init = flip();
         options.subGroupSize = positive(2000000000);

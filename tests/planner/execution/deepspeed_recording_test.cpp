@@ -229,7 +229,7 @@ DeepSpeedOptions quantisedGradients()
     return options;
 }
 
-TEST(DeepSpeedRecordings, QuantisedGradientsReachTheirOwnersInTwoHops)
+TEST(DeepSpeedRecordings, QuantisedGradientsReachTheirOwnersInTwoHopsWhateverElseZeroPlusPlusDoes)
 {
     // Some sizes divide by twice the ranks, as qgZ needs it, and some do not; ranks that do not divide a tensor's
     // longest side, and more of them than it has elements.
@@ -240,6 +240,21 @@ TEST(DeepSpeedRecordings, QuantisedGradientsReachTheirOwnersInTwoHops)
                      [](DeepSpeedOptions&) {}, [](DeepSpeedOptions& o) { o.contiguousGradients = false; },
                      [](DeepSpeedOptions& o) { o.communicationDtype = DType::Fp32; },
                      [](DeepSpeedOptions& o) { o.overlapComm = false; },
+                     [](DeepSpeedOptions& o) { o.quantizedWeights = true; },
+                     [](DeepSpeedOptions& o) {
+                         o.quantizedWeights = true;
+                         o.hpzPartitionSize = 2;
+                     },
+                     [](DeepSpeedOptions& o) {
+                         o.hpzPartitionSize = 2;
+                         o.offloadParam = OffloadDevice::Cpu;
+                     },
+                     [](DeepSpeedOptions& o) {
+                         o.quantizedWeights = true;
+                         o.hpzPartitionSize = 2;
+                         o.offloadOptimizer = o.offloadParam = OffloadDevice::Cpu;
+                         o.paramPinMemory = true;
+                     },
                      [](DeepSpeedOptions& o) { o.offloadOptimizer = OffloadDevice::Cpu; }}) {
                 const Conditions run{nodes, gpus, accumulation, DType::Bf16};
                 DeepSpeedOptions options = quantisedGradients();

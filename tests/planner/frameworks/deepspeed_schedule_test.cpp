@@ -181,6 +181,14 @@ TEST(DeepSpeedSchedule, RefusesWhatDeepSpeedRefuses)
     EXPECT_EQ(deepspeedRefusals(question.input()).size(), 1u);
     question.cluster.nodes = 2;
     EXPECT_TRUE(deepspeedRefusals(question.input()).empty());
+    question.options().micsShardSize = 2; // whose optimizer gets no all-to-all groups
+    EXPECT_EQ(deepspeedRefusals(question.input()).size(), 1u);
+    question.options() = DeepSpeedOptions{};
+    question.options().hpzPartitionSize = 2;
+    question.options().offloadParam = OffloadDevice::Cpu;
+    EXPECT_TRUE(deepspeedRefusals(question.input()).empty());
+    question.options().offloadParam = OffloadDevice::Nvme; // secondary shards cannot be made there
+    EXPECT_EQ(deepspeedRefusals(question.input()).size(), 1u);
     question.options() = DeepSpeedOptions{};
     question.options().offloadOptimizer = OffloadDevice::Cpu;
     question.training.optimizer = Optimizer::Adam8bit;
