@@ -193,6 +193,7 @@ private:
     std::vector<BufferClassId> m_secondaries;  // by unit type
     std::vector<std::vector<GradientClasses>> m_gradients;
     std::vector<FlushClasses> m_flushes;      // by flush kind
+    std::vector<WideMoves> m_wideMoves;       // by flush, where sub-groups are stepped in two places
     std::vector<TwoHopClasses> m_twoHops;     // by kind of tensor: tensors of the same sizes share one; under qgZ
     std::vector<std::size_t> m_twoHopKinds;   // by index into m_buckets.tensors
     std::vector<PayloadId> m_secondaryCopies; // by unit type

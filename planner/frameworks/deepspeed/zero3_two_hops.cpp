@@ -138,8 +138,8 @@ std::vector<Note> Zero3Rules::twoHopNotes() const
         garbled += tensor.compressed && scalesOf(tensor.longestSide, m_ranks) % m_ranks != 0 ? 1 : 0;
     }
     if (m_dtypes.wire != DType::Fp16)
-        notes.push_back({fmt::format("DeepSpeed's gradient quantiser takes the bits of {} gradients for fp16: set "
-                                     "communication_data_type fp16, or expect a loss that does not follow",
+        notes.push_back({fmt::format("DeepSpeed's gradient quantiser reads the bits of {} gradients as fp16, so other "
+                                     "numbers come out of it; communication_data_type fp16 casts before",
                                      nameOf(m_dtypes.wire)),
                          Provenance::Vendor, "csrc/quantization/pt_binding.cpp ds_swizzle_quant"});
     if (garbled > 0)
