@@ -68,13 +68,13 @@ enum class Verb : std::uint8_t {
     ReduceTo,      // writes: in place, the mean over the group of each element, but only on the rank whose part of
                    // `content` it is (DeepSpeed's reduce to the owner); elsewhere what remains is void
     Broadcast,     // writes: from the group's first rank
-    AllToAll,  // reads, writes: the pieces of the reads, one a rank, are exchanged; a write holds as many versions as
-               // the group has ranks, or what the read holds
-    Clip,      // writes: gradients, scaled by min(1, limit / norm). The norm is of the reads, of the writes where there
-               // are none, and sums over `group`, whose ranks hold parts
-    Update,    // the optimizer steps: reads gradients; writes parameters and moments, matched by tensor. Of 1-bit Adam in
-               // two halves: without parameters it is the first moment's, without gradients that of the parameters
-    Compute,   // runs `kernel`
+    AllToAll, // reads, writes: the pieces of the reads, one a rank, are exchanged; a write holds as many versions as
+              // the group has ranks, or what the read holds
+    Clip,     // writes: gradients, scaled by min(1, limit / norm). The norm is of the reads, of the writes where there
+              // are none, and sums over `group`, whose ranks hold parts
+    Update,  // the optimizer steps: reads gradients; writes parameters and moments, matched by tensor. Of 1-bit Adam in
+             // two halves: without parameters it is the first moment's, without gradients that of the parameters
+    Compute, // runs `kernel`
     LoadBatch, // writes: tokens and labels of the next micro-batch, int64, tokens first
     Hold,      // writes: from here on they hold `content`; the data stay as they are (a bucket filled anew; one tensor
                // that no padding parts seen as its parts)
