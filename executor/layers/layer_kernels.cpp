@@ -278,7 +278,9 @@ void LayerKernels::Parts::checkModule(const KernelCall& call) const
         right = w.size() == 1 && w[0].elements % arch.hidden == 0 && w[0].elements / arch.hidden >= length;
         break;
     case Kernel::Norm:
-    case Kernel::NormBackward: right = !w.empty() && w.size() <= 2 && each(arch.hidden); break;
+    case Kernel::NormBackward:
+        right = !w.empty() && w.size() <= 2 && each(normShape(call.kernel, call.layer, call.module).width);
+        break;
     case Kernel::Linear:
     case Kernel::LinearBackward: {
         const Matrix matrix = moduleOf(call.kernel, call.layer, call.module).matrix;
