@@ -117,7 +117,7 @@ Program::~Program()
 
 void Program::signal(int number) const
 {
-    if (!m_ended)
+    if (!m_ended && m_process > 0) // -1 is everybody
         ::kill(m_process, number);
 }
 
