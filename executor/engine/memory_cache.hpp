@@ -10,8 +10,8 @@
 
 namespace shardwright {
 
-/// Hands out blocks, those of equal size again. What it holds back never raises the memory in use above the highest
-/// that was handed out at once. Not thread-safe: one a rank.
+/// Hands out blocks, those of equal size again. What it holds back never raises the memory in use above half as much
+/// again as the highest that was handed out at once. Not thread-safe: one a rank.
 class MemoryCache {
 public:
     MemoryCache() = default;

@@ -23,16 +23,16 @@ TEST(MemoryCache, givesBlocksOfEqualSizeAgain)
     EXPECT_EQ(cache.heldBack(), 0U);
 }
 
-TEST(MemoryCache, neverStandsAboveWhatWasTakenAtOnce)
+TEST(MemoryCache, neverStandsMoreThanHalfAboveWhatWasTakenAtOnce)
 {
     MemoryCache cache;
     const auto small = cache.take(100);
-    cache.take(700).reset(); // the most: 800
-    cache.take(300).reset(); // 100 + 300 + 700 would be more: the 700 go
-    EXPECT_EQ(cache.heldBack(), 300U);
-    const auto third = cache.take(400); // 100 + 400 + 300 is as much
-    EXPECT_EQ(cache.heldBack(), 300U);
-    const auto more = cache.take(600); // above all before: nothing is held back
+    cache.take(700).reset(); // the most: 800, so up to 1200 are in use
+    cache.take(300).reset(); // 100 + 300 + 700
+    EXPECT_EQ(cache.heldBack(), 1000U);
+    cache.take(400).reset(); // 100 + 400 + 300 + 700 would be more: the 700 go
+    EXPECT_EQ(cache.heldBack(), 700U);
+    const auto more = cache.take(1100); // with what is taken as much as may be: nothing is held back
     EXPECT_EQ(cache.heldBack(), 0U);
     cache.take(0).reset();
     EXPECT_EQ(cache.heldBack(), 0U);
