@@ -35,7 +35,7 @@ TEST(HostilePlans, EndWithACauseAndNothingElse)
                              "zero2-buckets", "zero3-qwz", "native-zero2", "checkpointing-to-host"}) {
         const Json body = Json::parse(textOf(name)).at("plan");
         ASSERT_EQ(tryPlan(sealedPlan(body)).fate, Fate::CarriedOut) << name << tryPlan(sealedPlan(body)).cause;
-        for (int i = 0; i < 150; ++i) {
+        for (int i = 0; i < 60; ++i) {
             const Tried tried = tryPlan(sealedPlan(mutatedPlan(body, random)));
             ++fates[tried.fate];
             const bool refused = tried.fate != Fate::CarriedOut && tried.fate != Fate::TooLarge;
@@ -43,10 +43,10 @@ TEST(HostilePlans, EndWithACauseAndNothingElse)
         }
     }
     // Changes that only the reader meets would test the reader alone.
-    EXPECT_GT(fates[Fate::NotRead], 100);
-    EXPECT_GT(fates[Fate::Refused], 20);
-    EXPECT_GT(fates[Fate::Failed], 20);
-    EXPECT_GT(fates[Fate::CarriedOut], 100);
+    EXPECT_GT(fates[Fate::NotRead], 40);
+    EXPECT_GT(fates[Fate::Refused], 8);
+    EXPECT_GT(fates[Fate::Failed], 8);
+    EXPECT_GT(fates[Fate::CarriedOut], 40);
 }
 
 /// A shipped plan's body with one thing wrong in it.
