@@ -2,15 +2,14 @@
 
 #include <thread>
 
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/cli/long_run.hpp"
+#include "core/cli/streams.hpp"
 #include "core/cluster_file.hpp"
 #include "executor/cli/commands.hpp"
 #include "executor/cli/output.hpp"
-#include "executor/cli/progress.hpp"
 #include "executor/run/calibration.hpp"
 #include "executor/state/durable_file.hpp"
 
@@ -38,21 +37,19 @@ ExitCode runCalibration(const CalibrateOptions& options)
         requireOutput(options.output, options.force);
     const StopOnSignal stopOnSignal;
     bool stopped = false;
-    const bool terminal = ::isatty(STDERR_FILENO) != 0;
+    ProgressLine progress;
     struct Stopped {};
     Cluster cluster;
     try {
         cluster = calibrate(options.measured, [&](const std::string& what) {
             if (stopRequested)
                 throw Stopped{};
-            if (terminal)
-                printErr("\r\033[K" + what);
+            progress.show(what);
         });
     } catch (const Stopped&) {
         stopped = true;
     }
-    if (terminal)
-        printErr("\r\033[K");
+    progress.clear();
     if (stopped)
         return ExitCode::Interrupted;
     const std::string text = toJson(cluster).dump(2) + "\n";

@@ -5,8 +5,8 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/cli/streams.hpp"
 #include "executor/cli/commands.hpp"
-#include "executor/cli/output.hpp"
 #include "executor/state/checkpoint.hpp"
 
 namespace shardwright::cli {

@@ -1,19 +1,15 @@
 #include "executor/cli/program.hpp"
 
 #include <algorithm>
-#include <csignal>
-#include <exception>
-#include <new>
 #include <string>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/cli/streams.hpp"
 #include "core/diagnostics.hpp"
-#include "core/units.hpp"
 #include "executor/cli/commands.hpp"
-#include "executor/cli/output.hpp"
 #include "executor/comm/transport.hpp"
 #include "executor/engine/rank_executor.hpp"
 
@@ -110,30 +106,16 @@ ExitCode parseAndRun(int argc, const char* const* argv)
 
 int runShardrun(int argc, const char* const* argv)
 {
-    occupyClosedStreams();
-    // A closed pipe, and a file that grows past what the shell allows (ulimit -f), are seen where they are written to.
-    std::signal(SIGPIPE, SIG_IGN);
-    std::signal(SIGXFSZ, SIG_IGN);
-    ExitCode code = ExitCode::Environment;
-    try {
-        code = parseAndRun(argc, argv);
-    } catch (const InputError& error) {
-        printErr(fmt::format("{}\n", error.what()));
-        code = ExitCode::BadInput;
-    } catch (const NumberTooLarge& error) {
-        printErr(fmt::format("the numbers of this input leave 64 bits: {}; expected smaller ones\n", error.what()));
-        code = ExitCode::BadInput;
-    } catch (const OutOfMemory& error) {
-        printErr(fmt::format("shardrun: {}\n", error.what()));
-        code = ExitCode::No;
-    } catch (const ClosedPipe&) { // nobody to tell
-    } catch (const HeardError&) { // the process that failed tells it
-    } catch (const std::bad_alloc&) {
-        printErr("shardrun: this machine has no more memory\n");
-    } catch (const std::exception& error) { // EnvironmentError, TransportError, a rank's failure
-        printErr(fmt::format("shardrun: {}\n", error.what()));
-    }
-    return static_cast<int>(code);
+    return runProgram("shardrun", [&] {
+        try {
+            return parseAndRun(argc, argv);
+        } catch (const OutOfMemory& error) {
+            printErr(fmt::format("shardrun: {}\n", error.what()));
+            return ExitCode::No;
+        } catch (const HeardError&) { // the process that failed tells it
+            return ExitCode::Environment;
+        }
+    });
 }
 
 } // namespace shardwright::cli

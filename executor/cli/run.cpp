@@ -8,10 +8,11 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/cli/long_run.hpp"
+#include "core/cli/streams.hpp"
 #include "core/validation.hpp"
 #include "executor/cli/commands.hpp"
 #include "executor/cli/output.hpp"
-#include "executor/cli/progress.hpp"
 #include "executor/comm/transports.hpp"
 #include "executor/run/run_plan.hpp"
 #include "executor/state/durable_file.hpp"
@@ -123,6 +124,12 @@ bool endedWarmingUp(const ExecutablePlan& plan, const RunSettings& settings, std
            std::any_of(segments.begin(), segments.end(), [](const Segment& each) { return each.repeat == 0; });
 }
 
+std::string progressText(const StepDone& done)
+{
+    return fmt::format("step {}/{}  loss {:.4f}  {:.0f} tokens/s  device memory {}", done.step, done.steps, done.loss,
+                       done.tokensPerSecond, formatBinary(done.peak));
+}
+
 ExitCode run(RunOptions options)
 {
     const ExecutablePlan plan = readPlanFile(options.plan);
@@ -131,20 +138,14 @@ ExitCode run(RunOptions options)
         options.settings.executor.memoryLimit = parseMemoryLimit(options.memoryLimit);
     const StopOnSignal stopOnSignal;
     options.settings.stop = &stopRequested;
-    const Progress progress;
+    ProgressLine progress;
     const auto ends = endsFor(options, plan);
     const bool speaks = ends.front()->rank() == 0 || !options.solo.empty();
     if (speaks) {
-        options.settings.afterStep = [&](const StepDone& done) { progress.show(done); };
+        options.settings.afterStep = [&](const StepDone& done) { progress.show(progressText(done)); };
         options.settings.remark = [](const std::string& text) { printErr("shardrun: " + text + '\n'); };
     }
-    Measurement measurement;
-    try {
-        measurement = runPlan(plan, options.settings, ends);
-    } catch (...) {
-        progress.finish();
-        throw;
-    }
+    const Measurement measurement = runPlan(plan, options.settings, ends);
     progress.finish();
     if (measurement.steps == 0) {
         if (speaks)

@@ -10,10 +10,10 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/cli/long_run.hpp"
+#include "core/cli/streams.hpp"
 #include "core/validation.hpp"
 #include "executor/cli/commands.hpp"
-#include "executor/cli/output.hpp"
-#include "executor/cli/progress.hpp"
 #include "executor/comm/transports.hpp"
 #include "executor/run/run_plan.hpp"
 
@@ -151,17 +151,15 @@ ExitCode validateAll(const Options& options)
 {
     const StopOnSignal stopOnSignal;
     const std::vector<std::string> paths = plansIn(options.folder);
-    const bool terminal = ::isatty(STDERR_FILENO) != 0;
+    ProgressLine progress;
     std::vector<Row> rows;
     for (const std::string& path : paths) {
-        if (terminal)
-            printErr(fmt::format("\r\033[K{} of {}: {}", rows.size() + 1, paths.size(), path));
+        progress.show(fmt::format("{} of {}: {}", rows.size() + 1, paths.size(), path));
         rows.push_back(carriedOut(path, options));
         if (stopRequested)
             break;
     }
-    if (terminal)
-        printErr("\r\033[K");
+    progress.clear();
     if (stopRequested)
         rows.pop_back();
     print(rows, options.markdown);

@@ -3,10 +3,11 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/cli/long_run.hpp"
+#include "core/cli/streams.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/line_reader.hpp"
-#include "planner/cli/long_run.hpp"
 #include "planner/cli/output.hpp"
 #include "planner/cli/planning.hpp"
 #include "planner/recommendation.hpp"
@@ -112,7 +113,7 @@ private:
 
     std::string m_name;
     PlanDetail m_detail;
-    Progress m_progress;
+    ProgressLine m_progress{kProgressPause};
     std::int64_t m_number = 0;
     std::int64_t m_done = 0;
     std::int64_t m_failed = 0;

@@ -3,29 +3,10 @@
 // The commands of shardplan. Each addX() declares the command's options on `root` and gives what runs it; one file per
 // command.
 
-#include <functional>
-
+#include "core/cli/program.hpp"
 #include "core/diagnostics.hpp"
 
-namespace CLI {
-class App;
-}
-
 namespace shardwright::cli {
-
-/// What a program's exit code means; the same for every program of Shardwright.
-enum class ExitCode : int {
-    Done = 0,
-    No = 1,           // the answer is no: nothing fits, a line of a batch failed
-    BadInput = 2,     // findings were printed
-    Environment = 3,  // the machine lacks something
-    Interrupted = 130 // 128 + SIGINT, as shells report it
-};
-
-struct Command {
-    CLI::App* app = nullptr;
-    std::function<ExitCode()> run;
-};
 
 // What is wrong on the command line itself goes to `findings`, so that all of it is told at once.
 Command addCompare(CLI::App& root, Findings& findings);

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "core/catalogue.hpp"
+#include "core/cli/streams.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/output.hpp"

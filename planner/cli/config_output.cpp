@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/cli/streams.hpp"
 #include "planner/report/result_json.hpp"
 #include "planner/report/text_width.hpp"
 

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "core/cli/streams.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/output.hpp"
 #include "planner/cli/planning.hpp"

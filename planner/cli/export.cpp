@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/cli/streams.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/config_output.hpp"
 #include "planner/cli/planning.hpp"

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/cli/streams.hpp"
 #include "core/cluster_file.hpp"
 #include "core/model_file.hpp"
 #include "core/scenario_file.hpp"

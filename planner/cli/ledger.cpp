@@ -5,12 +5,12 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "core/cli/long_run.hpp"
+#include "core/plain_text.hpp"
 #include "planner/cli/commands.hpp"
-#include "planner/cli/long_run.hpp"
 #include "planner/cli/output.hpp"
 #include "planner/published/ledger_report.hpp"
 #include "planner/report/result_json.hpp"
-#include "planner/report/text_width.hpp"
 
 namespace shardwright::cli {
 
@@ -63,7 +63,7 @@ std::vector<std::string> filesOf(const std::vector<std::string>& sources)
 ExitCode ledger(const Options& options)
 {
     const StopOnSignal stopOnSignal;
-    Progress progress;
+    ProgressLine progress(kProgressPause);
     const auto text = [](std::int64_t done, std::int64_t total) {
         return fmt::format("{} of {} scenarios", done, total);
     };

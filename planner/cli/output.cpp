@@ -13,7 +13,8 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
-#include "planner/report/text_width.hpp"
+#include "core/cli/streams.hpp"
+#include "core/plain_text.hpp"
 
 namespace shardwright {
 
@@ -29,19 +30,6 @@ namespace shardwright::cli {
 namespace fs = std::filesystem;
 
 namespace {
-
-/// Writes all of `text`; false with errno set when it cannot.
-bool writeAll(int descriptor, std::string_view text)
-{
-    while (!text.empty()) {
-        const ssize_t written = ::write(descriptor, text.data(), text.size());
-        if (written >= 0)
-            text.remove_prefix(static_cast<std::size_t>(written));
-        else if (errno != EINTR)
-            return false;
-    }
-    return true;
-}
 
 [[noreturn]] void cannotWrite(const std::string& path, int error)
 {
@@ -121,33 +109,6 @@ void addEnum(CLI::App& app, const char* option, E& target, Findings& findings, c
 }
 
 } // namespace
-
-void printOut(std::string_view text)
-{
-    if (writeAll(STDOUT_FILENO, text))
-        return;
-    if (errno == EPIPE)
-        throw ClosedPipe();
-    cannotWrite("to standard output", errno);
-}
-
-void printErr(std::string_view text)
-{
-    (void)writeAll(STDERR_FILENO, text); // nowhere left to say that it failed
-}
-
-std::string withoutControlsButLines(std::string_view text)
-{
-    std::string clean;
-    while (!text.empty()) {
-        const std::size_t end = std::min(text.find('\n'), text.size());
-        clean += withoutControls(text.substr(0, end));
-        if (end < text.size())
-            clean += '\n';
-        text.remove_prefix(std::min(end + 1, text.size()));
-    }
-    return clean;
-}
 
 void writeWhole(const std::string& path, std::string_view text, bool replace)
 {

@@ -18,21 +18,6 @@ namespace shardwright::cli {
 
 enum class Format : std::uint8_t { Text, Json, Csv };
 
-/// The reader of standard output has gone.
-class ClosedPipe : public EnvironmentError {
-public:
-    ClosedPipe() : EnvironmentError("standard output is closed") {}
-};
-
-/// Writes all of `text` to standard output. ClosedPipe when nobody reads, EnvironmentError when it cannot be written.
-void printOut(std::string_view text);
-
-/// Writes to standard error as far as it can be written.
-void printErr(std::string_view text);
-
-/// `text` with control characters other than line ends as '?'.
-std::string withoutControlsButLines(std::string_view text);
-
 /// Writes `text` beside `path` and renames, so that a reader sees the old file or the whole new one. InputError when
 /// the file exists and `replace` is false, EnvironmentError when it cannot be written.
 void writeWhole(const std::string& path, std::string_view text, bool replace);

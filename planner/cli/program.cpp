@@ -1,17 +1,13 @@
 #include "planner/cli/program.hpp"
 
-#include <csignal>
-#include <exception>
-#include <new>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
-#include "core/units.hpp"
+#include "core/cli/streams.hpp"
+#include "core/plain_text.hpp"
 #include "planner/cli/commands.hpp"
-#include "planner/cli/output.hpp"
-#include "planner/report/text_width.hpp"
 #include "planner/version.hpp"
 
 namespace shardwright::cli {
@@ -126,26 +122,7 @@ ExitCode parseAndRun(int argc, const char* const* argv)
 
 int runShardplan(int argc, const char* const* argv)
 {
-    std::signal(SIGPIPE, SIG_IGN); // a closed pipe is seen where it is written to
-    ExitCode code = ExitCode::Environment;
-    try {
-        code = parseAndRun(argc, argv);
-    } catch (const InputError& error) {
-        printErr(withoutControlsButLines(error.what()) + '\n');
-        code = ExitCode::BadInput;
-    } catch (const NumberTooLarge& error) {
-        printErr(fmt::format("the numbers of this input leave 64 bits: {}; expected smaller ones\n", error.what()));
-        code = ExitCode::BadInput;
-    } catch (const ClosedPipe&) {
-        code = ExitCode::Environment; // the reader has gone; there is nobody to tell
-    } catch (const EnvironmentError& error) {
-        printErr(fmt::format("shardplan: {}\n", error.what()));
-    } catch (const std::bad_alloc&) {
-        printErr("shardplan: out of memory\n");
-    } catch (const std::exception& error) {
-        printErr(fmt::format("shardplan: unexpected: {}\n", error.what()));
-    }
-    return static_cast<int>(code);
+    return runProgram("shardplan", [&] { return parseAndRun(argc, argv); });
 }
 
 } // namespace shardwright::cli

@@ -7,8 +7,8 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/plain_text.hpp"
 #include "core/scenario_file.hpp"
-#include "planner/report/text_width.hpp"
 
 namespace shardwright::cli {
 

@@ -4,9 +4,9 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/cli/long_run.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/cli/commands.hpp"
-#include "planner/cli/long_run.hpp"
 #include "planner/cli/output.hpp"
 #include "planner/cli/scenario_options.hpp"
 #include "planner/report/result_json.hpp"
@@ -90,7 +90,7 @@ ExitCode finish(const search::Result& result)
     return result.answers.empty() ? ExitCode::No : ExitCode::Done;
 }
 
-ExitCode runInverse(const Options& options, const search::Asked& asked, const Progress& progress)
+ExitCode runInverse(const Options& options, const search::Asked& asked, ProgressLine& progress)
 {
     const search::Inverse inverse =
         search::solveInverse(asked.scenario, asked.space, asked.request, search::simulatedClock);
@@ -120,7 +120,7 @@ ExitCode run(const Options& options)
         return ExitCode::Done;
     }
     const StopOnSignal stop;
-    Progress progress;
+    ProgressLine progress(kProgressPause);
     search::Request request;
     request.objective = objective;
     request.top = static_cast<std::size_t>(options.top);

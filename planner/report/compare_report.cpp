@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "core/plain_text.hpp"
 #include "planner/report/memory_parts.hpp"
 #include "planner/report/number_format.hpp"
 #include "planner/report/scenario_summary.hpp"

@@ -5,12 +5,12 @@
 #include <fmt/format.h>
 
 #include "core/catalogue.hpp"
+#include "core/plain_text.hpp"
 #include "planner/report/compare_report.hpp"
 #include "planner/report/number_format.hpp"
 #include "planner/report/scenario_summary.hpp"
 #include "planner/report/table.hpp"
 #include "planner/report/text_layout.hpp"
-#include "planner/report/text_width.hpp"
 
 namespace shardwright {
 

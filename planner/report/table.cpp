@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 
+#include "core/plain_text.hpp"
 #include "planner/report/text_width.hpp"
 
 namespace shardwright {

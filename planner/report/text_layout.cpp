@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/plain_text.hpp"
 #include "planner/report/text_width.hpp"
 
 namespace shardwright {

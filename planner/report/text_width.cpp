@@ -168,13 +168,4 @@ std::vector<std::string> wrapWords(std::string_view text, int width)
     return lines;
 }
 
-std::string withoutControls(std::string_view text)
-{
-    std::string clean(text);
-    for (char& c : clean)
-        if (static_cast<std::uint8_t>(c) < 0x20 || c == '\x7f')
-            c = '?';
-    return clean;
-}
-
 } // namespace shardwright

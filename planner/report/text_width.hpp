@@ -23,7 +23,4 @@ std::string padLeft(std::string_view text, int width);
 /// The words of `text` in lines of at most `width` columns (0 = one line); a longer word is broken. No colours.
 std::vector<std::string> wrapWords(std::string_view text, int width);
 
-/// `text` with control characters as '?': what a file or a user named must not steer the terminal.
-std::string withoutControls(std::string_view text);
-
 } // namespace shardwright

@@ -4,10 +4,10 @@
 
 #include <fmt/format.h>
 
+#include "core/plain_text.hpp"
 #include "planner/report/number_format.hpp"
 #include "planner/report/scenario_summary.hpp"
 #include "planner/report/text_layout.hpp"
-#include "planner/report/text_width.hpp"
 
 namespace shardwright::search {
 
