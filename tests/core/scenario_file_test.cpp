@@ -1,10 +1,10 @@
 #include <filesystem>
-#include <fstream>
 
 #include <gtest/gtest.h>
 
 #include "core/catalogue.hpp"
 #include "core/scenario_file.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace shardwright {
 namespace {
@@ -41,30 +41,6 @@ std::string complaintsOf(const Json& json, const std::string& file = "s.json")
     }
     return {};
 }
-
-/// The folder of a test's own files, removed when the test is over.
-class TemporaryFolder {
-public:
-    TemporaryFolder()
-    {
-        std::string name = (fs::temp_directory_path() / "shardwright-scenario-XXXXXX").string();
-        m_path = mkdtemp(name.data());
-    }
-    ~TemporaryFolder() { fs::remove_all(m_path); }
-    TemporaryFolder(const TemporaryFolder&) = delete;
-    TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-
-    std::string write(const std::string& name, const Json& json) const
-    {
-        const fs::path path = m_path / name;
-        fs::create_directories(path.parent_path());
-        std::ofstream(path) << json.dump();
-        return path.string();
-    }
-
-private:
-    fs::path m_path;
-};
 
 std::vector<std::string> shippedScenarios()
 {
@@ -142,12 +118,12 @@ TEST(ScenarioFile, PathsAreRelativeToTheFile)
     const TemporaryFolder folder;
     Json cluster = soundScenario()["cluster"];
     cluster["schema"] = "shardwright-cluster/1";
-    folder.write("machines/box.json", cluster);
-    folder.write("tiny/config.json", soundScenario()["model"]);
+    folder.write("machines/box.json", cluster.dump());
+    folder.write("tiny/config.json", soundScenario()["model"].dump());
     Json json = soundScenario();
     json["model"] = "../tiny";
     json["cluster"] = {{"path", "../machines/box.json"}, {"nodes", 7}};
-    const Scenario scenario = readScenario(folder.write("questions/q.json", json));
+    const Scenario scenario = readScenario(folder.write("questions/q.json", json.dump()));
     EXPECT_EQ(scenario.cluster.id, "box");
     EXPECT_EQ(scenario.cluster.gpus(), 14);
     EXPECT_EQ(scenario.model.architecture.hidden, 64);

@@ -6,7 +6,7 @@
 
 #include "core/cluster_file.hpp"
 #include "executor/run/calibration.hpp"
-#include "tests/planner/cli/process.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace shardwright {
 namespace {
@@ -22,7 +22,7 @@ CalibrationOptions shortly(int ranks, const std::string& nvme = {})
 
 TEST(Calibration, everyFigureIsMeasuredAndTheFileIsReadAsItWas)
 {
-    const testing::TemporaryFolder folder;
+    const TemporaryFolder folder;
     std::vector<std::string> said;
     const Cluster made = calibrate(shortly(2, folder.path()), [&](const std::string& what) { said.push_back(what); });
     EXPECT_TRUE(made.gpu.isHostProcessor());

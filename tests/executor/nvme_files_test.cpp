@@ -3,8 +3,6 @@
 #include "executor/engine/nvme_files.hpp"
 
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <vector>
 
 #include <fcntl.h>
@@ -13,26 +11,10 @@
 
 #include "core/diagnostics.hpp"
 #include "executor/engine/block_io.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace shardwright {
 namespace {
-
-class NvmeFilesTest : public testing::Test {
-protected:
-    void SetUp() override
-    {
-        std::string pattern = (std::filesystem::temp_directory_path() / "shardwright-nvme-XXXXXX").string();
-        ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
-        m_folder = pattern;
-    }
-    void TearDown() override
-    {
-        std::filesystem::permissions(m_folder, std::filesystem::perms::owner_all);
-        std::filesystem::remove_all(m_folder);
-    }
-
-    std::filesystem::path m_folder;
-};
 
 std::vector<std::byte> patterned(std::int64_t bytes, int seed)
 {
@@ -45,10 +27,11 @@ std::vector<std::byte> patterned(std::int64_t bytes, int seed)
 // Around one byte, an alignment, a block of 1 MiB, and more blocks than are under way at once.
 const std::vector<std::int64_t> kSizes = {0, 1, 4095, 4096, 4097, 1 << 20, (1 << 20) + 1, 11 * (1 << 20) + 12345};
 
-TEST_F(NvmeFilesTest, WhatIsWrittenComesBackAndFilesGo)
+TEST(NvmeFiles, WhatIsWrittenComesBackAndFilesGo)
 {
+    const TemporaryFolder folder;
     {
-        NvmeFiles files(m_folder.string(), 3);
+        NvmeFiles files(folder.path(), 3);
         std::vector<int> ids;
         for (std::size_t i = 0; i < kSizes.size(); ++i) {
             ids.push_back(files.create(Bytes(kSizes[i])));
@@ -67,12 +50,13 @@ TEST_F(NvmeFilesTest, WhatIsWrittenComesBackAndFilesGo)
         files.remove(ids.back());
         EXPECT_LT(files.onDisk().count(), 3 * (1 << 20));
     }
-    EXPECT_TRUE(std::filesystem::is_empty(m_folder));
+    EXPECT_TRUE(folder.names().empty());
 }
 
-TEST_F(NvmeFilesTest, BothWaysOfMovingBlocksAgree)
+TEST(NvmeFiles, BothWaysOfMovingBlocksAgree)
 {
-    const std::string path = (m_folder / "file").string();
+    const TemporaryFolder folder;
+    const std::string path = folder.file("file");
     const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     ASSERT_GE(descriptor, 0);
     const auto io = makeBlockIo();
@@ -92,16 +76,17 @@ TEST_F(NvmeFilesTest, BothWaysOfMovingBlocksAgree)
     ::close(descriptor);
 }
 
-TEST_F(NvmeFilesTest, FoldersThatCannotBeUsedAreNamed)
+TEST(NvmeFiles, FoldersThatCannotBeUsedAreNamed)
 {
-    const std::string missing = (m_folder / "missing").string();
+    const TemporaryFolder folder;
+    const std::string missing = folder.file("missing");
     try {
         NvmeFiles files(missing, 0);
         FAIL() << "took a folder that is not there";
     } catch (const EnvironmentError& error) {
         EXPECT_NE(std::string(error.what()).find(missing), std::string::npos);
     }
-    NvmeFiles files(m_folder.string(), 0);
+    NvmeFiles files(folder.path(), 0);
     // No disk holds an exbibyte: the file system says so when blocks are reserved, not in the middle of a step.
     EXPECT_THROW(files.create(Bytes(std::int64_t{1} << 60)), EnvironmentError);
 }

@@ -8,11 +8,8 @@
 
 #include <gtest/gtest.h>
 
-#include "core/scenario_file.hpp"
-#include "core/validation.hpp"
-#include "executor/comm/transports.hpp"
-#include "planner/executable_plan.hpp"
-#include "tests/paths.hpp"
+#include "tests/executor/small_runs.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace shardwright {
 namespace {
@@ -43,30 +40,12 @@ Json modelOf(const std::string& name)
 
 ExecutablePlan planOf(const Tiny& tiny, const std::string& strategy)
 {
-    const std::string folder = inSource("scenarios/clusters/host-4-threads.json");
-    Json cluster = parseJson(readTextFile(folder), folder);
-    cluster["gpus_per_node"] = tiny.ranksPerNode;
-    cluster["nodes"] = tiny.ranks / tiny.ranksPerNode;
-    if (tiny.ranks > tiny.ranksPerNode) {
-        cluster["inter_node"] = cluster["intra_node"];
-        cluster["inter_node"]["kind"] = "ethernet";
-    }
-    const Json scenario{{"schema", "shardwright-scenario/1"},
-                        {"name", "tiny"},
-                        {"model", modelOf(tiny.model)},
-                        {"cluster", cluster},
-                        {"training",
-                         {{"sequence_length", 16},
-                          {"micro_batch", tiny.sequences},
-                          {"gradient_accumulation", tiny.accumulation},
-                          {"precision", {{"mixed", tiny.mixed}, {"load", "fp32"}}},
-                          {"optimizer", tiny.optimizer},
-                          {"activation_checkpointing", tiny.checkpointing},
-                          {"implementation", "shardrun"}}},
-                        {"strategies", Json::array({strategy})}};
-    const Scenario read = scenarioFromJson(scenario, "tiny");
-    // Through the file, as shardrun gets it.
-    return planFromText(planFileText(executablePlan(read, read.strategies.front())), "plan.json");
+    return planOf(scenarioOf(strategy, modelOf(tiny.model), tiny.ranks / tiny.ranksPerNode, tiny.ranksPerNode,
+                             {{"micro_batch", tiny.sequences},
+                              {"gradient_accumulation", tiny.accumulation},
+                              {"precision", {{"mixed", tiny.mixed}, {"load", "fp32"}}},
+                              {"optimizer", tiny.optimizer},
+                              {"activation_checkpointing", tiny.checkpointing}}));
 }
 
 RunSettings settingsOf(std::int64_t steps)
@@ -78,11 +57,6 @@ RunSettings settingsOf(std::int64_t steps)
     return settings;
 }
 
-Measurement run(const ExecutablePlan& plan, const RunSettings& settings)
-{
-    return runPlan(plan, settings, makeThreadTransports(static_cast<int>(plan.ranks)));
-}
-
 /// The same sequences in the same steps on one rank at once.
 std::vector<double> unshardedLosses(const Tiny& tiny, std::int64_t steps)
 {
@@ -90,14 +64,7 @@ std::vector<double> unshardedLosses(const Tiny& tiny, std::int64_t steps)
     alone.sequences = tiny.sequences * tiny.ranks * tiny.accumulation;
     alone.ranks = alone.ranksPerNode = alone.accumulation = 1;
     alone.checkpointing = "none";
-    return run(planOf(alone, "ddp"), settingsOf(steps)).losses;
-}
-
-void expectMeasuredIsPredicted(const ExecutablePlan& plan, const Measurement& measurement, const std::string& what)
-{
-    for (const ValidationRow& row : validate(plan, measurement, false).rows)
-        EXPECT_TRUE(row.within()) << what << ": " << row.quantity << ": predicted " << row.predicted << ", measured "
-                                  << row.measured << ' ' << row.remark;
+    return runOnThreads(planOf(alone, "ddp"), settingsOf(steps)).losses;
 }
 
 void expectUnshardedLosses(const Tiny& tiny, const std::vector<std::string>& strategies)
@@ -108,11 +75,11 @@ void expectUnshardedLosses(const Tiny& tiny, const std::vector<std::string>& str
     for (const std::string& strategy : strategies) {
         const std::string what = strategy + " on " + std::to_string(tiny.ranks);
         const ExecutablePlan plan = planOf(tiny, strategy);
-        const Measurement measurement = run(plan, settingsOf(kSteps));
+        const Measurement measurement = runOnThreads(plan, settingsOf(kSteps));
         ASSERT_EQ(measurement.losses.size(), expected.size()) << what;
         for (std::size_t step = 0; step < expected.size(); ++step)
             ASSERT_NEAR(measurement.losses[step], expected[step], 1e-5 * expected[step]) << what << ", step " << step;
-        expectMeasuredIsPredicted(plan, measurement, what);
+        expectAsPredicted(plan, measurement, what);
     }
 }
 
@@ -163,10 +130,10 @@ TEST(RunPlan, OptimizersAreTheSameShardedAndNot)
         const Tiny tiny{.ranks = 3, .ranksPerNode = 3, .optimizer = optimizer};
         const std::vector<double> expected = unshardedLosses(tiny, 5);
         const ExecutablePlan plan = planOf(tiny, "fsdp2-full-shard");
-        const Measurement measurement = run(plan, settingsOf(5));
+        const Measurement measurement = runOnThreads(plan, settingsOf(5));
         for (std::size_t step = 0; step < expected.size(); ++step)
             EXPECT_NEAR(measurement.losses[step], expected[step], 1e-5 * expected[step]) << optimizer;
-        expectMeasuredIsPredicted(plan, measurement, optimizer);
+        expectAsPredicted(plan, measurement, optimizer);
     }
 }
 
@@ -174,22 +141,22 @@ TEST(RunPlan, SixteenBitRunsFallAndMeasureWhatWasPredicted)
 {
     for (const char* strategy : {"ddp", "fsdp1-full-shard", "fsdp2-full-shard-offload", "native-zero2"}) {
         const ExecutablePlan plan = planOf({.mixed = "bf16"}, strategy);
-        const Measurement measurement = run(plan, settingsOf(20));
+        const Measurement measurement = runOnThreads(plan, settingsOf(20));
         EXPECT_LT(measurement.losses.back(), measurement.losses.front() * 0.8) << strategy;
-        expectMeasuredIsPredicted(plan, measurement, strategy);
+        expectAsPredicted(plan, measurement, strategy);
     }
 }
 
 TEST(RunPlan, MemoryLimitNamesCategoriesAndOperation)
 {
     const ExecutablePlan plan = planOf({}, "fsdp2-full-shard");
-    const Measurement free = run(plan, settingsOf(2));
+    const Measurement free = runOnThreads(plan, settingsOf(2));
     RunSettings settings = settingsOf(2);
     settings.executor.memoryLimit = free.ranks.front().places.front().peak;
-    EXPECT_EQ(run(plan, settings).steps, 2); // the peak itself is enough
+    EXPECT_EQ(runOnThreads(plan, settings).steps, 2); // the peak itself is enough
     settings.executor.memoryLimit -= Bytes(1);
     try {
-        run(plan, settings);
+        runOnThreads(plan, settings);
         FAIL() << "went over the limit";
     } catch (const OutOfMemory& error) {
         const std::string text = error.what();
@@ -205,7 +172,7 @@ TEST(RunPlan, StoppedRunsGiveWhatWasMeasured)
     RunSettings settings = settingsOf(1000000);
     settings.stop = &stop;
     settings.afterStep = [&](const StepDone& done) { stop = stop || done.step == 3; };
-    const Measurement measurement = run(plan, settings);
+    const Measurement measurement = runOnThreads(plan, settings);
     EXPECT_FALSE(measurement.complete);
     EXPECT_GE(measurement.steps, 2);
     EXPECT_EQ(measurement.ranks.size(), 4U);
@@ -237,7 +204,7 @@ TEST(RunPlan, OneRanksFailureEndsAllWithItsCause)
         settings.batches = std::make_shared<BreakingBatches>(61, (2 * 4 + 2) * kSequencesPerRank);
         const auto began = std::chrono::steady_clock::now();
         try {
-            run(plan, settings);
+            runOnThreads(plan, settings);
             FAIL() << "went on";
         } catch (const EnvironmentError& error) {
             EXPECT_STREQ(error.what(), "rank 2: the disk is gone");
@@ -246,48 +213,37 @@ TEST(RunPlan, OneRanksFailureEndsAllWithItsCause)
     }
 }
 
-class RunPlanFolder : public testing::Test {
-protected:
-    void SetUp() override
-    {
-        std::string pattern = (std::filesystem::temp_directory_path() / "shardwright-run-XXXXXX").string();
-        ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
-        m_folder = pattern;
-    }
-    void TearDown() override { std::filesystem::remove_all(m_folder); }
-
-    std::string m_folder;
-};
-
-TEST_F(RunPlanFolder, ResumedRunsGoOnBitByBit)
+TEST(RunPlan, ResumedRunsGoOnBitByBit)
 {
+    const TemporaryFolder folder;
     for (const char* strategy : {"ddp", "fsdp1-full-shard-offload", "fsdp2-full-shard", "native-zero1"}) {
         const ExecutablePlan plan = planOf({}, strategy);
-        const std::vector<double> whole = run(plan, settingsOf(6)).losses;
+        const std::vector<double> whole = runOnThreads(plan, settingsOf(6)).losses;
         RunSettings first = settingsOf(3);
-        first.checkpoints = m_folder + "/" + strategy;
-        run(plan, first);
+        first.checkpoints = folder.file(strategy);
+        runOnThreads(plan, first);
         RunSettings second = settingsOf(3);
         second.resume = first.checkpoints;
         // Batches are numbered by the optimizer steps done: the second half sees the second half's.
-        const std::vector<double> rest = run(plan, second).losses;
+        const std::vector<double> rest = runOnThreads(plan, second).losses;
         EXPECT_EQ(rest, std::vector<double>(whole.begin() + 3, whole.end())) << strategy;
     }
 }
 
-TEST_F(RunPlanFolder, CheckpointsGoOnUnderOtherRanksAndStrategies)
+TEST(RunPlan, CheckpointsGoOnUnderOtherRanksAndStrategies)
 {
+    const TemporaryFolder folder;
     const Tiny four{};
     const ExecutablePlan plan = planOf(four, "fsdp1-full-shard");
-    const std::vector<double> whole = run(plan, settingsOf(6)).losses;
+    const std::vector<double> whole = runOnThreads(plan, settingsOf(6)).losses;
     RunSettings first = settingsOf(3);
-    first.checkpoints = m_folder + "/checkpoints";
-    run(plan, first);
+    first.checkpoints = folder.file("checkpoints");
+    runOnThreads(plan, first);
     RunSettings second = settingsOf(3);
     second.resume = first.checkpoints;
     const Tiny two{.ranks = 2, .ranksPerNode = 2, .sequences = 2 * kSequencesPerRank};
     for (const char* strategy : {"ddp", "fsdp2-full-shard", "native-zero1"}) {
-        const std::vector<double> rest = run(planOf(two, strategy), second).losses;
+        const std::vector<double> rest = runOnThreads(planOf(two, strategy), second).losses;
         for (std::size_t step = 0; step < rest.size(); ++step)
             EXPECT_NEAR(rest[step], whole[step + 3], 1e-5 * whole[step + 3]) << strategy;
     }
@@ -314,7 +270,7 @@ TEST(RunPlan, WhatCannotBeCarriedOutIsRefusedByName)
         if (op.kind == OpKind::AllReduce)
             op.actionCount = 0;
     EXPECT_EQ(executorRefusals(plan).size(), 1U);
-    EXPECT_THROW(run(plan, settingsOf(1)), InputError);
+    EXPECT_THROW(runOnThreads(plan, settingsOf(1)), InputError);
 }
 
 } // namespace

@@ -9,10 +9,10 @@
 #include <vector>
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include "core/diagnostics.hpp"
 #include "tests/paths.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace shardwright {
 namespace {
@@ -71,12 +71,10 @@ TEST(TextBytes, BytesOfTheFileInOrder)
 
 TEST(TextBytes, AFileThatBecomesShorterIsTold)
 {
-    std::string path = (std::filesystem::temp_directory_path() / "shardwright-text-XXXXXX").string();
-    const int descriptor = ::mkstemp(path.data());
-    ASSERT_GE(descriptor, 0);
-    ASSERT_EQ(::ftruncate(descriptor, 1000), 0);
+    const TemporaryFolder folder;
+    const std::string path = folder.write("text", std::string(1000, 'a'));
     const auto text = textBytes(path, 256, 100);
-    ASSERT_EQ(::ftruncate(descriptor, 650), 0);
+    std::filesystem::resize_file(path, 650);
     std::vector<std::int64_t> tokens(100), labels(100);
     text->read(5, 100, tokens.data(), labels.data()); // bytes 500 to 600
     try {
@@ -86,8 +84,6 @@ TEST(TextBytes, AFileThatBecomesShorterIsTold)
         EXPECT_EQ(std::string(error.what()),
                   path + ": cannot be read at byte 650: it has become shorter since the run began");
     }
-    ::close(descriptor);
-    std::filesystem::remove(path);
 }
 
 } // namespace

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <set>
 
@@ -12,6 +11,7 @@
 #include "planner/plan_builder.hpp"
 #include "planner/published/comparison.hpp"
 #include "planner/published/published_files.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace shardwright {
 namespace {
@@ -247,17 +247,16 @@ TEST(PublishedFiles, mosaicModelsHaveThePrintedParameters)
 
 TEST(PublishedFiles, problemsNameFileAndLine)
 {
-    const fs::path path = fs::temp_directory_path() / "shardwright-published-test.jsonl";
-    std::ofstream(path) << "\n{\"schema\": \"shardwright-scenario/1\"}\n{\n";
+    const TemporaryFolder folder;
+    const std::string path = folder.write("figures.jsonl", "\n{\"schema\": \"shardwright-scenario/1\"}\n{\n");
     try {
-        readPublishedFile(path.string());
+        readPublishedFile(path);
         ADD_FAILURE() << "nothing was found wrong";
     } catch (const InputError& error) {
         const std::string text = error.what();
-        EXPECT_NE(text.find(path.string() + ":2: "), std::string::npos) << text;
-        EXPECT_NE(text.find(path.string() + ":3"), std::string::npos) << text;
+        EXPECT_NE(text.find(path + ":2: "), std::string::npos) << text;
+        EXPECT_NE(text.find(path + ":3"), std::string::npos) << text;
     }
-    fs::remove(path);
 }
 
 } // namespace

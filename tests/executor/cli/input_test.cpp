@@ -195,6 +195,12 @@ TEST(CliInput, WordsThatAreNoOptionsAreTold)
                   "command line: --nvme: has no value or is given twice; expected what `shardrun run --help` shows");
 }
 
+TEST(CliInput, ControlCharactersDoNotReachTheTerminal)
+{
+    expectRefused(shardrun({"no\x1b[31mplan"}),
+                  "no?[31mplan: cannot be opened for reading; expected the path of a readable file");
+}
+
 TEST(CliInput, RanksThatAreNoneAreTold)
 {
     for (const char* solo : {"4/4", "3/3", "3", "-1/4", "a/b", "0/4/4", "/"})

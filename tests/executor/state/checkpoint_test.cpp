@@ -11,6 +11,7 @@
 #include "core/model_file.hpp"
 #include "executor/elements.hpp"
 #include "executor/state/safetensors.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace shardwright {
 namespace {
@@ -36,15 +37,11 @@ class CheckpointTest : public ::testing::Test {
 protected:
     void SetUp() override
     {
-        m_folder = fs::temp_directory_path() / ("shardwright-checkpoint-" + std::to_string(::getpid()));
-        fs::remove_all(m_folder);
-        fs::create_directories(m_folder);
         m_model = modelFromJson(parseJson(kConfig, "config"), "tiny", "config");
         m_parameters = listParameters(m_model);
     }
-    void TearDown() override { fs::remove_all(m_folder); }
 
-    std::string path(const std::string& name) const { return (m_folder / name).string(); }
+    std::string path(const std::string& name) const { return m_folder.file(name); }
 
     /// Whole tensors of all three quantities, every element another number; parameters in `dtype`.
     struct Held {
@@ -87,7 +84,7 @@ protected:
         return "";
     }
 
-    fs::path m_folder;
+    TemporaryFolder m_folder;
     Model m_model;
     std::vector<NamedParameter> m_parameters;
     Alone m_alone;
@@ -99,7 +96,7 @@ TEST_F(CheckpointTest, ComesBackBitByBit)
         const Held saved = held(true, dtype);
         saveCheckpoint(path(stepFolder(20)), m_model, kConfig, saved.state, m_alone);
         Held loaded = held(false, dtype);
-        loadCheckpoint(checkpointFolder(m_folder.string()), m_model, loaded.state);
+        loadCheckpoint(checkpointFolder(m_folder.path()), m_model, loaded.state);
         EXPECT_EQ(loaded.memory, saved.memory);
         EXPECT_EQ(loaded.state.step, 20);
     }
@@ -137,9 +134,9 @@ TEST_F(CheckpointTest, WithoutManifestItIsNone)
     const Held saved = held(true);
     saveCheckpoint(path(stepFolder(10)), m_model, kConfig, saved.state, m_alone);
     fs::create_directories(path(stepFolder(20))); // a run that was killed while it saved
-    EXPECT_EQ(checkpointFolder(m_folder.string()), path(stepFolder(10)));
+    EXPECT_EQ(checkpointFolder(m_folder.path()), path(stepFolder(10)));
     fs::remove(path(stepFolder(10)) + "/manifest.json");
-    EXPECT_NE(failure(m_folder.string()).find("no complete checkpoint"), std::string::npos);
+    EXPECT_NE(failure(m_folder.path()).find("no complete checkpoint"), std::string::npos);
 }
 
 TEST_F(CheckpointTest, BrokenFilesAreNamed)
@@ -202,10 +199,10 @@ TEST_F(CheckpointTest, TheNewestOfManyIsTaken)
     const Held saved = held(true);
     for (const std::int64_t step : {999999, 1000000, 20})
         saveCheckpoint(path(stepFolder(step)), m_model, kConfig, saved.state, m_alone);
-    EXPECT_EQ(checkpointFolder(m_folder.string()), path("step-1000000"));
+    EXPECT_EQ(checkpointFolder(m_folder.path()), path("step-1000000"));
     fs::create_directories(path("step-"));
     fs::create_directories(path("step-99999999999999999999"));
-    EXPECT_EQ(checkpointFolder(m_folder.string()), path("step-1000000"));
+    EXPECT_EQ(checkpointFolder(m_folder.path()), path("step-1000000"));
 }
 
 TEST_F(CheckpointTest, AnotherModelIsTold)

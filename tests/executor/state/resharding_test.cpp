@@ -15,6 +15,7 @@
 #include "executor/state/safetensors.hpp"
 #include "tests/executor/comm/thread_ranks.hpp"
 #include "tests/paths.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace shardwright {
 
@@ -26,9 +27,6 @@ class Resharding : public testing::Test {
 protected:
     void SetUp() override
     {
-        std::string pattern = (fs::temp_directory_path() / "shardwright-resharding-XXXXXX").string();
-        ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
-        m_folder = pattern;
         for (const auto& entry : fs::directory_iterator(inSource("scenarios/validation")))
             if (const std::string path = entry.path().string();
                 path.size() > 10 && path.substr(path.size() - 10) == ".plan.json") {
@@ -39,12 +37,11 @@ protected:
                     m_plans[plan.modelConfig].push_back(std::move(plan));
             }
     }
-    void TearDown() override { fs::remove_all(m_folder); }
 
     ExecutorOptions options() const
     {
         ExecutorOptions options;
-        options.nvmeFolder = m_folder;
+        options.nvmeFolder = m_folder.path();
         return options;
     }
 
@@ -95,9 +92,9 @@ protected:
         return contents;
     }
 
-    std::string fresh(const std::string& name) { return m_folder + "/" + name + std::to_string(m_made++); }
+    std::string fresh(const std::string& name) { return m_folder.file(name + std::to_string(m_made++)); }
 
-    std::string m_folder;
+    TemporaryFolder m_folder;
     int m_made = 0;
     std::map<std::string, std::deque<ExecutablePlan>> m_plans; // by model; plans hold views of themselves
 };

@@ -69,6 +69,18 @@ TEST(CliOutput, AFullDiskIsToldAndAClosedPipeIsNot)
     }
 }
 
+TEST(CliOutput, AFileThatMayNotGrowIsTold)
+{
+    const TemporaryFolder folder;
+    RunOptions limited;
+    limited.largestFile = 1000;
+    const std::string file = folder.file("answer.txt");
+    const Ran ran = shardplan({"strategies", "-o", file}, limited);
+    EXPECT_EQ(ran.exitCode, 3);
+    EXPECT_EQ(ran.err, "shardplan: cannot write " + file + ": File too large\n");
+    EXPECT_EQ(folder.names(), std::vector<std::string>{});
+}
+
 TEST(CliOutput, TheSameBytesEveryTimeInEveryLocale)
 {
     for (const char* format : {"text", "json", "csv"}) {

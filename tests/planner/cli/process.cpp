@@ -1,24 +1,20 @@
 #include "tests/planner/cli/process.hpp"
 #include "tests/paths.hpp"
 
-#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <sstream>
 #include <thread>
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <gtest/gtest.h>
 
 namespace shardwright::testing {
-
-namespace fs = std::filesystem;
 
 namespace {
 
@@ -75,6 +71,9 @@ void feed(int descriptor, const std::string& text)
     const int file = options.outputTo.empty() ? output.ends[1]
                                               : ::open(options.outputTo.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
     ::dup2(file, STDOUT_FILENO);
+    const rlimit largest{static_cast<rlim_t>(options.largestFile), static_cast<rlim_t>(options.largestFile)};
+    if (options.largestFile > 0)
+        ::setrlimit(RLIMIT_FSIZE, &largest);
     for (const auto& [name, value] : options.environment)
         ::setenv(name.c_str(), value.c_str(), 1);
     std::vector<char*> argv{const_cast<char*>("shardplan")};
@@ -123,42 +122,6 @@ Json shardplanJson(const std::vector<std::string>& arguments, const RunOptions& 
     const Ran ran = shardplan(arguments, options);
     EXPECT_EQ(ran.exitCode, 0) << ran.err;
     return Json::parse(ran.out, nullptr, /*allow_exceptions=*/false);
-}
-
-TemporaryFolder::TemporaryFolder()
-{
-    std::string pattern = (fs::temp_directory_path() / "shardplan-test-XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr)
-        std::abort();
-    m_path = pattern;
-}
-
-TemporaryFolder::~TemporaryFolder()
-{
-    std::error_code ignored;
-    fs::remove_all(m_path, ignored);
-}
-
-std::string TemporaryFolder::write(const std::string& name, const std::string& text) const
-{
-    std::ofstream(file(name), std::ios::binary) << text;
-    return file(name);
-}
-
-std::string TemporaryFolder::read(const std::string& name) const
-{
-    std::ostringstream text;
-    text << std::ifstream(file(name), std::ios::binary).rdbuf();
-    return text.str();
-}
-
-std::vector<std::string> TemporaryFolder::names() const
-{
-    std::vector<std::string> names;
-    for (const auto& entry : fs::directory_iterator(m_path))
-        names.push_back(entry.path().filename().string());
-    std::sort(names.begin(), names.end());
-    return names;
 }
 
 std::vector<std::string> lines(const std::string& text)

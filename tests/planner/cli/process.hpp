@@ -2,12 +2,14 @@
 
 // Runs the real shardplan as a process.
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "core/json_cursor.hpp"
 #include "tests/paths.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace shardwright::testing {
 
@@ -23,30 +25,13 @@ struct RunOptions {
     std::map<std::string, std::string> environment; // over the test's own
     std::string outputTo;                           // standard output goes to this file; Ran::out stays empty
     bool closedPipe = false;                        // nobody reads standard output
+    std::int64_t largestFile = 0;                   // bytes (RLIMIT_FSIZE); 0: no limit
 };
 
 Ran shardplan(const std::vector<std::string>& arguments, const RunOptions& options = {});
 
 /// The output of a run that must succeed, as JSON.
 Json shardplanJson(const std::vector<std::string>& arguments, const RunOptions& options = {});
-
-/// A fresh folder, removed with all that is in it.
-class TemporaryFolder {
-public:
-    TemporaryFolder();
-    TemporaryFolder(const TemporaryFolder&) = delete;
-    TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-    ~TemporaryFolder();
-
-    const std::string& path() const { return m_path; }
-    std::string file(const std::string& name) const { return m_path + "/" + name; }
-    std::string write(const std::string& name, const std::string& text) const;
-    std::string read(const std::string& name) const;
-    std::vector<std::string> names() const; // sorted
-
-private:
-    std::string m_path;
-};
 
 std::vector<std::string> lines(const std::string& text);
 

@@ -12,7 +12,6 @@ using testing::kScenario7b;
 using testing::Ran;
 using testing::shardplan;
 using testing::shardplanJson;
-using testing::TemporaryFolder;
 
 TEST(SearchCommandTest, TheAnswerDoesNotDependOnTheThreads)
 {

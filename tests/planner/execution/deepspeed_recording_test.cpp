@@ -6,78 +6,23 @@
 
 #include <gtest/gtest.h>
 
-#include "core/model_file.hpp"
 #include "planner/activations/activation_model.hpp"
 #include "tests/planner/execution/recorded_schedule.hpp"
-#include "tests/planner/frameworks/small_input.hpp"
+#include "tests/planner/execution/recording_input.hpp"
 
 namespace shardwright {
 
 namespace {
 
-struct Conditions {
-    int nodes = 1;
-    int gpusPerNode = 1;
-    std::int64_t accumulation = 1;
-    std::optional<DType> mixed;
-    bool tied = false;
-    Checkpointing checkpointing = Checkpointing::None;
-    Optimizer optimizer = Optimizer::AdamW;
-};
-
-SmallInput inputOf(const DeepSpeedOptions& options, const Conditions& run)
-{
-    SmallInput input(options, run.gpusPerNode, run.nodes);
-    LlamaShape shape;
-    shape.tied = run.tied;
-    shape.hidden = 6; // no number of ranks divides everything
-    shape.ffn = 11;
-    shape.vocab = 13;
-    shape.headDim = 2;
-    input.model = llamaOf(shape);
-    input.training.implementation = Implementation::Shardrun;
-    input.training.gradientAccumulation = run.accumulation;
-    input.training.precision.mixed = run.mixed;
-    input.training.checkpointing = run.checkpointing;
-    input.training.optimizer = run.optimizer;
-    return input;
-}
-
-/// Groups of two ranks, and on NVMe what the executor keeps there: all of it.
 DeepSpeedOptions fitted(const StrategyOptions& options)
 {
-    DeepSpeedOptions fitted = std::get<DeepSpeedOptions>(options);
-    fitted.hpzPartitionSize = std::min<std::int64_t>(fitted.hpzPartitionSize, 2);
-    fitted.micsShardSize = std::min<std::int64_t>(fitted.micsShardSize, 2);
-    fitted.maxInCpu = 0;
-    fitted.optimizerBufferCount = 8;
-    fitted.paramBufferSize = 200;
-    return fitted;
-}
-
-std::string textOf(const std::vector<std::string>& problems)
-{
-    std::string text;
-    for (const std::string& problem : problems)
-        text += "\n  " + problem;
-    return text;
-}
-
-/// Whether it was played: it is not refused.
-bool expectSound(const std::string& name, const DeepSpeedOptions& options, const Conditions& run)
-{
-    const SmallInput input = inputOf(options, run);
-    if (!refusals(input.input()).empty())
-        return false;
-    EXPECT_EQ(textOf(recordingProblems(input.input())), "")
-        << name << ", " << run.nodes << " x " << run.gpusPerNode << " ranks, accumulation " << run.accumulation
-        << (run.mixed ? ", bf16" : ", fp32") << (run.tied ? ", tied" : "");
-    return true;
+    constexpr std::int64_t kBuffer = 200; // elements
+    return fittedToTwo(options, kBuffer);
 }
 
 std::vector<std::string> reasonsOf(const DeepSpeedOptions& options, const Conditions& run = {2, 2, 1, {}})
 {
-    return refusals(inputOf(options, run).input());
+    return refusals(recordingInput(options, run).input());
 }
 
 } // namespace
@@ -117,18 +62,8 @@ TEST(DeepSpeedRecordings, BucketsMayHoldOneTensorOrAllOfThem)
 TEST(DeepSpeedRecordings, ABucketMayBeEmptiedWithinAModule)
 {
     for (const auto& [name, options] : everyDeepSpeed()) {
-        SmallInput input = inputOf(fitted(options), {1, 3, 2, {}});
-        input.model = modelFromJson({{"architectures", {"GPT2LMHeadModel"}},
-                                     {"model_type", "gpt2"},
-                                     {"n_embd", 6},
-                                     {"n_layer", 2},
-                                     {"n_head", 2},
-                                     {"n_positions", 16},
-                                     {"vocab_size", 13},
-                                     {"embd_pdrop", 0},
-                                     {"attn_pdrop", 0},
-                                     {"resid_pdrop", 0}},
-                                    "small-gpt2", "test");
+        SmallInput input = recordingInput(fitted(options), {1, 3, 2, {}});
+        input.model = smallGpt2();
         if (refusals(input.input()).empty()) {
             EXPECT_EQ(textOf(recordingProblems(input.input())), "") << name;
         }
@@ -160,7 +95,7 @@ TEST(DeepSpeedRecordings, StatesGoThroughSwapBuffersWhereSubGroupsAreLarge)
     for (const bool pipelined : {false, true}) {
         options.pipelineRead = options.pipelineWrite = pipelined;
         options.optimizerBufferCount = pipelined ? 8 : 4;
-        SmallInput input = inputOf(options, {1, 2, 2, DType::Bf16});
+        SmallInput input = recordingInput(options, {1, 2, 2, DType::Bf16});
         LlamaShape shape;
         shape.hidden = 32;
         shape.headDim = 16;
@@ -183,7 +118,7 @@ TEST(DeepSpeedRecordings, WarmUpStandsInForTheStep)
             options.reduceBucketSize = 150;
             Conditions run{1, gpus, accumulation, {}};
             run.optimizer = Optimizer::OneBitAdam;
-            const SmallInput input = inputOf(options, run);
+            const SmallInput input = recordingInput(options, run);
             const auto rules = input.rules();
             EXPECT_EQ(rules->emit().segments.size() + 1, rules->emitToRun().segments.size());
             Schedule schedule = rules->emitToRun();
@@ -259,7 +194,7 @@ TEST(DeepSpeedRecordings, QuantisedGradientsReachTheirOwnersInTwoHopsWhateverEls
                 const Conditions run{nodes, gpus, accumulation, DType::Bf16};
                 DeepSpeedOptions options = quantisedGradients();
                 change(options);
-                SmallInput input = inputOf(options, run);
+                SmallInput input = recordingInput(options, run);
                 LlamaShape shape;
                 shape.ffn = ffn;
                 shape.vocab = 7;
@@ -281,26 +216,9 @@ TEST(DeepSpeedRecordings, NoActionCanBeLeftOutUnnoticed)
 {
     for (const std::string wanted : {"deepspeed 1 overlap", "deepspeed 2", "deepspeed 2 offload", "deepspeed 3",
                                      "deepspeed 3 hpz", "deepspeed 3 mics"})
-        for (const auto& [name, options] : everyDeepSpeed()) {
-            if (name != wanted)
-                continue;
-            const SmallInput input = inputOf(fitted(options), {2, 2, 2, DType::Bf16, true});
-            const auto rules = input.rules();
-            const Schedule schedule = rules->emit();
-            for (std::size_t i = 0; i < schedule.actions.size(); ++i) {
-                const Verb verb = schedule.actions[i].verb;
-                if (verb == Verb::Compute || verb == Verb::LoadBatch || verb == Verb::Initialize)
-                    continue;
-                Schedule broken = schedule;
-                broken.actions[i] = Action{};
-                broken.actions[i].verb = Verb::LoadBatch;
-                broken.actions[i].eventsBefore = schedule.actions[i].eventsBefore;
-                EXPECT_FALSE(
-                    problemsOf({broken, input.model, input.training, 4, rules->activations()->classes().size()})
-                        .empty())
-                    << name << ": without action " << i << ", " << nameOf(verb);
-            }
-        }
+        for (const auto& [name, options] : everyDeepSpeed())
+            if (name == wanted)
+                expectEveryActionCounts(name, recordingInput(fitted(options), {2, 2, 2, DType::Bf16, true}));
 }
 
 } // namespace shardwright

@@ -2,64 +2,12 @@
 
 #include <gtest/gtest.h>
 
-#include "core/model_file.hpp"
-#include "planner/activations/activation_model.hpp"
 #include "tests/planner/execution/recorded_schedule.hpp"
-#include "tests/planner/frameworks/small_input.hpp"
+#include "tests/planner/execution/recording_input.hpp"
 
 namespace shardwright {
 
 namespace {
-
-struct Question {
-    std::string name;
-    StrategyOptions options;
-    int gpusPerNode = 1;
-    int nodes = 1;
-    std::int64_t accumulation = 1;
-    std::optional<DType> mixed;
-    bool tied = false;
-    Checkpointing checkpointing = Checkpointing::None;
-    Optimizer optimizer = Optimizer::AdamW;
-};
-
-SmallInput inputOf(const Question& question)
-{
-    SmallInput input(question.options, question.gpusPerNode, question.nodes);
-    LlamaShape shape;
-    shape.tied = question.tied;
-    shape.hidden = 6; // no number of ranks divides everything
-    shape.ffn = 11;
-    shape.vocab = 13;
-    shape.headDim = 2;
-    input.model = llamaOf(shape);
-    input.training.implementation = Implementation::Shardrun;
-    input.training.gradientAccumulation = question.accumulation;
-    input.training.precision.mixed = question.mixed;
-    input.training.checkpointing = question.checkpointing;
-    input.training.optimizer = question.optimizer;
-    return input;
-}
-
-std::string textOf(const std::vector<std::string>& problems)
-{
-    std::string text;
-    for (const std::string& problem : problems)
-        text += "\n  " + problem;
-    return text;
-}
-
-void expectSound(const Question& question)
-{
-    const SmallInput input = inputOf(question);
-    if (!refusals(input.input()).empty())
-        return;
-    const std::vector<std::string> problems = recordingProblems(input.input());
-    EXPECT_TRUE(problems.empty()) << question.name << ", " << question.nodes << " x " << question.gpusPerNode
-                                  << " ranks, accumulation " << question.accumulation
-                                  << (question.mixed ? ", bf16" : ", fp32") << (question.tied ? ", tied" : "")
-                                  << textOf(problems);
-}
 
 const std::vector<std::pair<int, int>> kNodes{{1, 1}, {1, 2}, {1, 3}, {2, 2}, {2, 4}}; // nodes, ranks of a node
 
@@ -69,8 +17,8 @@ void expectAllSound(const std::string& name, const StrategyOptions& options)
         for (const std::int64_t accumulation : {1, 2, 4})
             for (const bool mixed : {false, true})
                 for (const bool tied : {false, true})
-                    expectSound({name, options, gpus, nodes, accumulation,
-                                 mixed ? std::optional(DType::Bf16) : std::nullopt, tied});
+                    expectSound(name, options,
+                                {nodes, gpus, accumulation, mixed ? std::optional(DType::Bf16) : std::nullopt, tied});
 }
 
 } // namespace
@@ -116,18 +64,8 @@ DdpOptions smallBuckets(bool views)
 TEST(RecordedSchedule, BucketsMayEndWithinAModule)
 {
     for (const bool views : {false, true}) {
-        SmallInput input = inputOf({"", smallBuckets(views), 3, 1, 2, DType::Bf16});
-        input.model = modelFromJson({{"architectures", {"GPT2LMHeadModel"}},
-                                     {"model_type", "gpt2"},
-                                     {"n_embd", 6},
-                                     {"n_layer", 2},
-                                     {"n_head", 2},
-                                     {"n_positions", 16},
-                                     {"vocab_size", 13},
-                                     {"embd_pdrop", 0},
-                                     {"attn_pdrop", 0},
-                                     {"resid_pdrop", 0}},
-                                    "small-gpt2", "test");
+        SmallInput input = recordingInput(smallBuckets(views), {1, 3, 2, DType::Bf16});
+        input.model = smallGpt2();
         EXPECT_EQ(refusals(input.input()), std::vector<std::string>{});
         EXPECT_EQ(textOf(recordingProblems(input.input())), "");
         expectAllSound(views ? "ddp, views" : "ddp", smallBuckets(views));
@@ -138,14 +76,14 @@ TEST(RecordedSchedule, CheckpointingGathersAgainWhatItRecomputes)
 {
     for (const Checkpointing checkpointing : {Checkpointing::Selective, Checkpointing::Full, Checkpointing::Cpu})
         for (const auto& [name, options] : everyStrategy())
-            expectSound({name, options, 2, 2, 2, DType::Bf16, false, checkpointing});
+            expectSound(name, options, {2, 2, 2, DType::Bf16, false, checkpointing});
 }
 
 TEST(RecordedSchedule, OptimizersKeepTheMomentsThatTheyNeed)
 {
     for (const Optimizer optimizer : {Optimizer::Adam, Optimizer::SgdMomentum, Optimizer::Sgd})
         for (const auto& [name, options] : everyStrategy())
-            expectSound({name, options, 3, 1, 2, std::nullopt, true, Checkpointing::None, optimizer});
+            expectSound(name, options, {1, 3, 2, std::nullopt, true, Checkpointing::None, optimizer});
 }
 
 namespace {
@@ -182,23 +120,8 @@ TEST(RecordedSchedule, NoActionCanBeLeftOutUnnoticed)
     scattered.stage = 2;
     const std::vector<std::pair<std::string, StrategyOptions>> all{
         {"ddp", smallBuckets(false)}, {"fsdp1 offload", offload}, {"fsdp2 hsdp", replicated}, {"native 2", scattered}};
-    for (const auto& [name, options] : all) {
-        const SmallInput input = inputOf({name, options, 2, 2, 2, DType::Bf16, true});
-        const auto rules = input.rules();
-        const Schedule schedule = rules->emit();
-        for (std::size_t i = 0; i < schedule.actions.size(); ++i) {
-            const Verb verb = schedule.actions[i].verb;
-            if (verb == Verb::Compute || verb == Verb::LoadBatch || verb == Verb::Initialize || isInVain(schedule, i))
-                continue;
-            Schedule broken = schedule;
-            broken.actions[i] = Action{};
-            broken.actions[i].verb = Verb::LoadBatch;
-            broken.actions[i].eventsBefore = schedule.actions[i].eventsBefore;
-            EXPECT_FALSE(
-                problemsOf({broken, input.model, input.training, 4, rules->activations()->classes().size()}).empty())
-                << name << ": without action " << i << ", " << nameOf(verb);
-        }
-    }
+    for (const auto& [name, options] : all)
+        expectEveryActionCounts(name, recordingInput(options, {2, 2, 2, DType::Bf16, true}), isInVain);
 }
 
 } // namespace shardwright
