@@ -1,12 +1,12 @@
 // What the host's layers cost: matrix products beside Eigen's own, and what is bound by memory. Shapes of a model of
 // ten million parameters (hidden 256, MLP 1024, vocabulary 8192) over 1,024 tokens.
 
-#include <chrono>
 #include <vector>
 
 #include <Eigen/Core>
 #include <benchmark/benchmark.h>
 
+#include "executor/clock.hpp"
 #include "executor/elements.hpp"
 #include "executor/layers/device.hpp"
 
@@ -35,11 +35,6 @@ void countProduct(benchmark::State& state, const std::int64_t* shape)
                            benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::kIs1000);
 }
 
-double secondsSince(std::chrono::steady_clock::time_point begin)
-{
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
 /// y = x W^T on one thread, in turns with Eigen's product of the same matrices: "of Eigen" is how many times its pace.
 void productBesideEigen(benchmark::State& state)
 {
@@ -51,11 +46,11 @@ void productBesideEigen(benchmark::State& state)
     double eigen = 0;
     double own = 0;
     for (auto _ : state) {
-        const auto begin = std::chrono::steady_clock::now();
+        const auto begin = Clock::now();
         y.noalias() = x * weight.transpose();
         benchmark::DoNotOptimize(y.data());
         eigen += secondsSince(begin);
-        const auto second = std::chrono::steady_clock::now();
+        const auto second = Clock::now();
         device->multiply(viewOf(x), Transpose::No, viewOf(weight), Transpose::Yes, viewOf(y), m, n, k);
         const double took = secondsSince(second);
         own += took;

@@ -27,21 +27,21 @@ void Recorder::endStep(const Arena& arena)
 
 void Recorder::beginOperation()
 {
-    m_began = std::chrono::steady_clock::now();
+    m_began = Clock::now();
 }
 
 void Recorder::endOperation(OpId op, const Arena& arena)
 {
     if (!m_inStep)
         return;
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - m_began;
+    const double took = secondsSince(m_began);
     const Op& done = m_schedule.ops[static_cast<std::size_t>(op)];
     if (!m_first) {
         MeasuredOperation& sum = m_operations[{done.kind, done.phase}];
         sum.op = done.kind;
         sum.phase = done.phase;
         ++sum.count;
-        sum.seconds += took.count();
+        sum.seconds += took;
     }
     m_current.curve.push_back({op, done.phase, done.layer, arena.operationPeak(), arena.operationCategories()});
 }

@@ -3,12 +3,12 @@
 // What one rank measures while it runs.
 
 #include <array>
-#include <chrono>
 #include <map>
 #include <tuple>
 #include <vector>
 
 #include "core/measurement.hpp"
+#include "executor/clock.hpp"
 
 namespace shardwright {
 
@@ -49,7 +49,7 @@ private:
     bool m_hasLast = false;
     bool m_first = true;
     bool m_inStep = false; // the initialisation counts in nothing but memory
-    std::chrono::steady_clock::time_point m_began;
+    Clock::time_point m_began;
     std::map<std::tuple<OpKind, Phase>, MeasuredOperation> m_operations;
 };
 

@@ -1,26 +1,19 @@
 #include "executor/run/calibrated_kernels.hpp"
 
 #include <barrier>
-#include <chrono>
 #include <cstring>
 #include <memory>
 #include <thread>
 
 #include <fmt/format.h>
 
+#include "executor/clock.hpp"
 #include "executor/engine/optimizer.hpp"
 #include "executor/layers/device.hpp"
 
 namespace shardwright {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double secondsSince(Clock::time_point begin)
-{
-    return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 /// A tensor, filled with something that neither vanishes nor overflows.
 class Operand {

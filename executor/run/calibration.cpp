@@ -1,10 +1,8 @@
 #include "executor/run/calibration.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <thread>
 #include <vector>
 
@@ -14,29 +12,14 @@
 #include <fmt/format.h>
 
 #include "core/diagnostics.hpp"
+#include "executor/clock.hpp"
 #include "executor/comm/transports.hpp"
 #include "executor/run/calibrated_kernels.hpp"
+#include "executor/run/machine.hpp"
 
 namespace shardwright {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double secondsSince(Clock::time_point begin)
-{
-    return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-std::string processorName()
-{
-    std::ifstream file("/proc/cpuinfo");
-    std::string line;
-    while (std::getline(file, line))
-        if (line.rfind("model name", 0) == 0 && line.find(": ") != std::string::npos)
-            return line.substr(line.find(": ") + 2);
-    return "host processor";
-}
 
 Bytes physicalMemory()
 {

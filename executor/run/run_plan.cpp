@@ -5,7 +5,6 @@
 #include <ctime>
 #include <exception>
 #include <filesystem>
-#include <fstream>
 #include <mutex>
 #include <string_view>
 #include <system_error>
@@ -15,6 +14,7 @@
 #include <fmt/format.h>
 
 #include "executor/run/gather_text.hpp"
+#include "executor/run/machine.hpp"
 #include "executor/state/checkpoint.hpp"
 #include "executor/state/durable_file.hpp"
 
@@ -86,19 +86,6 @@ struct RankRun {
     std::vector<double> seconds; // by step
     bool complete = false;
 };
-
-std::string processorOfThisMachine()
-{
-    std::ifstream info("/proc/cpuinfo");
-    std::string line;
-    std::string name = "unknown processor";
-    while (std::getline(info, line))
-        if (line.rfind("model name", 0) == 0 && line.find(": ") != std::string::npos) {
-            name = line.substr(line.find(": ") + 2);
-            break;
-        }
-    return fmt::format("{}, {} cores", name, std::thread::hardware_concurrency());
-}
 
 double medianOf(std::vector<double> values)
 {
@@ -258,7 +245,7 @@ private:
         result.strategy = m_plan.strategy.name;
         result.transport = m_ends.front()->name();
         result.device = "host";
-        result.machine = processorOfThisMachine();
+        result.machine = fmt::format("{}, {} cores", processorName(), std::thread::hardware_concurrency());
         result.date = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
         result.complete = !m_failure.stopped();
         result.losses = m_runs.front().losses;
