@@ -87,7 +87,7 @@ private:
     int m_partitionGather = -1;     // collectives
     int m_lossReduction = -1;
     int m_boundary = -1;           // what goes from pipeline stage to pipeline stage
-    BufferClassId m_received = -1; // where it is received into a buffer that is there already
+    BufferClassId m_received = -1; // hidden states that another stage sent, or a buffer that is there already
     std::vector<ScaledClass> m_classes;
     std::vector<LayerCollective> m_collectives;
 

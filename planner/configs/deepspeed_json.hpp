@@ -18,9 +18,6 @@ struct DeepSpeedContext {
 ImportedConfig readDeepSpeedJson(const std::string& text, const std::string& file,
                                  const DeepSpeedContext& context = {});
 
-/// Hjson's comments and trailing commas replaced by spaces; every other byte stays where it was.
-std::string withoutHjsonComments(const std::string& text);
-
 struct DeepSpeedWriting {
     bool optimizer = true; // false: the training script's own optimizer is used (Accelerate refuses both)
 };

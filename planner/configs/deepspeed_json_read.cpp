@@ -4,76 +4,12 @@
 
 #include "core/deepspeed_options.hpp"
 #include "planner/configs/deepspeed_json.hpp"
+#include "planner/configs/deepspeed_keys.hpp"
+#include "planner/configs/hjson.hpp"
 
 namespace shardwright {
 
 namespace {
-
-// Blocks that 0.19.6 reads and a plan does not depend on. They are kept.
-const std::vector<std::string> kKeptKeys{"scheduler",
-                                         "steps_per_print",
-                                         "wall_clock_breakdown",
-                                         "memory_breakdown",
-                                         "dump_state",
-                                         "log_level",
-                                         "vocabulary_size",
-                                         "zero_allow_untested_optimizer",
-                                         "zero_force_ds_cpu_optimizer",
-                                         "gradient_allreduce_op",
-                                         "dataloader_drop_last",
-                                         "flops_profiler",
-                                         "comms_logger",
-                                         "tensorboard",
-                                         "wandb",
-                                         "csv_monitor",
-                                         "comet",
-                                         "checkpoint",
-                                         "datastates",
-                                         "data_efficiency",
-                                         "autotuning",
-                                         "hybrid_engine",
-                                         "weight_quantization",
-                                         "timers",
-                                         "managed_gradient_accumulation",
-                                         "use_data_before_expert_parallelism",
-                                         "disable_allgather"};
-
-// Blocks that would change what a plan computes, if plans knew them.
-const std::vector<std::string> kNotPlannedKeys{"tensor_parallel", "expert_parallel",
-                                               "pipeline",        "compile",
-                                               "torch_autocast",  "seq_parallel_communication_data_type"};
-
-struct RemovedKey {
-    std::string_view key;
-    std::string_view since;
-};
-// runtime/config.py, _REMOVED_TOP_LEVEL_CONFIG_KEYS of 0.19.7 and 0.19.8: these raise there.
-constexpr std::array kRemovedKeys{
-    RemovedKey{"nebula", "0.19.7"},
-    RemovedKey{"compression_training", "0.19.7"},
-    RemovedKey{"quantize_training", "0.19.7"},
-    RemovedKey{"sparse_attention", "0.19.7"},
-    RemovedKey{"amp", "0.19.8"},
-    RemovedKey{"sparse_gradients", "0.19.8"},
-    RemovedKey{"eigenvalue", "0.19.8"},
-    RemovedKey{"elasticity", "0.19.8"},
-    RemovedKey{"graph_harvesting", "0.19.8"},
-    RemovedKey{"curriculum_learning", "0.19.8"},
-    RemovedKey{"progressive_layer_drop", "0.19.8"},
-};
-
-const std::vector<std::string> kReadKeys{"train_batch_size",
-                                         "train_micro_batch_size_per_gpu",
-                                         "gradient_accumulation_steps",
-                                         "gradient_clipping",
-                                         "optimizer",
-                                         "fp16",
-                                         "bfloat16",
-                                         "activation_checkpointing",
-                                         "prescale_gradients",
-                                         "gradient_predivide_factor",
-                                         "sequence_parallel_size",
-                                         "allgather_size"};
 
 const std::vector<std::string> kFp16Keys{"enabled",
                                          "auto_cast",
@@ -484,80 +420,30 @@ void Reader::keep(const std::string& key, const Json& value)
 
 void Reader::readRest()
 {
-    std::vector<std::string> known = deepSpeedOptionKeys();
-    for (const auto* list : {&kKeptKeys, &kNotPlannedKeys, &kReadKeys})
-        known.insert(known.end(), list->begin(), list->end());
-    for (const RemovedKey& removed : kRemovedKeys)
-        known.emplace_back(removed.key);
-
-    const auto isIn = [](const std::vector<std::string>& list, const std::string& key) {
-        return std::find(list.begin(), list.end(), key) != list.end();
-    };
-    for (const auto& item : m_root.json().items()) {
-        const std::string& key = item.key();
+    const std::vector<std::string> known = deepSpeedKeys();
+    for (const auto& [key, value] : m_root.json().items()) {
         const std::string pointer = "/" + key;
-        const auto removed = std::find_if(kRemovedKeys.begin(), kRemovedKeys.end(),
-                                          [&](const RemovedKey& candidate) { return candidate.key == key; });
-        if (removed != kRemovedKeys.end()) {
+        const DeepSpeedKey meaning = deepSpeedKey(key);
+        switch (meaning.use) {
+        case KeyUse::Read: continue;
+        case KeyUse::Removed:
             note(NoteKind::Kept, pointer,
-                 fmt::format("kept on export; DeepSpeed {} and later refuse this key", removed->since));
-            keep(key, item.value());
-        } else if (isIn(kNotPlannedKeys, key)) {
-            note(NoteKind::Kept, pointer, "kept on export; a plan does not follow it");
-            keep(key, item.value());
-        } else if (isIn(kKeptKeys, key)) {
-            note(NoteKind::Kept, pointer, "kept on export; without effect on a plan");
-            keep(key, item.value());
-        } else if (!isIn(known, key)) {
+                 fmt::format("kept on export; DeepSpeed {} and later refuse this key", meaning.removedIn));
+            break;
+        case KeyUse::NotPlanned: note(NoteKind::Kept, pointer, "kept on export; a plan does not follow it"); break;
+        case KeyUse::WithoutEffect: note(NoteKind::Kept, pointer, "kept on export; without effect on a plan"); break;
+        case KeyUse::Unknown: {
             const std::string nearest = nearestWord(key, known);
             note(NoteKind::Ignored, pointer,
                  "DeepSpeed reads no such key and says nothing" +
                      (nearest.empty() ? std::string() : "; \"" + nearest + "\" perhaps"));
-            keep(key, item.value());
         }
+        }
+        keep(key, value);
     }
 }
 
 } // namespace
-
-std::string withoutHjsonComments(const std::string& text)
-{
-    std::string result = text;
-    std::size_t lastComma = std::string::npos; // a comma with nothing but space after it so far
-    const auto blank = [&](std::size_t from, std::size_t to) {
-        for (std::size_t i = from; i < to; ++i)
-            if (result[i] != '\n')
-                result[i] = ' ';
-    };
-    for (std::size_t i = 0; i < text.size(); ++i) {
-        const char c = text[i];
-        if (c == '"') {
-            for (++i; i < text.size() && text[i] != '"'; ++i)
-                if (text[i] == '\\')
-                    ++i;
-            lastComma = std::string::npos;
-        } else if (c == '#' || text.compare(i, 2, "//") == 0) {
-            const std::size_t end = std::min(text.find('\n', i), text.size());
-            blank(i, end);
-            i = end - 1;
-        } else if (text.compare(i, 2, "/*") == 0) {
-            const std::size_t close = text.find("*/", i + 2);
-            if (close == std::string::npos)
-                return result; // the JSON parser will point at it
-            blank(i, close + 2);
-            i = close + 1;
-        } else if (c == ',') {
-            lastComma = i;
-        } else if (c == '}' || c == ']') {
-            if (lastComma != std::string::npos)
-                result[lastComma] = ' ';
-            lastComma = std::string::npos;
-        } else if (c != ' ' && c != '\t' && c != '\r' && c != '\n') {
-            lastComma = std::string::npos;
-        }
-    }
-    return result;
-}
 
 ImportedConfig readDeepSpeedJson(const std::string& text, const std::string& file, const DeepSpeedContext& context)
 {

@@ -4,6 +4,7 @@
 
 #include "core/cluster_file.hpp"
 #include "planner/configs/configs.hpp"
+#include "planner/configs/hjson.hpp"
 
 namespace shardwright {
 

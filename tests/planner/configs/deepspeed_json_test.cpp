@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "planner/configs/deepspeed_json.hpp"
+#include "planner/configs/hjson.hpp"
 
 namespace shardwright {
 namespace {
