@@ -7,7 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "executor/elements.hpp"
-#include "executor/layers/packed_product.hpp"
+#include "executor/layers/packed_choice.hpp"
 
 using namespace shardwright;
 
@@ -57,12 +57,12 @@ struct Size {
     std::int64_t m, n, k;
 };
 
-void expectProduct(const Size& size, bool turnA, bool turnB, DType a, DType b, DType c, bool add)
+void expectProduct(const PackedSet& set, const Size& size, bool turnA, bool turnB, DType a, DType b, DType c, bool add)
 {
     const Stored left(size.m, size.k, turnA, a, 1);
     const Stored right(size.k, size.n, turnB, b, 2);
     Stored result(size.m, size.n, false, c, 3);
-    packedProduct(left.view(), right.view(), result.target(), size.m, size.n, size.k, add);
+    set.product(left.view(), right.view(), result.target(), size.m, size.n, size.k, add);
     // Of k products of numbers below one, summed in fp32; rounded once to c.
     const double rounding = 1e-6 * std::sqrt(static_cast<double>(size.k)) * 4;
     for (std::int64_t row = 0; row < size.m; ++row)
@@ -77,42 +77,44 @@ void expectProduct(const Size& size, bool turnA, bool turnB, DType a, DType b, D
                 expected += left.at(row, i) * right.at(i, column);
             const double tolerance = rounding + (c == DType::Bf16 ? std::abs(expected) / 256 : 0);
             ASSERT_NEAR(result.written(row, column), expected, tolerance)
-                << size.m << " x " << size.n << " x " << size.k << " at " << row << ", " << column;
+                << set.name << ": " << size.m << " x " << size.n << " x " << size.k << " at " << row << ", " << column;
         }
 }
 
 } // namespace
 
-TEST(PackedProduct, isThatOfPlainLoops)
+TEST(PackedProduct, isThatOfPlainLoopsInEverySetThatRunsHere)
 {
-    for (const Size& size : {Size{1, 1, 1}, Size{8, 32, 16}, Size{7, 31, 9}, Size{17, 65, 33}, Size{3, 100, 513},
-                             Size{250, 40, 11}, Size{12, 970, 5}})
-        for (const bool turnA : {false, true})
-            for (const bool turnB : {false, true}) {
-                expectProduct(size, turnA, turnB, DType::Fp32, DType::Fp32, DType::Fp32, false);
-                expectProduct(size, turnA, turnB, DType::Fp32, DType::Bf16, DType::Fp32, true);
-                expectProduct(size, turnA, turnB, DType::Bf16, DType::Bf16, DType::Fp32, true);
-                expectProduct(size, turnA, turnB, DType::Bf16, DType::Bf16, DType::Bf16, false);
-                expectProduct(size, turnA, turnB, DType::Bf16, DType::Bf16, DType::Bf16, true);
-            }
+    for (const PackedSet& set : packedSets())
+        for (const Size& size : {Size{1, 1, 1}, Size{8, 32, 16}, Size{7, 31, 9}, Size{17, 65, 33}, Size{3, 100, 513},
+                                 Size{250, 40, 11}, Size{12, 970, 5}})
+            for (const bool turnA : {false, true})
+                for (const bool turnB : {false, true}) {
+                    expectProduct(set, size, turnA, turnB, DType::Fp32, DType::Fp32, DType::Fp32, false);
+                    expectProduct(set, size, turnA, turnB, DType::Fp32, DType::Bf16, DType::Fp32, true);
+                    expectProduct(set, size, turnA, turnB, DType::Bf16, DType::Bf16, DType::Fp32, true);
+                    expectProduct(set, size, turnA, turnB, DType::Bf16, DType::Bf16, DType::Bf16, false);
+                    expectProduct(set, size, turnA, turnB, DType::Bf16, DType::Bf16, DType::Bf16, true);
+                }
 }
 
 /// What a row of c is does not depend on the rows computed with it: ranks and threads that split them agree to the bit.
 TEST(PackedProduct, rowsAndColumnsDoNotKnowOfEachOther)
 {
-    for (const DType dtype : {DType::Fp32, DType::Bf16}) {
-        constexpr std::int64_t kM = 21, kN = 45, kK = 300;
-        const Stored left(kM, kK, false, dtype, 1);
-        const Stored right(kK, kN, false, dtype, 2);
-        Stored whole(kM, kN, false, DType::Fp32, 3);
-        packedProduct(left.view(), right.view(), whole.target(), kM, kN, kK, false);
-        for (std::int64_t row = 0; row < kM; ++row) {
-            Stored one(1, kN, false, DType::Fp32, 4);
-            MatrixView part = left.view();
-            part.data = static_cast<const char*>(part.data) + row * left.stride() * (bitsOf(dtype) / 8);
-            packedProduct(part, right.view(), one.target(), 1, kN, kK, false);
-            for (std::int64_t column = 0; column < kN; ++column)
-                ASSERT_EQ(one.written(0, column), whole.written(row, column));
+    for (const PackedSet& set : packedSets())
+        for (const DType dtype : {DType::Fp32, DType::Bf16}) {
+            constexpr std::int64_t kM = 21, kN = 45, kK = 300;
+            const Stored left(kM, kK, false, dtype, 1);
+            const Stored right(kK, kN, false, dtype, 2);
+            Stored whole(kM, kN, false, DType::Fp32, 3);
+            set.product(left.view(), right.view(), whole.target(), kM, kN, kK, false);
+            for (std::int64_t row = 0; row < kM; ++row) {
+                Stored one(1, kN, false, DType::Fp32, 4);
+                MatrixView part = left.view();
+                part.data = static_cast<const char*>(part.data) + row * left.stride() * (bitsOf(dtype) / 8);
+                set.product(part, right.view(), one.target(), 1, kN, kK, false);
+                for (std::int64_t column = 0; column < kN; ++column)
+                    ASSERT_EQ(one.written(0, column), whole.written(row, column)) << set.name;
+            }
         }
-    }
 }
