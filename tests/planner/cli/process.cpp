@@ -92,6 +92,8 @@ Ran shardplan(const std::vector<std::string>& arguments, const RunOptions& optio
     Pipe input;
     Pipe output;
     Pipe error;
+    if (options.closedPipe)
+        output.closeEnd(0); // before there is a child that might write sooner
     const pid_t child = ::fork();
     if (child == 0)
         becomeProgram(arguments, options, input, output, error);
@@ -99,8 +101,6 @@ Ran shardplan(const std::vector<std::string>& arguments, const RunOptions& optio
     output.closeEnd(1);
     error.closeEnd(1);
     Ran ran;
-    if (options.closedPipe)
-        output.closeEnd(0);
     std::thread feeder([&] {
         feed(input.ends[1], options.input);
         input.closeEnd(1);
