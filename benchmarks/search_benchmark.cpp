@@ -44,7 +44,7 @@ void searchJudgesOneCandidate(benchmark::State& state)
         const PlanInput input{scenario.model, candidate.cluster, candidate.training, candidate.strategy};
         const std::vector<Part>& parts = structures.partsOf(input, so);
         benchmark::DoNotOptimize(checkMemory(parts));
-        benchmark::DoNotOptimize(clock->seconds(input, parts, structures));
+        benchmark::DoNotOptimize(clock->seconds(input, parts, structures, [](double) { return true; }));
     }
     state.SetItemsProcessed(state.iterations());
 }

@@ -84,5 +84,20 @@ void simulatedStepOf96Layers(benchmark::State& state)
 }
 BENCHMARK(simulatedStepOf96Layers)->DenseRange(0, 5)->Unit(benchmark::kMicrosecond);
 
+/// The same from the beginning: rules, schedule, costs, and the step's seconds.
+void wholeStepOf96Layers(benchmark::State& state)
+{
+    const Setting candidate = setting("gpt-175b", "dgx-h100", 128, kStrategies[state.range(0)]);
+    state.SetLabel(candidate.strategy.name);
+    for (auto _ : state) {
+        const auto rules = makeRules(candidate.input());
+        const Schedule schedule = rules->emit();
+        const OpCosts costs(candidate.input(), *rules->activations(), schedule.sizes);
+        benchmark::DoNotOptimize(simulatedSeconds(schedule, opTimes(schedule, costs)));
+    }
+    state.SetItemsProcessed(state.iterations());
+}
+BENCHMARK(wholeStepOf96Layers)->DenseRange(0, 5)->Unit(benchmark::kMicrosecond);
+
 } // namespace
 } // namespace shardwright

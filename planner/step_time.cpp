@@ -133,9 +133,8 @@ double executedFlops(const Schedule& schedule, const LayerCosts& layers)
     return flops;
 }
 
-double stepSeconds(const PlanInput& input, const FrameworkRules& rules, const Schedule& schedule)
+double stepSeconds(const PlanInput& input, const Schedule& schedule, const OpTimes& times)
 {
-    const OpTimes times = opTimes(schedule, OpCosts(input, *rules.activations(), schedule.sizes));
     if (!finite(times))
         return std::numeric_limits<double>::infinity();
     const double seconds = input.cluster.gpu.isHostProcessor() ? simulatedSeconds(inOrderOfIssue(schedule), times)

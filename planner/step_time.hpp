@@ -14,8 +14,8 @@ namespace shardwright {
 /// Of a combination that the framework allows. Nothing where the cluster lacks what an operation runs on (NVMe).
 std::optional<StepTime> stepTime(const PlanInput& input, const FrameworkRules& rules, const Schedule& schedule);
 
-/// StepTime::seconds alone; infinite where there is no step time.
-double stepSeconds(const PlanInput& input, const FrameworkRules& rules, const Schedule& schedule);
+/// StepTime::seconds alone, of a schedule whose operations take `times`; infinite where there is no step time.
+double stepSeconds(const PlanInput& input, const Schedule& schedule, const OpTimes& times);
 
 /// Rates, utilisation, band and assumptions of a step that takes `seconds`; breakdown and hidden communication are left
 /// as they are. `executedFlops`: what one GPU carries out a step, recomputation included.

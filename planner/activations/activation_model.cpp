@@ -126,15 +126,18 @@ ActivationModel::ActivationModel(const Model& model, const Training& training, D
         const std::vector<LeafModule>& modules = m_modules.back();
         m_keeping.push_back(shardrun ? shardrunProgram(context, static_cast<int>(type), modules, logits)
                                      : layerProgram(context, static_cast<int>(type), modules, logits));
-        m_checkpointed.push_back(m_keeping.back());
+        const KeepMode ofType = layerType.kind == LayerKind::Block ? mode : KeepMode::Keep;
         if (m_segment > 1) {
             m_handingOn.push_back(m_keeping.back());
-            m_handingOn.back().compile(layerType.kind == LayerKind::Block ? mode : KeepMode::Keep,
-                                       RecomputeRange::Whole, true);
+            m_handingOn.back().compile(ofType, RecomputeRange::Whole, true);
+        }
+        if (ofType != KeepMode::Keep) {
+            m_checkpointed.push_back(m_keeping.back());
+            m_checkpointed.back().compile(ofType, recomputeRange(training, variant));
         }
         m_keeping.back().compile(KeepMode::Keep);
-        m_checkpointed.back().compile(layerType.kind == LayerKind::Block ? mode : KeepMode::Keep,
-                                      recomputeRange(training, variant));
+        if (ofType == KeepMode::Keep)
+            m_checkpointed.push_back(m_keeping.back());
     }
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer)
         if (model.layer(layer).kind == LayerKind::Embedding)

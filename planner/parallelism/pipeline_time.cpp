@@ -89,10 +89,13 @@ private:
     std::vector<double> m_backward;
 };
 
+/// How much of a stage's timeline is wanted.
+enum class Detail : std::uint8_t { Ends, Breakdown };
+
 /// One stage's schedule on its own, transfers taking no time: what its micro-batches cost.
 struct StageRun {
     StageSeconds seconds;
-    Timeline timeline;
+    Timeline timeline; // as far as it was wanted
     double transfer = 0;
     double lost = 0; // of the seconds, what collectives take from the computing beside them
     double flops = 0;
@@ -160,7 +163,8 @@ private:
     std::size_t m_chunk = 0;
 };
 
-std::optional<StageRun> runStage(const PlanInput& input, const PipelineShape& shape, const StageSchedule& stage)
+std::optional<StageRun> runStage(const PlanInput& input, const PipelineShape& shape, const StageSchedule& stage,
+                                 Detail detail)
 {
     const Schedule& schedule = stage.schedule;
     const OpCosts costs(input, *stage.rules->activations(), schedule.sizes);
@@ -175,8 +179,9 @@ std::optional<StageRun> runStage(const PlanInput& input, const PipelineShape& sh
         if (!std::isfinite(times.seconds[i]))
             return std::nullopt;
     }
-    run.timeline = simulate(schedule, times);
-    run.flops = executedFlops(schedule, costs.layers());
+    const bool ends = detail == Detail::Ends;
+    run.timeline = ends ? simulatedEnds(schedule, times) : simulate(schedule, times);
+    run.flops = ends ? 0 : executedFlops(schedule, costs.layers());
     run.seconds = PassSums(schedule, run.timeline, input.slice->chunks)
                       .of(shape.microBatches, shape.chunks == 1 ? 1 : shape.stages);
     run.seconds.rest =
@@ -184,6 +189,42 @@ std::optional<StageRun> runStage(const PlanInput& input, const PipelineShape& sh
     run.lost = lostBesideCollectives(input.cluster, loadOf(schedule, times), run.timeline.seconds);
     run.seconds.rest += run.lost;
     return run;
+}
+
+/// Those of all stages together.
+struct JobRun {
+    std::vector<StageRun> runs;       // by slice
+    std::vector<std::size_t> sliceOf; // by stage
+    std::size_t slowest = 0;          // the stage that is done last
+    double seconds = 0;
+};
+
+std::optional<JobRun> runJob(const PlanInput& input, const std::vector<ModelSlice>& slices,
+                             const std::vector<StageSchedule>& schedules, Detail detail)
+{
+    const PipelineShape shape = pipelineShape(input.strategy.parallelism, input.training.gradientAccumulation);
+    JobRun job;
+    job.runs.reserve(slices.size());
+    job.sliceOf.assign(static_cast<std::size_t>(shape.stages), 0);
+    std::vector<StageSeconds> stages(job.sliceOf.size());
+    double transfer = 0;
+    for (std::size_t slice = 0; slice < slices.size(); ++slice) {
+        std::optional<StageRun> run = runStage(inputOf(input, slices[slice]), shape, schedules[slice], detail);
+        if (!run)
+            return std::nullopt;
+        transfer = std::max(transfer, run->transfer);
+        for (const std::int64_t stage : slices[slice].alike) {
+            stages[static_cast<std::size_t>(stage)] = run->seconds;
+            job.sliceOf[static_cast<std::size_t>(stage)] = slice;
+        }
+        job.runs.push_back(std::move(*run));
+    }
+    const std::vector<double> ends = pipelineEnds(shape, stages, transfer);
+    for (std::size_t stage = 1; stage < ends.size(); ++stage)
+        if (ends[stage] + stages[stage].rest > ends[job.slowest] + stages[job.slowest].rest)
+            job.slowest = stage;
+    job.seconds = ends[job.slowest] + stages[job.slowest].rest;
+    return job;
 }
 
 } // namespace
@@ -246,43 +287,29 @@ std::vector<StageSchedule> emitStages(const PlanInput& input, const std::vector<
     return stages;
 }
 
+std::optional<double> pipelineStepSeconds(const PlanInput& input, const std::vector<ModelSlice>& slices,
+                                          const std::vector<StageSchedule>& schedules)
+{
+    const std::optional<JobRun> job = runJob(input, slices, schedules, Detail::Ends);
+    return job ? std::optional(job->seconds) : std::nullopt;
+}
+
 std::optional<StepTime> pipelineStep(const PlanInput& input, const std::vector<ModelSlice>& slices,
                                      const std::vector<StageSchedule>& schedules)
 {
-    const PipelineShape shape = pipelineShape(input.strategy.parallelism, input.training.gradientAccumulation);
-    std::vector<StageRun> runs;
-    runs.reserve(slices.size());
-    for (std::size_t slice = 0; slice < slices.size(); ++slice) {
-        std::optional<StageRun> run = runStage(inputOf(input, slices[slice]), shape, schedules[slice]);
-        if (!run)
-            return std::nullopt;
-        runs.push_back(std::move(*run));
-    }
-    std::vector<StageSeconds> stages(static_cast<std::size_t>(shape.stages));
-    std::vector<std::size_t> sliceOf(stages.size(), 0);
-    double transfer = 0;
+    const std::optional<JobRun> job = runJob(input, slices, schedules, Detail::Breakdown);
+    if (!job)
+        return std::nullopt;
     double flops = 0;
-    for (std::size_t slice = 0; slice < slices.size(); ++slice) {
-        transfer = std::max(transfer, runs[slice].transfer);
-        for (const std::int64_t stage : slices[slice].alike) {
-            stages[static_cast<std::size_t>(stage)] = runs[slice].seconds;
-            sliceOf[static_cast<std::size_t>(stage)] = slice;
-            flops += runs[slice].flops / static_cast<double>(shape.stages);
-        }
-    }
-    const std::vector<double> ends = pipelineEnds(shape, stages, transfer);
-    std::size_t slowest = 0;
-    for (std::size_t stage = 1; stage < ends.size(); ++stage)
-        if (ends[stage] + stages[stage].rest > ends[slowest] + stages[slowest].rest)
-            slowest = stage;
-    const double seconds = ends[slowest] + stages[slowest].rest;
-    const StageRun& run = runs[sliceOf[slowest]];
+    for (const std::size_t slice : job->sliceOf)
+        flops += job->runs[slice].flops / static_cast<double>(job->sliceOf.size());
+    const StageRun& run = job->runs[job->sliceOf[job->slowest]];
     StepTime step;
     step.breakdown = run.timeline.breakdown;
     step.breakdown.other += run.lost;
-    step.breakdown.bubble += std::max(0.0, seconds - step.breakdown.total());
+    step.breakdown.bubble += std::max(0.0, job->seconds - step.breakdown.total());
     step.hiddenCommunicationSeconds = run.timeline.hiddenCommunicationSeconds;
-    fillRates(inputOf(input, slices.front()), seconds, flops, step);
+    fillRates(inputOf(input, slices.front()), job->seconds, flops, step);
     warnOfLostSeconds(run.lost, step);
     return step;
 }

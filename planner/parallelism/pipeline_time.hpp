@@ -54,4 +54,8 @@ std::vector<StageSchedule> emitStages(const PlanInput& input, const std::vector<
 std::optional<StepTime> pipelineStep(const PlanInput& input, const std::vector<ModelSlice>& slices,
                                      const std::vector<StageSchedule>& schedules);
 
+/// Its seconds alone, at a third of the price.
+std::optional<double> pipelineStepSeconds(const PlanInput& input, const std::vector<ModelSlice>& slices,
+                                          const std::vector<StageSchedule>& schedules);
+
 } // namespace shardwright

@@ -41,8 +41,7 @@ Plan buildStagePlans(const PlanInput& input, const PlanDetail& detail)
 }
 
 Plan buildStagePlans(const PlanInput& input, const std::vector<ModelSlice>& slices,
-                     const std::vector<StageSchedule>& schedules, const PlanDetail& detail,
-                     const std::optional<StepTime>* step)
+                     const std::vector<StageSchedule>& schedules, const PlanDetail& detail)
 {
     std::vector<Plan> plans;
     plans.reserve(slices.size());
@@ -59,7 +58,7 @@ Plan buildStagePlans(const PlanInput& input, const std::vector<ModelSlice>& slic
     if (slice.stages == 1)
         return job;
     if (detail.time) {
-        job.step = step == nullptr ? pipelineStep(input, slices, schedules) : *step;
+        job.step = pipelineStep(input, slices, schedules);
         fillStepCost(inputOf(input, slice), job);
     }
     job.gpu.peakMoment = fmt::format("{}: {}", nameOfStage(slice), job.gpu.peakMoment);

@@ -11,9 +11,8 @@ namespace shardwright {
 /// remarks. Of a combination that is not refused.
 Plan buildStagePlans(const PlanInput& input, const PlanDetail& detail);
 
-/// The same where the stages are there already; `step`: of pipelineStep, if that is known too.
+/// The same where the stages are there already.
 Plan buildStagePlans(const PlanInput& input, const std::vector<ModelSlice>& slices,
-                     const std::vector<StageSchedule>& schedules, const PlanDetail& detail,
-                     const std::optional<StepTime>* step = nullptr);
+                     const std::vector<StageSchedule>& schedules, const PlanDetail& detail);
 
 } // namespace shardwright

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <map>
 #include <tuple>
 
@@ -46,17 +47,32 @@ bool meanOf(const Counts& middle, const Counts& before, const Counts& after)
     return true;
 }
 
-/// Drops moments that are the mean of their neighbours on a line: a sum cannot be largest there alone.
-std::vector<Counts> endsOfLines(std::vector<Counts> line)
-{
-    std::vector<Counts> ends;
-    for (std::size_t i = 0; i < line.size(); ++i) {
-        const bool inner = i > 0 && i + 1 < line.size() && meanOf(line[i], line[i - 1], line[i + 1]);
-        if (!inner)
-            ends.push_back(line[i]);
+/// Moments one after the other, but for those that are the mean of the two beside them: a sum cannot be largest there
+/// alone.
+class Line {
+public:
+    void add(const Counts& counts)
+    {
+        if (m_added > 1 && !meanOf(m_last, m_beforeLast, counts))
+            m_ends.push_back(m_last);
+        if (m_added > 0)
+            m_beforeLast.swap(m_last);
+        m_last = counts;
+        if (m_added++ == 0)
+            m_ends.push_back(counts);
     }
-    return ends;
-}
+    void moveTo(std::vector<Counts>& ends)
+    {
+        std::move(m_ends.begin(), m_ends.end(), std::back_inserter(ends));
+        if (m_added > 1)
+            ends.push_back(std::move(m_last));
+    }
+
+private:
+    std::vector<Counts> m_ends; // but for the last
+    Counts m_beforeLast, m_last;
+    std::size_t m_added = 0;
+};
 
 /// Sums over every eighth quantity: where one moment dominates another, its sums do too.
 struct Sketch {
@@ -127,7 +143,7 @@ public:
     void remember(const Signature& signature)
     {
         if (m_rising)
-            m_lines[signature].push_back(m_counts);
+            m_lines[signature].add(m_counts);
         m_rising = false;
     }
     void force(const Signature& signature)
@@ -140,15 +156,14 @@ public:
     {
         std::vector<Counts> all;
         for (auto& [signature, line] : m_lines)
-            for (Counts& end : endsOfLines(std::move(line)))
-                all.push_back(std::move(end));
+            line.moveTo(all);
         return withoutDominated(std::move(all));
     }
 
 private:
     Counts m_counts;
     bool m_rising = false;
-    std::map<Signature, std::vector<Counts>> m_lines;
+    std::map<Signature, Line> m_lines;
 };
 
 } // namespace

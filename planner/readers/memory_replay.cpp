@@ -13,7 +13,7 @@ namespace {
 struct Tally {
     Bytes live;
     PlacePeak peak;
-    bool peakIsCurrent = false;
+    bool rising = false; // the peak is now: its counts are taken down once something is freed
 };
 
 class Replay {
@@ -43,6 +43,8 @@ public:
             if (i + 2 == m_schedule.segments.size())
                 result.gpuPeakBeforeFirstStep = m_peakWithoutLazy;
         }
+        for (Tally& one : m_tallies)
+            takeDown(one);
         result.gpu = tally(Place::Gpu).peak;
         result.gpuHeld = tally(Place::Gpu).live;
         for (std::size_t i = 0; i < result.gpu.liveCounts.size(); ++i) {
@@ -79,7 +81,14 @@ private:
             return;
         one.peak.bytes = one.live;
         one.peak.op = op;
-        one.peak.liveCounts = m_counts;
+        one.rising = true;
+    }
+
+    void takeDown(Tally& one)
+    {
+        if (one.rising)
+            one.peak.liveCounts = m_counts;
+        one.rising = false;
     }
 
     void play(OpId id, bool init)
@@ -99,8 +108,10 @@ private:
             m_alive[buffer] = allocates;
             const auto classId = static_cast<std::size_t>(m_schedule.buffers[buffer]);
             const BufferClass& bufferClass = m_schedule.sizes.buffers[classId];
-            m_counts[classId] += allocates ? 1 : -1;
             Tally& one = tally(bufferClass.spec->place);
+            if (!allocates)
+                takeDown(one);
+            m_counts[classId] += allocates ? 1 : -1;
             const bool gpu = bufferClass.spec->place == Place::Gpu;
             const bool lazy = bufferClass.spec->lifetime == Lifetime::FromFirstStep;
             const auto category = static_cast<std::size_t>(bufferClass.spec->category);

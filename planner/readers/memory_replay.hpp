@@ -14,7 +14,7 @@ namespace shardwright {
 struct PlacePeak {
     Bytes bytes;
     OpId op = -1;
-    std::vector<std::int32_t> liveCounts; // by buffer class
+    std::vector<std::int32_t> liveCounts; // by buffer class; those of other places mean nothing
 };
 
 struct MemoryReplay {

@@ -80,8 +80,10 @@ void TimeForm::fuseTimes(const std::vector<SlotTime>& times)
     }
     for (StretchKind& kind : m_stretchKinds)
         kind.memo.forget();
-    for (SegmentKind& kind : m_segmentKinds)
+    for (SegmentKind& kind : m_segmentKinds) {
         kind.memo.forget();
+        kind.ahead.forget();
+    }
 }
 
 void TimeForm::runSegment(const SegmentForm& segment, std::int64_t repeat)
@@ -106,7 +108,7 @@ void TimeForm::runSegment(const SegmentForm& segment, std::int64_t repeat)
             continue;
         skips = true;
         const auto each = static_cast<std::int64_t>(together);
-        const std::int64_t rounds = (left - 2) / each;
+        const std::int64_t rounds = (left - (m_apart ? 1 : 2)) / each; // the last one's ends may be asked for
         const Clocks advance = difference(m_clocks, m_reached[m_reached.size() - 1 - together]);
         for (std::size_t clock = 0; clock < kClocks; ++clock)
             m_clocks[clock] += static_cast<double>(rounds) * advance[clock];
@@ -132,14 +134,55 @@ void TimeForm::runOnce(const SegmentForm& segment)
         m_clocks[kHostClock] = host + *known;
         return;
     }
+    if (!kind.blocksHost && runAhead(kind))
+        return;
     double* after = kind.memo.remember(m_state.data());
-    runNodes(segment);
+    const Clocks before = m_clocks;
+    const double lead = runNodes(segment);
     for (const std::uint8_t stream : kind.streams)
         *after++ = m_clocks[stream] - host;
     *after = m_clocks[kHostClock] - host;
+    if (!kind.blocksHost && lead > 0)
+        rememberAhead(kind, before, lead);
 }
 
-void TimeForm::runStretch(const Stretch& stretch)
+/// Of the streams of a segment, in order, since that of the first one.
+Clocks TimeForm::sinceFirst(const SegmentKind& kind, const Clocks& clocks)
+{
+    Clocks since{};
+    for (std::size_t i = 0; i < kind.streams.size(); ++i)
+        since[i] = clocks[kind.streams[i]] - clocks[kind.streams.front()];
+    return since;
+}
+
+/// What a segment comes to where every operation is issued before its stream is free: all ends depend on each other
+/// alone, and the host is done when it has issued everything. False where that is not known.
+bool TimeForm::runAhead(SegmentKind& kind)
+{
+    const double since = m_clocks[kind.streams.front()];
+    const Clocks state = sinceFirst(kind, m_clocks);
+    const double* known = kind.ahead.find(state.data(), sameState());
+    const std::size_t streams = kind.streams.size();
+    if (known == nullptr || m_clocks[kHostClock] - since > known[streams])
+        return false;
+    m_clocks[kHostClock] += known[streams + 1];
+    for (const std::uint8_t stream : kind.streams)
+        m_clocks[stream] = since + *known++;
+    return true;
+}
+
+void TimeForm::rememberAhead(SegmentKind& kind, const Clocks& before, double lead)
+{
+    const double since = before[kind.streams.front()];
+    const Clocks state = sinceFirst(kind, before);
+    double* after = kind.ahead.remember(state.data());
+    for (const std::uint8_t stream : kind.streams)
+        *after++ = m_clocks[stream] - since;
+    *after++ = before[kHostClock] - since + lead;
+    *after = m_clocks[kHostClock] - before[kHostClock];
+}
+
+double TimeForm::runStretch(const Stretch& stretch)
 {
     StretchKind& kind = m_stretchKinds[stretch.kind];
     const double host = m_clocks[kHostClock];
@@ -150,6 +193,7 @@ void TimeForm::runStretch(const Stretch& stretch)
         *state++ = std::max(0.0, awaited(m_inputs[stretch.firstInput + i]) - host);
     const std::size_t items = stretch.endItem - stretch.firstItem;
     if (const double* known = kind.memo.find(m_state.data(), sameState())) {
+        const double lead = *known++;
         for (const std::uint8_t stream : kind.streams)
             m_clocks[stream] = host + *known++;
         m_clocks[kHostClock] = host + *known++;
@@ -162,29 +206,32 @@ void TimeForm::runStretch(const Stretch& stretch)
                 m_registers[static_cast<std::size_t>(reg)] = end;
         }
         m_position += items;
-        return;
+        return lead;
     }
     double* after = kind.memo.remember(m_state.data());
-    runItems(stretch.firstItem, stretch.endItem);
+    const double lead = runItems(stretch.firstItem, stretch.endItem);
+    *after++ = lead;
     for (const std::uint8_t stream : kind.streams)
         *after++ = m_clocks[stream] - host;
     *after++ = m_clocks[kHostClock] - host;
     for (std::size_t back = items; back > 0; --back)
         *after++ = endOf(back) - host;
+    return lead;
 }
 
-void TimeForm::runNodes(const SegmentForm& segment)
+double TimeForm::runNodes(const SegmentForm& segment)
 {
+    double lead = std::numeric_limits<double>::infinity();
     for (std::uint32_t i = segment.firstNode; i < segment.endNode; ++i) {
         const Node& node = m_nodes[i];
         if (node.firstStretch < node.endStretch) {
             for (std::int64_t left = node.repeat; left > 0; --left)
                 for (std::uint32_t s = node.firstStretch; s < node.endStretch; ++s)
-                    runStretch(m_stretches[s]);
+                    lead = std::min(lead, runStretch(m_stretches[s]));
         } else if (node.repeat == 1) {
-            runItems(node.firstItem, node.endItem);
+            lead = std::min(lead, runItems(node.firstItem, node.endItem));
         } else {
-            runLoop(node);
+            lead = std::min(lead, runLoop(node));
         }
         if (node.repeat == 1)
             continue;
@@ -192,13 +239,16 @@ void TimeForm::runNodes(const SegmentForm& segment)
             m_registers[static_cast<std::size_t>(m_savedAfter[s].reg)] =
                 endOf(static_cast<std::size_t>(m_savedAfter[s].back));
     }
+    return lead;
 }
 
 /// Once every end of as many iterations in a row as waits look back has moved by the same time, and the host by as much
 /// or less, all later iterations are alike (steady_state.hpp). A host that falls behind the streams keeps out of it
-/// until it has used up the least lead that it had.
-void TimeForm::runLoop(const Node& node)
+/// until it has used up the least lead that it had. Leads of iterations left out lie between those of the ones before
+/// and after.
+double TimeForm::runLoop(const Node& node)
 {
+    double least = std::numeric_limits<double>::infinity();
     const std::size_t items = node.endItem - node.firstItem;
     double period = -1;
     double hostPeriod = -1;
@@ -206,6 +256,7 @@ void TimeForm::runLoop(const Node& node)
     for (std::int64_t left = node.repeat; left > 0; --left) {
         const double hostBefore = m_clocks[kHostClock];
         const double lead = runItems(node.firstItem, node.endItem);
+        least = std::min(least, lead);
         if (left == node.repeat || left <= node.reach + 1)
             continue;
         const double advance = endOf(1) - endOf(1 + items);
@@ -240,6 +291,7 @@ void TimeForm::runLoop(const Node& node)
         left -= skipped;
         alike = 0;
     }
+    return least;
 }
 
 /// Runs items once. How much later the host could have issued any of them without moving an end.

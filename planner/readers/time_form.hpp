@@ -93,7 +93,8 @@ private:
     struct StretchKind {
         std::vector<std::uint8_t> streams;
         std::size_t inputs = 0; // ends from before it that it waits for
-        StretchMemo memo;       // clocks of the streams and the inputs; clocks, the host's, and the ends of all items
+        StretchMemo
+            memo; // clocks of the streams and the inputs; the lead, clocks, the host's, and the ends of all items
     };
     struct Stretch {
         std::uint32_t firstItem = 0;
@@ -107,6 +108,10 @@ private:
     struct SegmentKind {
         std::vector<std::uint8_t> streams;
         StretchMemo memo; // clocks before; clocks and the host's after
+        // Where nothing blocks the host and it runs ahead of all streams: clocks before and after, since that of the
+        // first stream before; how late the host could have turned to it, and for how long it is at it.
+        StretchMemo ahead;
+        bool blocksHost = false;
     };
     struct SegmentForm {
         std::uint32_t firstNode = 0;
@@ -120,9 +125,13 @@ private:
     void runStep(const std::vector<std::int64_t>& repeat);
     void runSegment(const SegmentForm& segment, std::int64_t repeat);
     void runOnce(const SegmentForm& segment);
-    void runNodes(const SegmentForm& segment);
-    void runLoop(const Node& node);
-    void runStretch(const Stretch& stretch);
+    static Clocks sinceFirst(const SegmentKind& kind, const Clocks& clocks);
+    bool runAhead(SegmentKind& kind);
+    void rememberAhead(SegmentKind& kind, const Clocks& before, double lead);
+    // Each returns how much later the host could have issued any of what it ran without moving an end.
+    double runNodes(const SegmentForm& segment);
+    double runLoop(const Node& node);
+    double runStretch(const Stretch& stretch);
     double runItems(std::uint32_t first, std::uint32_t last);
     double& endOf(std::size_t back) { return m_ends[(m_position - back) & m_mask]; }
     double awaited(std::int32_t back)

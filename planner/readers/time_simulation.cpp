@@ -62,32 +62,31 @@ struct Busy {
 class Simulation {
 public:
     Simulation(const Schedule& schedule, const OpTimes& times)
-        : m_schedule(schedule), m_times(times), m_ends(schedule.ops.size(), 0),
-          m_recordOf(schedule.ops.size(), kUnrecorded)
+        : m_schedule(schedule), m_times(times), m_ends(schedule.ops.size(), 0)
     {
     }
 
     Timeline run()
     {
-        const std::size_t steps = stepsThatRepeat();
+        const std::size_t steps = stepsThatRepeat().steps;
         // The record takes in the step before too: what it leaves running is waited for in the next.
         m_recording = true;
+        m_recordOf.assign(m_schedule.ops.size(), kUnrecorded);
+        m_intervals.resize(m_schedule.ops.size());
         m_records.reserve((steps + 1) * m_schedule.ops.size());
         step();
         return recordSteps(steps);
     }
 
-    double seconds()
+    double seconds() { return stepsThatRepeat().seconds; }
+
+    Timeline ends()
     {
-        const std::size_t steps = stepsThatRepeat();
-        const Clocks begin = m_clocks;
-        double skipped = 0;
-        for (std::size_t i = 0; i < steps; ++i) {
-            step();
-            skipped += m_skipped;
-        }
-        const Clocks advance = difference(m_clocks, begin);
-        return (*std::max_element(advance.begin(), advance.end()) + skipped) / static_cast<double>(steps);
+        m_intervals.resize(m_schedule.ops.size());
+        Timeline timeline;
+        timeline.seconds = stepsThatRepeat().seconds;
+        timeline.ops = intervalsSince(m_stepStart);
+        return timeline;
     }
 
 private:
@@ -96,8 +95,13 @@ private:
         std::int32_t after;
     };
 
-    /// Runs steps until they repeat, so many together.
-    std::size_t stepsThatRepeat()
+    struct Steady {
+        std::size_t steps; // that repeat together
+        double seconds;    // of each
+    };
+
+    /// Runs steps until the last ones repeat those before them.
+    Steady stepsThatRepeat()
     {
         std::vector<Clocks> reached{m_clocks}; // after each step, seconds left out included
         double skipped = 0;
@@ -108,14 +112,21 @@ private:
             for (double& clock : reached.back())
                 clock += skipped;
             if (const std::size_t steps = stepsTogether(reached, m_stepUses); steps > 0)
-                return steps;
+                return {steps, meanOfLast(steps, reached)};
         }
-        return kMostAlternating;
+        return {kMostAlternating, meanOfLast(kMostAlternating, reached)};
+    }
+
+    static double meanOfLast(std::size_t steps, const std::vector<Clocks>& reached)
+    {
+        const Clocks advance = difference(reached.back(), reached[reached.size() - 1 - steps]);
+        return *std::max_element(advance.begin(), advance.end()) / static_cast<double>(steps);
     }
 
     void step()
     {
         m_skipped = 0;
+        m_stepStart = m_clocks[kCompute];
         for (const Segment& segment : m_schedule.segments) {
             if (segment.firstOp == segment.endOp || m_schedule.ops[segment.firstOp].phase == Phase::Init)
                 continue;
@@ -175,7 +186,7 @@ private:
         for (std::uint32_t i = 0; i < op.waitCount; ++i)
             if (waits[i].blocksHost && m_ends[static_cast<std::size_t>(waits[i].op)] > host) {
                 host = m_ends[static_cast<std::size_t>(waits[i].op)];
-                m_blocked = m_recordOf[static_cast<std::size_t>(waits[i].op)];
+                m_blocked = recordOf(waits[i].op);
             }
         host += m_times.hostSeconds[index];
         Binding binding{host, kTheHost};
@@ -184,17 +195,35 @@ private:
         for (std::uint32_t i = 0; i < op.waitCount; ++i)
             if (const auto awaited = static_cast<std::size_t>(waits[i].op);
                 !waits[i].blocksHost && m_ends[awaited] > binding.time)
-                binding = {m_ends[awaited], m_recordOf[awaited]};
+                binding = {m_ends[awaited], recordOf(waits[i].op)};
         const double end = binding.time + m_times.seconds[index];
         m_ends[index] = end;
         m_clocks[stream] = end;
         m_used[stream] = true;
+        if (!m_intervals.empty())
+            m_intervals[index] = {binding.time + m_skipped, end + m_skipped};
         if (!m_recording)
             return;
         m_recordOf[index] = static_cast<std::int32_t>(m_records.size());
         m_last[stream] = m_recordOf[index];
         m_records.push_back({binding.time, end, id, binding.after, m_blocked});
-        m_intervals[index] = {binding.time + m_skipped, end + m_skipped};
+    }
+
+    std::int32_t recordOf(OpId op) const
+    {
+        return m_recording ? m_recordOf[static_cast<std::size_t>(op)] : kUnrecorded;
+    }
+
+    /// Of every operation, as it last ran.
+    std::vector<Interval> intervalsSince(double start)
+    {
+        for (const Segment& segment : m_schedule.segments)
+            for (std::uint32_t op = segment.firstOp; op < segment.endOp; ++op)
+                if (m_schedule.ops[segment.firstOp].phase != Phase::Init) {
+                    m_intervals[op].start -= start;
+                    m_intervals[op].end -= start;
+                }
+        return std::move(m_intervals);
     }
 
     Timeline recordSteps(std::size_t steps)
@@ -204,22 +233,14 @@ private:
         const Clocks begin = m_clocks;
         const std::size_t firstRecord = m_records.size();
         double skipped = 0;
-        double start = 0; // of the last step
         for (std::size_t i = 0; i < steps; ++i) {
-            start = m_clocks[kCompute];
             step();
             skipped += m_skipped;
         }
         m_windows.push_back({begin[kCompute], m_clocks[kCompute], firstRecord, m_records.size(), 1});
 
         Timeline timeline;
-        timeline.ops = std::move(m_intervals);
-        for (const Segment& segment : m_schedule.segments)
-            for (std::uint32_t op = segment.firstOp; op < segment.endOp; ++op)
-                if (m_schedule.ops[segment.firstOp].phase != Phase::Init) {
-                    timeline.ops[op].start -= start;
-                    timeline.ops[op].end -= start;
-                }
+        timeline.ops = intervalsSince(m_stepStart);
         for (Window& window : m_windows) {
             window.times *= each;
             addBreakdown(window, timeline.breakdown);
@@ -328,13 +349,14 @@ private:
     std::array<bool, kClocks> m_used{}; // streams, by the repetition at hand
     std::array<bool, kClocks> m_stepUses{};
     double m_skipped = 0; // seconds of this step left out so far
+    double m_stepStart = 0;
+    std::vector<Interval> m_intervals; // by OpId; empty while nobody asks for them
 
     bool m_recording = false;
     std::vector<Record> m_records;        // in the order of issuing
     std::vector<std::int32_t> m_recordOf; // by OpId
     std::array<std::int32_t, kStreamCount> m_last = filled();
     std::int32_t m_blocked = kUnrecorded;
-    std::vector<Interval> m_intervals = std::vector<Interval>(m_schedule.ops.size());
     std::vector<Window> m_windows;
 
     static constexpr std::array<std::int32_t, kStreamCount> filled()
@@ -381,6 +403,11 @@ Timeline simulate(const Schedule& schedule, const OpTimes& times)
 double simulatedSeconds(const Schedule& schedule, const OpTimes& times)
 {
     return Simulation(schedule, times).seconds();
+}
+
+Timeline simulatedEnds(const Schedule& schedule, const OpTimes& times)
+{
+    return Simulation(schedule, times).ends();
 }
 
 } // namespace shardwright

@@ -155,7 +155,7 @@ void TimeStretches::makeMemos()
         TimeForm::StretchKind& kind = m_form.m_stretchKinds[stretch.kind];
         const std::size_t states = std::min(most[stretch.kind] + kFewestStates, kMostStates);
         kind.memo = StretchMemo(kind.streams.size() + kind.inputs,
-                                kind.streams.size() + 1 + (stretch.endItem - stretch.firstItem), states);
+                                kind.streams.size() + 2 + (stretch.endItem - stretch.firstItem), states);
     }
 }
 
@@ -166,6 +166,7 @@ void TimeStretches::nameSegment(TimeForm::SegmentForm& segment)
     const auto named = [&](std::int32_t reg) {
         return registers.emplace(reg, static_cast<std::int64_t>(registers.size())).first->second;
     };
+    bool blocksHost = false;
     for (std::uint32_t n = segment.firstNode; n < segment.endNode; ++n) {
         const TimeForm::Node& node = m_form.m_nodes[n];
         signature.insert(signature.end(), {node.repeat, node.reach, node.endItem - node.firstItem});
@@ -175,6 +176,7 @@ void TimeStretches::nameSegment(TimeForm::SegmentForm& segment)
                              {item.fused, item.stream, item.waits, item.saveAs < 0 ? -1 : named(item.saveAs)});
             for (std::uint32_t w = item.firstWait; w < item.firstWait + item.waits; ++w) {
                 const TimeForm::Awaited& wait = m_form.m_waits[w];
+                blocksHost |= wait.blocksHost;
                 signature.push_back(wait.blocksHost ? 1 : 0);
                 signature.push_back(wait.back > 0 ? wait.back : -1 - named(-wait.back));
             }
@@ -188,10 +190,12 @@ void TimeStretches::nameSegment(TimeForm::SegmentForm& segment)
     if (!isNew)
         return;
     TimeForm::SegmentKind kind;
+    kind.blocksHost = blocksHost;
     for (std::size_t stream = 0; stream < kStreamCount; ++stream)
         if (segment.used[stream])
             kind.streams.push_back(static_cast<std::uint8_t>(stream));
     kind.memo = StretchMemo(kind.streams.size(), kind.streams.size() + 1, kFewestStates);
+    kind.ahead = StretchMemo(kind.streams.size(), kind.streams.size() + 2, kFewestStates);
     m_form.m_segmentKinds.push_back(std::move(kind));
 }
 

@@ -37,20 +37,15 @@ std::pair<std::int64_t, std::size_t> shardGroup(const Candidates& candidates, co
 {
     if (!hasShardGroups(assignment))
         return {kWholeGroup, 1};
-    std::size_t distinct = 0;
-    std::int64_t wanted = kWholeGroup;
-    const std::vector<std::int64_t>& values = candidates.space().shardGroup;
-    for (std::size_t i = 0; i < values.size(); ++i) {
-        const std::int64_t ranks = candidates.groupRanks(assignment, values[i]);
-        bool known = false;
-        for (std::size_t earlier = 0; earlier < i && !known; ++earlier)
-            known = candidates.groupRanks(assignment, values[earlier]) == ranks;
-        if (known)
-            continue;
-        if (distinct++ == position)
-            wanted = ranks;
+    std::vector<std::int64_t> distinct;
+    for (const std::int64_t value : candidates.space().shardGroup) {
+        const std::int64_t ranks = candidates.groupRanks(assignment, value);
+        if (std::find(distinct.begin(), distinct.end(), ranks) == distinct.end())
+            distinct.push_back(ranks);
+        if (distinct.size() > position)
+            return {ranks, distinct.size()};
     }
-    return {wanted, distinct};
+    return {kWholeGroup, distinct.size()};
 }
 
 /// Segments of checkpoints cover every block.

@@ -18,12 +18,14 @@ public:
     /// alone. Cheap. The candidate is not refused.
     virtual double floor(const PlanInput& input, Structures& structures) = 0;
 
-    /// Never more than seconds(), at a fraction of the price; zero where nothing is known that cheaply.
-    virtual double bound(const PlanInput&, const std::vector<Part>&) { return 0; }
+    /// Whether a candidate would still be wanted if its step took so long.
+    using IsWanted = std::function<bool(double)>;
 
     /// Seconds of a step, never below floor(); infinite where the cluster lacks what a step depends on. The same sums
-    /// in another order: the last digits depend on whether the structure is compiled.
-    virtual double seconds(const PlanInput& input, const std::vector<Part>& parts, Structures& structures) = 0;
+    /// in another order: the last digits depend on whether the structure is compiled. Where a bound under them comes at
+    /// a fraction of the price and is not wanted, that bound.
+    virtual double seconds(const PlanInput& input, const std::vector<Part>& parts, Structures& structures,
+                           const IsWanted& isWanted) = 0;
 
     /// The same to the last digit, of a candidate whose plan was made: what it is ranked by.
     virtual double secondsOf(const PlanInput& input, const Plan& plan) = 0;

@@ -187,9 +187,7 @@ std::optional<Score> PlanExplorer::evaluate(const Path& path, const Archive& arc
         const auto mayGetIn = [&](double seconds) {
             return archive.admits(score((1 - kSameSeconds) * seconds, memory.used, so.gpus), path);
         };
-        double seconds = timed() ? m_clock->bound(input(), parts) : 0;
-        if (timed() && std::isfinite(seconds) && mayGetIn(seconds))
-            seconds = m_clock->seconds(input(), parts, m_structures);
+        const double seconds = timed() ? m_clock->seconds(input(), parts, m_structures, mayGetIn) : 0;
         if (!std::isfinite(seconds)) {
             m_tally.add({Obstacle::Untimed, "the cluster leaves out what its step time depends on"}, path);
             return std::nullopt;
@@ -223,8 +221,7 @@ std::optional<Score> PlanExplorer::planned(const Path& path, std::int64_t gpus)
 Plan PlanExplorer::planOfPipeline()
 {
     const Pipeline& pipeline = m_structures.pipeline();
-    return buildStagePlans(input(), *pipeline.slices, pipeline.schedules, kOfAnswers,
-                           &m_structures.pipelineStepOf(input()));
+    return buildStagePlans(input(), *pipeline.slices, pipeline.schedules, kOfAnswers);
 }
 
 std::optional<Plan> PlanExplorer::planOf(const Path& path) const

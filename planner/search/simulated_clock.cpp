@@ -16,25 +16,21 @@ public:
         return (1 - kSameSeconds) * structures.floorsOf(input).seconds;
     }
 
-    double bound(const PlanInput& input, const std::vector<Part>& parts) override
-    {
-        const Part& part = parts.front();
-        if (input.strategy.parallelism.pipeline > 1 || part.structure != nullptr)
-            return 0;
-        const Schedule& schedule = part.stage->schedule;
-        const OpCosts costs(part.input, *part.stage->rules->activations(), schedule.sizes);
-        return busiest(schedule, opTimes(schedule, costs));
-    }
-
-    double seconds(const PlanInput& input, const std::vector<Part>& parts, Structures& structures) override
+    double seconds(const PlanInput& input, const std::vector<Part>& parts, Structures& structures,
+                   const IsWanted& isWanted) override
     {
         const Part& part = parts.front();
         if (input.strategy.parallelism.pipeline == 1 && part.structure != nullptr)
             return part.structure->step().seconds(part.input, part.structure->closed.rules());
-        if (input.strategy.parallelism.pipeline == 1)
-            return stepSeconds(part.input, *part.stage->rules, part.stage->schedule);
-        const auto& step = structures.pipelineStepOf(input);
-        return step ? step->seconds : INFINITY;
+        if (input.strategy.parallelism.pipeline == 1) {
+            const Schedule& schedule = part.stage->schedule;
+            const OpTimes times =
+                opTimes(schedule, OpCosts(part.input, *part.stage->rules->activations(), schedule.sizes));
+            const double bound = busiest(schedule, times);
+            return isWanted(bound) ? stepSeconds(part.input, schedule, times) : bound;
+        }
+        const Pipeline& pipeline = structures.pipeline();
+        return pipelineStepSeconds(input, *pipeline.slices, pipeline.schedules).value_or(INFINITY);
     }
 
     double secondsOf(const PlanInput&, const Plan& plan) override { return plan.step ? plan.step->seconds : INFINITY; }

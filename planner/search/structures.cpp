@@ -21,7 +21,10 @@ template <typename E> std::int64_t number(E value)
 
 Held heldBy(const PlanInput& part)
 {
-    const auto rules = makeRules(part);
+    Training training = part.training; // without checkpoints: they hold no states, and rules are made faster
+    training.checkpointing = Checkpointing::None;
+    training.checkpointSegment = 1;
+    const auto rules = makeRules({part.model, part.cluster, training, part.strategy, part.slice});
     const ModelStates states = rules->modelStates();
     Bytes overhead;
     for (const Overhead& each : gpuOverheads(part.cluster, rules->communicators()))
@@ -85,7 +88,6 @@ const std::vector<Part>& Structures::partsOf(const PlanInput& input, const Assig
     if (so.pipeline > 1) {
         m_pipeline.slices = &slicesOf(input);
         m_pipeline.schedules = emitStages(input, *m_pipeline.slices);
-        m_pipeline.step.reset();
         for (std::size_t i = 0; i < m_pipeline.schedules.size(); ++i)
             m_parts.push_back({inputOf(input, (*m_pipeline.slices)[i]), nullptr, &m_pipeline.schedules[i]});
         return m_parts;
@@ -114,13 +116,6 @@ const std::vector<Part>& Structures::partsOf(const PlanInput& input, const Assig
     }
     m_parts.push_back({part, nullptr, &m_schedule});
     return m_parts;
-}
-
-const std::optional<StepTime>& Structures::pipelineStepOf(const PlanInput& input)
-{
-    if (!m_pipeline.step)
-        m_pipeline.step = pipelineStep(input, *m_pipeline.slices, m_pipeline.schedules);
-    return *m_pipeline.step;
 }
 
 /// The compiled structure of a candidate, with its sizes; where there is none, nothing, and its schedule is written

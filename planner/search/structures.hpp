@@ -53,7 +53,6 @@ struct Part {
 struct Pipeline {
     const std::vector<ModelSlice>* slices = nullptr;
     std::vector<StageSchedule> schedules;
-    std::optional<std::optional<StepTime>> step; // once it was asked for
 };
 
 /// What a part holds whatever the micro-batch and the checkpointing.
@@ -76,9 +75,6 @@ public:
 
     /// The pipeline of the candidate last asked for by partsOf, which has one.
     const Pipeline& pipeline() const { return m_pipeline; }
-    /// Its step, simulated when first asked for; nothing where the cluster lacks what an operation runs on.
-    const std::optional<StepTime>& pipelineStepOf(const PlanInput& input);
-
     /// The parts of the model alone.
     const std::vector<ModelSlice>& slicesOf(const PlanInput& input);
 

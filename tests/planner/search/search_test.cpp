@@ -25,7 +25,10 @@ public:
         const double recomputation = training.checkpointing == Checkpointing::None ? 1.0 : 1.33;
         return recomputation * double(training.gradientAccumulation) * (double(training.microBatch) + 0.5);
     }
-    double seconds(const PlanInput& input, const std::vector<Part>&, Structures&) override { return of(input); }
+    double seconds(const PlanInput& input, const std::vector<Part>&, Structures&, const IsWanted&) override
+    {
+        return of(input);
+    }
     double secondsOf(const PlanInput& input, const Plan&) override { return of(input); }
     static double of(const PlanInput& input)
     {
