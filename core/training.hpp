@@ -114,6 +114,8 @@ struct Training {
     bool fusedOptimizer = true; // torch.optim with fused=True; otherwise foreach, with a temporary of one moment's size
     bool expandableSegments = false; // PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
     bool launchBlocking = false;     // CUDA_LAUNCH_BLOCKING=1: the host waits for every kernel
+    bool deterministic = false;      // torch.use_deterministic_algorithms, NVTE_ALLOW_NONDETERMINISTIC_ALGO=0
+    int hostThreads = 0; // a rank's for an optimizer on the host (OMP_NUM_THREADS); 0 = its share of the node's cores
     std::optional<double> gradientClipping = 1.0;
     std::optional<Lora> lora;
 

@@ -39,6 +39,8 @@ template <typename Fields, typename T> void visitTraining(Fields& fields, T& tra
     fields.field("fused_optimizer", training.fusedOptimizer);
     fields.field("expandable_segments", training.expandableSegments);
     fields.field("launch_blocking", training.launchBlocking);
+    fields.field("deterministic", training.deterministic);
+    fields.field("host_threads", training.hostThreads, 0);
     fields.zeroIsOff("gradient_clipping", training.gradientClipping, 1e30);
     fields.optionalObject("lora", training.lora, [](auto& members, auto& lora) {
         members.field("rank", lora.rank, 1, kLargestRank);

@@ -62,13 +62,13 @@ bool finite(const OpTimes& times)
 }
 
 /// What a step on the host takes for granted and launchers break.
-void warnOfThreads(const Schedule& schedule, StepTime& step)
+void warnOfThreads(const PlanInput& input, const Schedule& schedule, StepTime& step)
 {
     const bool onHost = std::any_of(schedule.ops.begin(), schedule.ops.end(),
                                     [](const Op& op) { return op.kind == OpKind::HostOptimizerStep; });
-    if (onHost)
+    if (onHost && input.training.hostThreads == 0)
         step.assumptions.push_back({"the optimizer on the host has all cores of the node: torchrun and accelerate "
-                                    "launch give a rank one unless OMP_NUM_THREADS says more",
+                                    "launch give a rank one thread unless OMP_NUM_THREADS says more (host_threads: 1)",
                                     Provenance::Assumed, "torch/distributed/run.py, accelerate/utils/launch.py"});
 }
 
@@ -157,7 +157,7 @@ std::optional<StepTime> stepTime(const PlanInput& input, const FrameworkRules& r
     step.breakdown.other += lost;
     step.hiddenCommunicationSeconds = timeline.hiddenCommunicationSeconds;
     fillRates(input, timeline.seconds + lost, executedFlops(schedule, costs.layers()), step);
-    warnOfThreads(schedule, step);
+    warnOfThreads(input, schedule, step);
     warnOfLostSeconds(lost, step);
     return step;
 }

@@ -26,6 +26,11 @@ constexpr double kFlash1Backward = 0.30 / 0.63;
 // at other head sizes.
 constexpr double kMemoryEfficient = 107.0 / (0.73 * 312);
 
+// FlashAttention-2's backward with deterministic=True on H100: 166 TFLOP/s, causal, 8192 tokens, head size 128
+// (github.com/Dao-AILab/flash-attention/pull/1893), of the 298 that it has otherwise (gpu_facts.cpp, with the tokens'
+// factor). assumed: as much on other GPUs and at other head sizes.
+constexpr double kDeterministicBackward = 166.0 / 298;
+
 /// Head sizes that kernels are compiled for: others are padded.
 std::int64_t paddedHead(std::int64_t size)
 {
@@ -76,6 +81,8 @@ double attentionSeconds(const Gpu& gpu, const GpuFacts& facts, DType dtype, cons
         rate = backward ? rates.backward128 * kFlash1Backward : rates.forward128 * kFlash1Forward;
     if (kernels == AttentionKernels::MemoryEfficient)
         rate *= kMemoryEfficient;
+    if (kernels == AttentionKernels::Deterministic && backward)
+        rate *= kDeterministicBackward;
     const double tensorShare = dtype == DType::Fp32 ? facts.vectorShare : facts.tensorShare;
     const double peak = sustainedFlops(gpu, facts, dtype) / tensorShare;
     const double half = shape.causal ? (backward ? kHalfRateBackward : kHalfRateForward)

@@ -17,8 +17,8 @@ struct AttentionShape {
 };
 
 /// Flash1: flash-attn before 2 and the Triton kernel of that time. MemoryEfficient: torch's kernel from xformers, which
-/// it takes for a mask that is a tensor.
-enum class AttentionKernels : std::uint8_t { Flash2, Flash1, MemoryEfficient };
+/// it takes for a mask that is a tensor. Deterministic: flash-attn 2 whose backward adds in a fixed order.
+enum class AttentionKernels : std::uint8_t { Flash2, Flash1, MemoryEfficient, Deterministic };
 
 /// FLOPs of the products that are not skipped: two forward, five backward (scores are made again).
 double attentionFlops(const AttentionShape& shape, bool backward);

@@ -41,7 +41,8 @@ bool hasVectorizedHostOptimizer(const PlanInput& input)
 
 OpCosts::OpCosts(const PlanInput& input, const ActivationModel& activations, const SizeTable& sizes)
     : m_input(input), m_activations(activations), m_sizes(sizes), m_collectives(input.cluster),
-      m_transfers(input.cluster), m_host(input), m_vectorizedHostOptimizer(hasVectorizedHostOptimizer(input)),
+      m_transfers(input.cluster, input.training.hostThreads), m_host(input),
+      m_vectorizedHostOptimizer(hasVectorizedHostOptimizer(input)),
       m_checkpointsToHost(input.training.checkpointing == Checkpointing::Cpu),
       m_launchBlocking(input.training.launchBlocking)
 {

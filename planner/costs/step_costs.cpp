@@ -273,7 +273,9 @@ Cost StepCosts::fusedAttention(bool backward) const
                                arch.headDim,
                                arch.valueHeadDim,
                                !masked};
-    AttentionKernels generation = masked ? AttentionKernels::MemoryEfficient : AttentionKernels::Flash2;
+    AttentionKernels generation = training.deterministic ? AttentionKernels::Deterministic : AttentionKernels::Flash2;
+    if (masked)
+        generation = AttentionKernels::MemoryEfficient;
     // llm-foundry pinned flash-attn 1.0.9 and Triton's kernel of 2023 until its release 0.5.
     if (training.implementation == Implementation::LlmFoundry)
         generation = AttentionKernels::Flash1;

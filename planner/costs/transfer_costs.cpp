@@ -44,7 +44,7 @@ double secondsAt(Bytes bytes, double bytesPerSecond, double latency)
 
 } // namespace
 
-TransferCosts::TransferCosts(const Cluster& cluster)
+TransferCosts::TransferCosts(const Cluster& cluster, int hostThreads)
 {
     const double ranks = std::max(1, cluster.gpusPerNode);
     const double hostMemory = cluster.hostMemoryBandwidth.value * kHostMemoryShare / ranks;
@@ -53,9 +53,10 @@ TransferCosts::TransferCosts(const Cluster& cluster)
     m_nvmeRead = cluster.nvmeReadBandwidth.value / ranks;
     m_nvmeWrite = cluster.nvmeWriteBandwidth.value / ranks;
     m_gpuMemory = sustainedBandwidth(cluster.gpu, gpuFacts(cluster.gpu));
-    const double cores = kCpuAdamPerCore * std::max(1, cluster.cpuCores);
-    m_vectorizedOptimizer = std::min(cluster.hostMemoryBandwidth.value * kCpuAdamMemoryShare, cores) / ranks;
-    m_plainOptimizer = std::min(cluster.hostMemoryBandwidth.value * kPlainAdamMemoryShare, cores) / ranks;
+    const double share = std::max(1, cluster.cpuCores) / ranks;
+    const double cores = kCpuAdamPerCore * (hostThreads > 0 ? std::min<double>(hostThreads, cluster.cpuCores) : share);
+    m_vectorizedOptimizer = std::min(cluster.hostMemoryBandwidth.value * kCpuAdamMemoryShare / ranks, cores);
+    m_plainOptimizer = std::min(cluster.hostMemoryBandwidth.value * kPlainAdamMemoryShare / ranks, cores);
     m_gpuOptimizer = m_gpuMemory;
     if (!cluster.gpu.isHostProcessor())
         return;

@@ -11,7 +11,8 @@ namespace shardwright {
 
 class TransferCosts {
 public:
-    explicit TransferCosts(const Cluster& cluster);
+    /// `hostThreads`: those of a rank's optimizer on the host; 0: its share of the node's cores.
+    explicit TransferCosts(const Cluster& cluster, int hostThreads = 0);
 
     double copyToDevice(Bytes bytes, bool pinned) const; // one GPU's copy, all GPUs of the node copying
     double copyToHost(Bytes bytes, bool pinned) const;

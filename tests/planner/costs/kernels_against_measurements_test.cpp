@@ -177,4 +177,12 @@ TEST(KernelsAgainstMeasurements, otherAttentionKernels)
             attentionSeconds(a100(), gpuFacts(a100()), DType::Fp16, shape, false, AttentionKernels::MemoryEfficient);
         EXPECT_NEAR(attentionFlops(shape, false) / took * 1e-12 / 107, 1, 0.05) << length;
     }
+    // github.com/Dao-AILab/flash-attention/pull/1893: FlashAttention-2 with deterministic=True on H100, causal, 8192
+    // tokens, 16 heads of 128; forward is what it always is
+    const AttentionShape shape{2, 16, 8192, 8192, 128, 128, true};
+    const GpuFacts facts = gpuFacts(h100());
+    const double backward = attentionSeconds(h100(), facts, DType::Bf16, shape, true, AttentionKernels::Deterministic);
+    EXPECT_NEAR(attentionFlops(shape, true) / backward * 1e-12 / 166, 1, 0.03);
+    EXPECT_DOUBLE_EQ(attentionSeconds(h100(), facts, DType::Bf16, shape, false, AttentionKernels::Deterministic),
+                     attentionSeconds(h100(), facts, DType::Bf16, shape, false));
 }

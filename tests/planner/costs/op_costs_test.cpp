@@ -59,5 +59,21 @@ TEST(OpCosts, AMaskThatIsATensorCostsTheHiddenHalfAndTheFasterKernel)
     EXPECT_LT(masked.device - causal.device, square);
 }
 
+TEST(OpCosts, DeterministicKernelsSlowOnlyTheBackwardOfFusedAttention)
+{
+    Training training;
+    training.sequenceLength = 8192;
+    training.attention = Attention::Flash;
+    const double forward = firstBlock(training).device;
+    const double backward = firstBlock(training, OpKind::Backward).device;
+    training.deterministic = true;
+    EXPECT_DOUBLE_EQ(firstBlock(training).device, forward);
+    EXPECT_GT(firstBlock(training, OpKind::Backward).device, backward);
+    training.attention = Attention::Eager;
+    const double eager = firstBlock(training, OpKind::Backward).device;
+    training.deterministic = false;
+    EXPECT_DOUBLE_EQ(firstBlock(training, OpKind::Backward).device, eager);
+}
+
 } // namespace
 } // namespace shardwright

@@ -46,6 +46,19 @@ TEST(TransferCosts, RanksOfANodeShareItsMemoryAndDrives)
     EXPECT_GT(TransferCosts(cluster).copyToDevice(bytes, true), 1.2 * one.copyToDevice(bytes, true));
 }
 
+TEST(TransferCosts, OneThreadOfARankIsSlowerThanItsShareOfTheCores)
+{
+    const Cluster cluster = readCluster("dgx-a100-80gb"); // 128 cores, 8 ranks, 409.6 GB/s
+    const Bytes bytes(10 * kGiga);
+    const double all = TransferCosts(cluster).hostOptimizer(bytes, true);
+    EXPECT_DOUBLE_EQ(TransferCosts(cluster, 16).hostOptimizer(bytes, true), all);
+    // One thread streams 10 GB/s; two of them come near the rank's share of the memory, 409.6 x 0.426 / 8 = 21.8 GB/s.
+    EXPECT_DOUBLE_EQ(TransferCosts(cluster, 1).hostOptimizer(bytes, true), 1);
+    EXPECT_DOUBLE_EQ(TransferCosts(cluster, 2).hostOptimizer(bytes, true), 0.5);
+    EXPECT_NEAR(TransferCosts(cluster, 3).hostOptimizer(bytes, true), 10 / 21.81, 1e-3);
+    EXPECT_DOUBLE_EQ(TransferCosts(cluster, 1000).hostOptimizer(bytes, true), all);
+}
+
 TEST(TransferCosts, PageableMemoryIsTwoToSixTimesSlower)
 {
     // dask-cuda pull request 98: 5 to 6 GB/s beside 11 to 12 over PCIe 3.0. DeepSpeed pull request 5301: up to six.
