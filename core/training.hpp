@@ -85,12 +85,20 @@ template <> struct EnumNames<LossKind> {
          {LossKind::Fused, "fused"}}};
 };
 
+/// How float8 linear layers scale what they cast (torchao's recipes): a factor a tensor, or one a row of each operand.
+enum class Float8Scaling : std::uint8_t { Tensorwise, Rowwise };
+template <> struct EnumNames<Float8Scaling> {
+    static constexpr std::array<std::pair<Float8Scaling, std::string_view>, 2> table{
+        {{Float8Scaling::Tensorwise, "tensorwise"}, {Float8Scaling::Rowwise, "rowwise"}}};
+};
+
 /// What a user sets; what becomes of it is each framework's rule.
 struct Precision {
     std::optional<DType> mixed =
         DType::Bf16;          // mixed precision: bf16 or fp16; nothing = "no" (compute in the load dtype)
     DType load = DType::Fp32; // dtype the weights are loaded in
     bool fp8 = false;         // float8 linear layers on top of bf16
+    Float8Scaling fp8Scaling = Float8Scaling::Tensorwise;
 };
 
 struct Training {

@@ -24,6 +24,7 @@ template <typename Fields, typename T> void visitTraining(Fields& fields, T& tra
         members.oneOfOr("no", "mixed", training.precision.mixed, kMixedTypes);
         members.oneOf("load", training.precision.load, kLoadTypes);
         members.field("fp8", training.precision.fp8);
+        members.field("fp8_scaling", training.precision.fp8Scaling);
     });
     fields.field("optimizer", training.optimizer);
     fields.field("activation_checkpointing", training.checkpointing);
@@ -67,6 +68,8 @@ void checkCombinations(const JsonCursor& cursor, const Training& training)
     const bool computesInBf16 = precision.mixed == DType::Bf16 || (!precision.mixed && precision.load == DType::Bf16);
     if (precision.fp8 && !computesInBf16)
         cursor.complain("\"fp8\" without bf16 around it", "\"mixed\": \"bf16\": float8 linear layers take bf16 input");
+    if (!precision.fp8 && precision.fp8Scaling != Float8Scaling::Tensorwise)
+        cursor.complain("\"fp8_scaling\" without \"fp8\"", "\"fp8\": true, or no \"fp8_scaling\"");
 }
 
 } // namespace

@@ -40,7 +40,9 @@ int BlockWriter::collective(OpKind kind, std::string_view name, std::string_view
 {
     // torchtitan's float8 linear layers cast before they gather, inputs and gradients alike: "float8 all-gather for TP
     // (by default for Float8Linear)" (github.com/pytorch/torchtitan docs/float8.md, torchao float8_tensor_parallel.py).
+    // Scaled by row they gather what they are given (parallelize_llama.py enable_float8_tensorwise_tp).
     if (kind == OpKind::AllGather && m_training.precision.fp8 &&
+        m_training.precision.fp8Scaling == Float8Scaling::Tensorwise &&
         m_training.implementation == Implementation::Torchtitan)
         return m_context.addCollective({kind, LocalGroup::Tensor, "hidden states in float8", "T H",
                                         "torchao float8/float8_tensor_parallel.py", m_arch.hidden, m_context.compute});

@@ -50,6 +50,13 @@ bool trainsBias(const LeafModule& module, const LayerType& type)
     });
 }
 
+// float8 products scaled by row, in forward: torch's CUTLASS kernel with fast accumulation, "most shapes within 90-100
+// % of tensor-wise efficiency" on H100 (github.com/pytorch/pytorch/issues/147971), its middle; FBGEMM's of the same
+// making takes 1.00 to 1.11 of cuBLAS's time (github.com/pytorch/FBGEMM/pull/2764). In backward torchao does not
+// accumulate fast, where that kernel is far slower: it takes cuBLAS's, unscaled, and scales the result by a kernel of
+// its own (github.com/pytorch/ao/pull/1325, torchao/float8/float8_ops.py).
+constexpr double kRowwiseRate = 0.95;
+
 } // namespace
 
 StepCosts::StepCosts(const PlanInput& input, const ActivationModel& activations)
@@ -57,7 +64,8 @@ StepCosts::StepCosts(const PlanInput& input, const ActivationModel& activations)
       m_bandwidth(sustainedBandwidth(input.cluster.gpu, m_facts)), m_elementBytes(bitsOf(activations.compute()) / 8),
       m_scoresInFp32(familyRules(activations.model(), input.training).scoresInFp32),
       m_tiedHeadTrains(embeddingTrains(activations.model())),
-      m_float8(input.training.precision.fp8 && input.cluster.gpu.peakFlops.count(DType::Fp8) > 0)
+      m_float8(input.training.precision.fp8 && input.cluster.gpu.peakFlops.count(DType::Fp8) > 0),
+      m_float8ByRow(m_float8 && input.training.precision.fp8Scaling == Float8Scaling::Rowwise)
 {
 }
 
@@ -184,7 +192,8 @@ Cost StepCosts::moduleProduct(const StepWork& work, const LayerProgram& program,
     const double inBytes = static_cast<double>(tokens * in * m_elementBytes);
     const double outBytes = static_cast<double>(tokens * out * m_elementBytes);
     Cost cost;
-    if (m_float8 && module != nullptr && type.kind == LayerKind::Block && !router && !experts) {
+    const bool float8 = m_float8 && module != nullptr && type.kind == LayerKind::Block && !router && !experts;
+    if (float8) {
         forward.dtype = DType::Fp8;
         if (work.half != Half::Second)
             cost += float8Casts(*module, inBytes, outBytes, backward);
@@ -198,15 +207,25 @@ Cost StepCosts::moduleProduct(const StepWork& work, const LayerProgram& program,
         cost += stream(perElement * static_cast<double>(module->frozen), 1);
     }
     if (!backward) {
-        cost += product(forward);
+        Cost made = product(forward);
+        if (float8 && m_float8ByRow)
+            made.seconds /= kRowwiseRate;
+        cost += made;
     } else {
-        if (!work.writes.empty() && work.half != Half::Second)
+        const bool rescales = float8 && m_float8ByRow;
+        if (!work.writes.empty() && work.half != Half::Second) {
             cost += product(
                 {forward.batch, forward.m, forward.k, forward.n, forward.dtype, m_elementBytes, forward.aligned});
+            if (rescales)
+                cost += stream(2 * inBytes, 1);
+        }
         const bool trains = module == nullptr ? m_tiedHeadTrains : module->trainable > 0 && module->loraRank == 0;
-        if (trains && work.half != Half::First)
+        if (trains && work.half != Half::First) {
             cost += product(
                 {forward.batch, forward.k, forward.n, forward.m, forward.dtype, m_elementBytes, forward.aligned});
+            if (rescales)
+                cost += stream(2 * static_cast<double>(module->numel * m_elementBytes), 1);
+        }
         if (module != nullptr && trainsBias(*module, type) && work.half != Half::First)
             cost += stream(outBytes, 1);
     }
@@ -221,10 +240,20 @@ Cost StepCosts::moduleProduct(const StepWork& work, const LayerProgram& program,
 /// Dynamic scaling by tensor (torchao.float8, the recipe of torchtitan): the largest value is found, then the tensor is
 /// written in fp8; gradients and inputs of the weight's gradient also in the other order, which the product asks for.
 /// The input's largest value comes out of the kernel that made it where blocks are compiled.
+/// By row, a tensor is scaled along the side that its product sums over: one kernel finds the largest value of a row
+/// and casts it, but the other product that reads the tensor sums over its other side, for which it is turned and cast
+/// anew (torchao testing/training/roofline_utils.py get_tensor_memory_traffic_ovhd_s).
 Cost StepCosts::float8Casts(const LeafModule& module, double inBytes, double outBytes, bool backward) const
 {
     const double c = static_cast<double>(m_elementBytes);
     const double scan = m_input.training.compile ? 0 : 1; // of activations
+    if (m_float8ByRow) {
+        const auto numel = static_cast<double>(module.numel);
+        const double turned = 2 + 1 / c; // written in the other order, read, written in fp8
+        if (!backward)
+            return stream(inBytes * (scan + 1 / c) + numel * (c + 1), 2);
+        return stream(outBytes * (scan + 1 / c + turned) + inBytes * turned + numel * c * (1 + turned), 5);
+    }
     const double weight = static_cast<double>(module.numel) * (2 * c + 1);
     if (!backward)
         return stream(inBytes * (scan + 1 + 1 / c) + weight, m_input.training.compile ? 3 : 5);
@@ -273,7 +302,9 @@ Cost StepCosts::fusedAttention(bool backward) const
                                arch.headDim,
                                arch.valueHeadDim,
                                !masked};
-    AttentionKernels generation = training.deterministic ? AttentionKernels::Deterministic : AttentionKernels::Flash2;
+    // shardrun's own backward adds in a fixed order anyway.
+    const bool ordered = training.deterministic && training.implementation != Implementation::Shardrun;
+    AttentionKernels generation = ordered ? AttentionKernels::Deterministic : AttentionKernels::Flash2;
     if (masked)
         generation = AttentionKernels::MemoryEfficient;
     // llm-foundry pinned flash-attn 1.0.9 and Triton's kernel of 2023 until its release 0.5.

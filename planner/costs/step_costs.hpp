@@ -54,6 +54,7 @@ private:
     const bool m_scoresInFp32;
     const bool m_tiedHeadTrains;
     const bool m_float8;
+    const bool m_float8ByRow;
 };
 
 } // namespace shardwright

@@ -17,12 +17,13 @@ std::string parallelismKey(const Parallelism& parallelism, const Training& train
 
 std::string activationStructureKey(const Training& training)
 {
-    return fmt::format("ac{}/{}/{} attn{} impl{} loss{} compile{} fused{} held{} G{} opt{} fp8{} c{}",
+    return fmt::format("ac{}/{}/{} attn{} impl{} loss{} compile{} fused{} held{} G{} opt{} fp8{}/{} c{}",
                        nameOf(training.checkpointing), training.checkpointEvery, training.checkpointSegment,
                        nameOf(training.attention), nameOf(training.implementation), nameOf(training.loss),
                        training.compile, training.fusedNorm, training.holdsLogits,
                        accumulationShape(training.gradientAccumulation), nameOf(training.optimizer),
-                       training.precision.fp8, nameOf(computeDtype(training.precision)));
+                       training.precision.fp8, nameOf(training.precision.fp8Scaling),
+                       nameOf(computeDtype(training.precision)));
 }
 
 } // namespace shardwright

@@ -46,7 +46,7 @@ std::string trainingSummary(const Training& training)
     else
         text += fmt::format(", {} throughout", nameOf(training.precision.load));
     if (training.precision.fp8)
-        text += ", fp8 linear layers";
+        text += fmt::format(", fp8 linear layers ({})", nameOf(training.precision.fp8Scaling));
     text += fmt::format(", {}, activation checkpointing {}, {} attention, {} code", nameOf(training.optimizer),
                         nameOf(training.checkpointing), nameOf(training.attention), nameOf(training.implementation));
     if (training.compile)

@@ -68,6 +68,9 @@ TEST(TrainingFile, RejectsCombinationsThatMeanNothing)
     std::vector<Finding> findings;
     readText(R"({"checkpoint_every": 2, "precision": {"mixed": "fp16", "fp8": true}})", findings);
     EXPECT_EQ(findings.size(), 2U);
+    readText(R"({"precision": {"fp8_scaling": "rowwise"}})", findings);
+    ASSERT_EQ(findings.size(), 1U);
+    EXPECT_NE(findings[0].text().find("\"fp8_scaling\" without \"fp8\""), std::string::npos) << findings[0].text();
     readText(R"({"checkpoint_every": 2, "activation_checkpointing": "full"})", findings);
     EXPECT_TRUE(findings.empty());
 }
@@ -107,6 +110,8 @@ Training anyTraining()
     training.precision.mixed = *rc::gen::element<std::optional<DType>>(DType::Bf16, DType::Fp16, std::nullopt);
     training.precision.load = *rc::gen::element(DType::Fp32, DType::Bf16, DType::Fp16);
     training.precision.fp8 = training.precision.mixed == DType::Bf16 && *rc::gen::arbitrary<bool>();
+    if (training.precision.fp8)
+        training.precision.fp8Scaling = *anyOf<Float8Scaling>();
     training.optimizer = *anyOf<Optimizer>();
     training.checkpointing = *anyOf<Checkpointing>();
     if (training.checkpointing == Checkpointing::Full)
@@ -119,6 +124,9 @@ Training anyTraining()
     training.fusedNorm = *rc::gen::arbitrary<bool>();
     training.holdsLogits = *rc::gen::arbitrary<bool>();
     training.fusedOptimizer = *rc::gen::arbitrary<bool>();
+    training.launchBlocking = *rc::gen::arbitrary<bool>();
+    training.deterministic = *rc::gen::arbitrary<bool>();
+    training.hostThreads = *rc::gen::inRange(0, 129);
     training.gradientClipping = *rc::gen::element<std::optional<double>>(1.0, 0.3, std::nullopt);
     if (*rc::gen::arbitrary<bool>())
         training.lora = anyLora();

@@ -177,12 +177,17 @@ TEST(TensorParallel, torchtitanGathersInFloat8WhatItsLinearLayersTakeInFloat8)
     EXPECT_EQ(countOf(traffic, OpKind::AllGather, "hidden states in float8"), 4 * kBlocks);
     EXPECT_EQ(bytesOfPayload(traffic, OpKind::AllGather, "hidden states in float8"),
               Bytes(4 * kBlocks * kTokens * kHidden));
-    job.training.precision.fp8 = false;
+    job.training.precision.fp8Scaling = Float8Scaling::Rowwise; // gathers what it is given, in bf16
+    const Traffic byRow = sumTraffic(job.schedule(), job.model.parameters(), 8);
+    EXPECT_EQ(countOf(byRow, OpKind::AllGather, "hidden states in float8"), 0);
+    job.training.precision = {};
     const Traffic plain = sumTraffic(job.schedule(), job.model.parameters(), 8);
     EXPECT_EQ(countOf(plain, OpKind::AllGather, "hidden states"),
               4 * kBlocks + countOf(traffic, OpKind::AllGather, "hidden states"));
     EXPECT_EQ(bytesOfPayload(plain, OpKind::ReduceScatter, "hidden states"),
               bytesOfPayload(traffic, OpKind::ReduceScatter, "hidden states"));
+    EXPECT_EQ(bytesOfPayload(byRow, OpKind::AllGather, "hidden states"),
+              bytesOfPayload(plain, OpKind::AllGather, "hidden states"));
 }
 
 TEST(TensorParallel, rankHoldsItsPartOfEveryMatrix)
