@@ -67,6 +67,12 @@ std::vector<std::string> layerRefusals(const Model& model, const Training& train
         reasons.push_back("shardrun does not compile blocks (compile)");
     if (training.holdsLogits)
         reasons.push_back("shardrun holds no logits between micro-steps (holds_logits)");
+    if (training.checkpointSegment > 1)
+        reasons.push_back("shardrun checkpoints single blocks: leave checkpoint_segment at 1");
+    if (training.launchBlocking)
+        reasons.push_back("shardrun's host does not wait for every kernel (launch_blocking)");
+    if (training.hostThreads > 0)
+        reasons.push_back("shardrun's own --threads says how many compute: leave host_threads at 0");
     return reasons;
 }
 

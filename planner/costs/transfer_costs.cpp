@@ -53,8 +53,8 @@ TransferCosts::TransferCosts(const Cluster& cluster, int hostThreads)
     m_nvmeRead = cluster.nvmeReadBandwidth.value / ranks;
     m_nvmeWrite = cluster.nvmeWriteBandwidth.value / ranks;
     m_gpuMemory = sustainedBandwidth(cluster.gpu, gpuFacts(cluster.gpu));
-    const double share = std::max(1, cluster.cpuCores) / ranks;
-    const double cores = kCpuAdamPerCore * (hostThreads > 0 ? std::min<double>(hostThreads, cluster.cpuCores) : share);
+    const double share = std::max(1, cluster.cpuCores) / ranks; // all ranks step at once
+    const double cores = kCpuAdamPerCore * (hostThreads > 0 ? std::min<double>(hostThreads, share) : share);
     m_vectorizedOptimizer = std::min(cluster.hostMemoryBandwidth.value * kCpuAdamMemoryShare / ranks, cores);
     m_plainOptimizer = std::min(cluster.hostMemoryBandwidth.value * kPlainAdamMemoryShare / ranks, cores);
     m_gpuOptimizer = m_gpuMemory;

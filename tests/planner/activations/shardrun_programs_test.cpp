@@ -167,6 +167,16 @@ TEST(LayerRefusals, tellEverythingThatShardrunCannotTrain)
     training.attention = Attention::Eager;
     training.compile = true;
     EXPECT_EQ(layerRefusals(tinyLlama(), training).size(), 2U);
+    training = trainingOf();
+    training.checkpointing = Checkpointing::Full;
+    training.checkpointSegment = 2;
+    EXPECT_TRUE(refused(tinyLlama(), training, "checkpoint_segment"));
+    training = trainingOf();
+    training.launchBlocking = true;
+    EXPECT_TRUE(refused(tinyLlama(), training, "launch_blocking"));
+    training = trainingOf();
+    training.hostThreads = 1;
+    EXPECT_TRUE(refused(tinyLlama(), training, "host_threads"));
 }
 
 TEST(Numerics, areReadAsTransformersWritesThem)

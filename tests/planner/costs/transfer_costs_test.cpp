@@ -57,6 +57,9 @@ TEST(TransferCosts, OneThreadOfARankIsSlowerThanItsShareOfTheCores)
     EXPECT_DOUBLE_EQ(TransferCosts(cluster, 2).hostOptimizer(bytes, true), 0.5);
     EXPECT_NEAR(TransferCosts(cluster, 3).hostOptimizer(bytes, true), 10 / 21.81, 1e-3);
     EXPECT_DOUBLE_EQ(TransferCosts(cluster, 1000).hostOptimizer(bytes, true), all);
+    Cluster narrow = cluster;
+    narrow.cpuCores = 8; // a core a rank, however many threads share it
+    EXPECT_DOUBLE_EQ(TransferCosts(narrow, 4).hostOptimizer(bytes, true), 1);
 }
 
 TEST(TransferCosts, PageableMemoryIsTwoToSixTimesSlower)
