@@ -60,24 +60,13 @@ std::vector<std::string> positionRefusals(const PlanInput& input)
                     positions, sequence, positions)};
 }
 
-/// A segment of several blocks is recomputed as one, so all of its parameters have to be there at once.
+/// Segments of several blocks where blocks are not a rank's own in one piece.
 std::vector<std::string> segmentRefusals(const PlanInput& input)
 {
     const Training& training = input.training;
     if (training.checkpointSegment == 1)
         return {};
     std::vector<std::string> reasons;
-    const auto* deepSpeed = std::get_if<DeepSpeedOptions>(&input.strategy.options);
-    const bool gathers = std::holds_alternative<Fsdp1Options>(input.strategy.options) ||
-                         std::holds_alternative<Fsdp2Options>(input.strategy.options) ||
-                         (deepSpeed != nullptr && deepSpeed->stage == 3);
-    if (gathers)
-        reasons.push_back(
-            "checkpoint_segment where parameters are gathered layer by layer is not planned: recomputing a "
-            "segment gathers them once more");
-    if (std::holds_alternative<NativeOptions>(input.strategy.options) ||
-        training.implementation == Implementation::Shardrun)
-        reasons.push_back("shardrun checkpoints single blocks: leave checkpoint_segment at 1");
     const Parallelism& parallelism = input.strategy.parallelism;
     if (parallelism.virtualStages > 1)
         for (const std::int64_t blocks : blocksOfChunks(input))

@@ -57,6 +57,8 @@ void holdAgainstStepTimes(const std::string& cluster)
     small.training.checkpointEvery = *rc::gen::inRange(1, 4);
     if (onHost)
         small.training.precision.mixed = std::nullopt;
+    if (small.training.checkpointing == Checkpointing::Full && small.training.checkpointEvery == 1)
+        small.training.checkpointSegment = *rc::gen::inRange(1, 5);
     vary(small);
     RC_PRE(refusals(small.input()).empty());
     const auto rules = small.rules();

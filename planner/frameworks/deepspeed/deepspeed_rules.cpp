@@ -148,6 +148,9 @@ std::string DeepSpeedRules::psiDifference() const
     }
     std::string why = "parameters that are used again within max_reuse_distance are not gathered a second time; small "
                       "parameters stay gathered";
+    if (m_training.checkpointing == Checkpointing::Full && m_training.checkpointSegment > 1)
+        why += "; recomputing a checkpoint of several blocks gathers them once more, unless they are used again within "
+               "max_reuse_distance";
     if (m_options.hpzPartitionSize > 1)
         why += "; hpZ gathers from the secondary shard inside its group after the first forward";
     return why;

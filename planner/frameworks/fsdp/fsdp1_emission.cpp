@@ -87,21 +87,24 @@ protected:
         m_lastUnshard = m_awaited = m_lastCollective = m_lastReduced = -1;
     }
 
-    void preForward(int unit) override
+    void preForward(int unit, Pass pass) override
     {
-        unshard(unit, Phase::Forward);
-        waitForUnshard(Phase::Forward);
-        if (!options().forwardPrefetch)
+        if (!stateOf(unit).prefetched) // by a backward, for one that is recomputed
+            unshard(unit, phaseOf(pass));
+        waitForUnshard(phaseOf(pass));
+        // runtime _prefetch_handle: only the root's forward asks for forward prefetches (_needs_pre_forward_unshard).
+        if (!options().forwardPrefetch || pass == Pass::Recompute)
             return;
         const int next = afterInForward(unit);
         if (next >= 0 && stateOf(next).unsharded < 0)
             unshard(next, Phase::Forward);
     }
 
-    void postForward(int unit) override
+    void postForward(int unit, Pass pass) override
     {
         if (m_rules.reshardsAfterForward() || !shape().sharded()) // NO_SHARD frees its low-precision copy
-            reshard(unit, Phase::Forward);
+            reshard(unit, phaseOf(pass));
+        stateOf(unit).prefetched = false; // runtime _reshard
     }
 
     void leaveForward() override

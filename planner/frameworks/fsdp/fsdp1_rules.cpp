@@ -177,6 +177,8 @@ std::string Fsdp1Rules::psiDifference() const
     if (m_shape.sharded() && reshardsAfterForward())
         say("the root unit (embedding, final norm, head) is not resharded after forward and skips its second "
             "all-gather");
+    if (m_shape.sharded() && reshardsAfterForward() && m_shape.checkpointsSegments())
+        say("recomputing a checkpoint of several blocks gathers all of them but the last once more");
     if (m_shape.training.gradientAccumulation > 1)
         say(m_options.noSync ? "no_sync reduces only in the last micro-step"
                              : "every micro-step reduces, the all-reduce between replicas included");
@@ -201,6 +203,11 @@ std::vector<Note> Fsdp1Rules::assumptions() const
                              "makes them; they are gathered here together with their block",
                              Provenance::Vendor, "peft/utils/other.py fsdp_auto_wrap_policy"});
     }
+    if (m_shape.checkpointsSegments())
+        notes.push_back({"a checkpoint of several blocks is torch.utils.checkpoint without reentrance around several "
+                         "units: the last of them is recomputed with what its backward gathers, the others run their "
+                         "forward's hooks again, and are resharded",
+                         Provenance::Vendor, "torch/distributed/fsdp/_runtime_utils.py _pre_forward, _post_forward"});
     if (!m_options.limitAllGathers)
         notes.push_back({"without limit_all_gathers the host runs a whole pass ahead: no unsharded parameter is "
                          "reused before its end",

@@ -73,22 +73,30 @@ protected:
 
     bool rootReturnsLoss() const override { return FsdpEmission::rootReturnsLoss() && !m_rules.tiedGroup(); }
 
-    void preForward(int unit) override
+    void preForward(int unit, Pass pass) override
     {
-        unshard(unit, Phase::Forward);
+        const Phase phase = phaseOf(pass);
+        if (isForwardRoot(unit, pass))
+            m_gatherGate = op(OpKind::Release, Stream::Compute, phase); // state _root_pre_forward
+        unshard(unit, phase, /*inForward=*/true);
         if (expertsApart()) {
             // torchtitan sets each block to fetch the next one and its experts, the embedding to fetch the first
             // block: the host waits in every block for the tokens that experts get.
-            prefetch(isExperts(unit) ? -1 : blockAfter(unit), Phase::Forward, shape().typeOf(unit).name == "block");
+            prefetch(isExperts(unit) ? -1 : blockAfter(unit), phase, shape().typeOf(unit).name == "block");
         } else if (m_rules.m_options.forwardPrefetch) {
             const int next = afterInForward(unit);
             if (next >= 0)
-                gather(next, Phase::Forward);
+                gather(next, phase);
         }
     }
 
-    void postForward(int unit) override
+    void postForward(int unit, Pass pass) override
     {
+        if (pass == Pass::Recompute) { // stays unsharded for its backward (param_group post_forward, is_bw)
+            if (isForwardRoot(unit, pass))
+                releaseLastGather(phaseOf(pass));
+            return;
+        }
         UnitState& state = stateOf(unit);
         if (staysUnsharded(unit) || state.unsharded < 0)
             return;
@@ -103,11 +111,13 @@ protected:
         drop(state.unsharded);
     }
 
-    void leaveForward() override
+    void leaveForward() override { releaseLastGather(Phase::Forward); }
+
+    void releaseLastGather(Phase phase)
     {
         if (m_lastGather < 0)
             return;
-        op(OpKind::Release, Stream::Compute, Phase::Forward);
+        op(OpKind::Release, Stream::Compute, phase);
         m_gatherGate = std::max(m_gatherGate, m_forwardCopyOut);
         drop(m_lastGather);
     }
@@ -119,7 +129,7 @@ protected:
                                 shape().typeOf(unit).trainable == 0;
         if (tokensOnly)
             return;
-        unshard(unit, Phase::Backward);
+        unshard(unit, Phase::Backward, /*inForward=*/false);
         if (expertsApart()) {
             prefetch(isExperts(unit) ? -1 : blockBefore(unit), Phase::Backward, shape().typeOf(unit).name == "block");
             return;
@@ -177,7 +187,9 @@ protected:
         }
         drop(m_lastReduceInput);
         for (UnitState& state : m_states) {
-            drop(state.gathered); // a prefetch that nobody used
+            if (state.gathered >= 0) // a prefetch that nobody used (param_group finalize_backward)
+                builder().wait(state.arrived);
+            drop(state.gathered);
             drop(state.allReduced);
         }
     }
@@ -339,8 +351,12 @@ private:
         last = collective;
     }
 
+    /// A unit whose forward is run again is the outermost one of it, but for experts within their block: the all-gather
+    /// streams wait for the compute stream before it, and what forward still holds goes behind it.
+    bool isForwardRoot(int unit, Pass pass) const { return pass == Pass::Recompute && !isExperts(unit); }
+
     /// param_group unshard and wait_for_unshard.
-    void unshard(int unit, Phase phase)
+    void unshard(int unit, Phase phase, bool inForward)
     {
         UnitState& state = stateOf(unit);
         if (state.unsharded >= 0)
@@ -353,7 +369,7 @@ private:
         const OpId copiedOut = copy(Stream::Compute, phase, sizesOf(unit).copyOut);
         builder().wait(state.arrived);
         // In forward later gathers wait for the copy-out before this one, whose output goes; in backward for this one.
-        if (phase == Phase::Forward) {
+        if (inForward) {
             m_gatherGate = std::max(m_gatherGate, m_forwardCopyOut);
             m_forwardCopyOut = copiedOut;
             drop(m_lastGather);
@@ -363,7 +379,7 @@ private:
         state.unsharded = builder().allocate(sizesOf(unit).unsharded, unshardedContent(unit));
         builder().act(Verb::Move, {state.gathered}, {state.unsharded});
         drop(state.postForward);
-        if (phase == Phase::Forward)
+        if (inForward)
             m_lastGather = state.gathered;
         else
             builder().free(state.gathered);

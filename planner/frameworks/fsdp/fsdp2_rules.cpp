@@ -184,6 +184,10 @@ std::string Fsdp2Rules::psiDifference() const
 std::vector<Note> Fsdp2Rules::assumptions() const
 {
     std::vector<Note> notes;
+    if (m_shape.checkpointsSegments())
+        notes.push_back({"a checkpoint of several blocks is torch.utils.checkpoint without reentrance around several "
+                         "units, which stay unsharded from their recomputation to their backward (PyTorch 2.10 on)",
+                         Provenance::Vendor, "github.com/pytorch/pytorch/pull/164009"});
     if (m_shape.pipelined() && reshard() != Reshard::Never)
         notes.push_back(
             {"parameters are resharded after every forward (fsdp_reshard_after_forward always); torchtitan's "

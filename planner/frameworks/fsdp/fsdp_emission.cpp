@@ -63,13 +63,29 @@ bool FsdpEmission::fedByTokens(int unit) const
 
 void FsdpEmission::beforeStage(Pass pass, int layer, int module)
 {
+    const bool apart = pass == Pass::Recompute && layer != m_layer; // for the backward of a later block
+    if (apart) {
+        if (const int last = lastUnitOf(m_layer); last >= 0)
+            enterBackward(last);
+    } else if (pass != Pass::Forward) {
+        closeOpenUnit();
+    }
     const int unit = unitOf(layer, module);
     if (empty(unit))
         return;
-    if (pass == Pass::Forward)
-        enterForward(unit);
+    if (pass == Pass::Forward || apart)
+        enterForward(unit, pass);
     else
         enterBackward(unit);
+}
+
+/// The unit whose output is the layer's: its pre-backward hook is the first of the layer.
+int FsdpEmission::lastUnitOf(int layer) const
+{
+    const std::vector<int>& units = m_shape.units.unitOf[static_cast<std::size_t>(layer)];
+    const auto last =
+        std::find_if(units.rbegin(), units.rend(), [this](int unit) { return !isExperts(unit) && !empty(unit); });
+    return last == units.rend() ? -1 : *last;
 }
 
 BufferId FsdpEmission::gradientBuffer(int layer, int module)
@@ -154,13 +170,13 @@ void FsdpEmission::freeGradients(int unit)
     gradientsOf(unit).clear();
 }
 
-void FsdpEmission::enterForward(int unit)
+void FsdpEmission::enterForward(int unit, Pass pass)
 {
     if (isExperts(unit)) {
         if (m_openExperts == unit)
             return;
         m_openExperts = unit;
-        preForward(unit);
+        preForward(unit, pass);
         return;
     }
     closeExperts();
@@ -168,16 +184,17 @@ void FsdpEmission::enterForward(int unit)
         closeOpenUnit();
     if (!isRoot(unit))
         m_open = unit;
+    m_openPass = pass;
     if (m_inForward[static_cast<std::size_t>(unit)])
         return;
     m_inForward[static_cast<std::size_t>(unit)] = true;
-    preForward(unit);
+    preForward(unit, pass);
 }
 
 void FsdpEmission::closeExperts()
 {
     if (m_openExperts >= 0)
-        postForward(m_openExperts);
+        postForward(m_openExperts, m_openPass);
     m_openExperts = -1;
 }
 
@@ -189,7 +206,7 @@ void FsdpEmission::closeOpenUnit()
     const int unit = m_open;
     m_open = -1;
     m_inForward[static_cast<std::size_t>(unit)] = false; // a later stage of it would gather again
-    postForward(unit);
+    postForward(unit, m_openPass);
 }
 
 void FsdpEmission::enterBackward(int unit)
@@ -238,7 +255,7 @@ void FsdpEmission::beginForward(const StageChunk& chunk)
     m_inForward.assign(m_gradients.size(), false);
     enterRootForward(m_builder.lastOp());
     if (!empty(kRootUnit))
-        enterForward(kRootUnit);
+        enterForward(kRootUnit, Pass::Forward);
 }
 
 void FsdpEmission::forwardLayers(ActivationWalk& walk, const StageChunk& chunk)

@@ -26,8 +26,11 @@ protected:
     virtual void initialise() = 0;
     /// The root's forward begins, in every micro-step; `compute` is the last operation of the compute stream.
     virtual void enterRootForward(OpId compute) = 0;
-    virtual void preForward(int unit) = 0;
-    virtual void postForward(int unit) = 0;
+    /// `pass`: Recompute where a checkpoint of several blocks runs the forward of one again that is not the last of
+    /// them (torch.utils.checkpoint without reentrance around several units): as a forward of its own. What the last
+    /// one's recomputation needs its pre-backward hook has brought.
+    virtual void preForward(int unit, Pass pass) = 0;
+    virtual void postForward(int unit, Pass pass) = 0;
     /// The root module's forward has returned.
     virtual void leaveForward() = 0;
     /// Once a unit and micro-step, before its first gradient.
@@ -80,6 +83,7 @@ protected:
     Tensors tensorsOf(int unit) const;
     bool keepsMoments() const { return m_shape.training.optimizer != Optimizer::Sgd; }
 
+    static Phase phaseOf(Pass pass) { return pass == Pass::Forward ? Phase::Forward : Phase::Backward; }
     bool empty(int unit) const { return m_shape.typeOf(unit).numel == 0; }
     bool isRoot(int unit) const { return unit == kRootUnit; }
     bool isExperts(int unit) const { return m_shape.typeOf(unit).experts; }
@@ -105,7 +109,8 @@ private:
     int unitOf(int layer, int module) const;
     bool lossInModel() const { return m_shape.training.implementation == Implementation::HuggingFace; }
     bool fedByTokens(int unit) const;
-    void enterForward(int unit);
+    void enterForward(int unit, Pass pass);
+    int lastUnitOf(int layer) const;
     void closeOpenUnit();
     void closeExperts();
     void enterBackward(int unit);
@@ -132,7 +137,8 @@ private:
     std::map<std::int64_t, ActivationWalk> m_walks; // of a pipeline's micro-batches in flight
     int m_open = -1;
     int m_openExperts = -1; // within it
-    int m_postponed = -1;   // unit whose post-backward hook is still to come
+    Pass m_openPass = Pass::Forward;
+    int m_postponed = -1; // unit whose post-backward hook is still to come
     int m_layer = -1;
     int m_microStep = 0; // of those that are written out
 };

@@ -53,6 +53,11 @@ struct FsdpShape {
     bool sharded() const { return shardRanks > 1; }
     bool pipelined() const { return slice != nullptr && slice->stages > 1; }
     const UnitType& typeOf(int unit) const { return units.typeOf(unit); }
+    /// Whether several blocks make one checkpoint.
+    bool checkpointsSegments() const
+    {
+        return training.checkpointing == Checkpointing::Full && training.checkpointSegment > 1;
+    }
 };
 
 class FsdpRules : public FrameworkRules {

@@ -200,6 +200,8 @@ std::vector<std::string> nativeRefusals(const PlanInput& input)
         return {fmt::format("stage {} does not exist: native has stages 0 to 3", options.stage)};
     if (input.training.lora && input.training.lora->baseDtype)
         return {"shardrun does not train on a quantised base (lora base_dtype)"};
+    if (input.training.checkpointSegment > 1 && input.training.implementation != Implementation::Shardrun)
+        return {"native checkpoints single blocks: leave checkpoint_segment at 1"};
     return {};
 }
 

@@ -96,15 +96,3 @@ TEST(CheckpointSegment, keepsOneInputASegmentAndComputesItsBlocksAgain)
     ASSERT_EQ(order.size(), 12U); // every block once
     EXPECT_EQ(std::vector<int>(order.begin(), order.begin() + 4), (std::vector<int>{9, 10, 11, 12}));
 }
-
-TEST(CheckpointSegment, isRefusedWhereLayersAreGatheredOneByOne)
-{
-    for (const StrategyOptions& options :
-         {StrategyOptions(Fsdp1Options{}), StrategyOptions(Fsdp2Options{}), StrategyOptions(DeepSpeedOptions{})}) {
-        SmallInput job = jobOf(8, 2);
-        job.strategy.options = options;
-        const std::vector<std::string> reasons = refusals(job.input());
-        ASSERT_EQ(reasons.size(), 1U);
-        EXPECT_NE(reasons.front().find("checkpoint_segment"), std::string::npos);
-    }
-}

@@ -87,8 +87,11 @@ std::vector<SmallInput> variantsOf(const StrategyOptions& options)
                     if (!mixed)
                         small.training.precision.mixed.reset();
                     small.training.checkpointing = held ? Checkpointing::Full : Checkpointing::None;
-                    if (refusals(small.input()).empty())
-                        all.push_back(std::move(small));
+                    for (const int segment : {1, 2}) {
+                        small.training.checkpointSegment = segment;
+                        if ((held || segment == 1) && refusals(small.input()).empty())
+                            all.push_back(small);
+                    }
                 }
     return all;
 }

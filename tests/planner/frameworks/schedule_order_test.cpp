@@ -19,12 +19,13 @@ std::vector<SmallInput> inputsOf(const StrategyOptions& options)
 {
     std::vector<SmallInput> all;
     for (const std::int64_t accumulation : {1, 3})
-        for (const bool checkpointed : {false, true})
+        for (const int segment : {0, 1, 3}) // blocks of a checkpoint; 0: none is made
             for (const bool tied : {false, true}) {
                 SmallInput small(options, 4, 2);
                 small.model = llamaOf({8, 4, 2, 4, 12, 10, tied});
                 small.training.gradientAccumulation = accumulation;
-                small.training.checkpointing = checkpointed ? Checkpointing::Full : Checkpointing::None;
+                small.training.checkpointing = segment > 0 ? Checkpointing::Full : Checkpointing::None;
+                small.training.checkpointSegment = std::max(segment, 1);
                 if (refusals(small.input()).empty())
                     all.push_back(std::move(small));
             }
@@ -84,7 +85,9 @@ template <typename Check> void forEverySchedule(Check check)
     for (const auto& [name, options] : strategies)
         for (const SmallInput& small : inputsOf(options)) {
             SCOPED_TRACE(name + ", accumulation " + std::to_string(small.training.gradientAccumulation) +
-                         (small.training.checkpointing == Checkpointing::Full ? ", checkpointed" : "") +
+                         (small.training.checkpointing == Checkpointing::Full
+                              ? ", checkpointed by " + std::to_string(small.training.checkpointSegment)
+                              : "") +
                          (small.model.architecture.tiedEmbedding ? ", tied" : ""));
             check(Checked(small), small);
         }

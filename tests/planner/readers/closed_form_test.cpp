@@ -49,6 +49,8 @@ void vary(SmallInput& small)
 void varyStructure(SmallInput& small)
 {
     small.training.checkpointing = *rc::gen::element(Checkpointing::None, Checkpointing::Full);
+    if (small.training.checkpointing == Checkpointing::Full)
+        small.training.checkpointSegment = *rc::gen::inRange(1, 5);
     small.training.holdsLogits = *rc::gen::arbitrary<bool>();
     small.training.attention = *rc::gen::element(Attention::Flash, Attention::Eager);
     small.training.fusedOptimizer = *rc::gen::arbitrary<bool>();

@@ -166,6 +166,8 @@ RC_GTEST_PROP(TimeFormProperty, EqualsTheSimulationOfEveryFramework, ())
     small.cluster.nodes = *rc::gen::inRange(1, 3);
     small.training.gradientAccumulation = *rc::gen::inRange(1, 9);
     small.training.checkpointing = *rc::gen::element(Checkpointing::None, Checkpointing::Full, Checkpointing::Cpu);
+    if (small.training.checkpointing == Checkpointing::Full)
+        small.training.checkpointSegment = *rc::gen::inRange(1, 5);
     RC_PRE(refusals(small.input()).empty());
     const auto rules = small.rules();
     Costed costed;
