@@ -57,6 +57,12 @@ bool trainsBias(const LeafModule& module, const LayerType& type)
 // its own (github.com/pytorch/ao/pull/1325, torchao/float8/float8_ops.py).
 constexpr double kRowwiseRate = 0.95;
 
+// TorchInductor's kernels that find the largest values across the rows of what they read, and scale and write it in the
+// other order: 0.6 to 0.7 TB/s on H100, where those that keep to one order reach 2.0 to 2.2
+// (github.com/pytorch/pytorch/issues/149982, of 2025 and blocks of 32). assumed: as much for whole columns, on other
+// GPUs and without TorchInductor.
+constexpr double kScaledAcrossRate = 0.65 / 2.1;
+
 } // namespace
 
 StepCosts::StepCosts(const PlanInput& input, const ActivationModel& activations)
@@ -241,20 +247,20 @@ Cost StepCosts::moduleProduct(const StepWork& work, const LayerProgram& program,
 /// written in fp8; gradients and inputs of the weight's gradient also in the other order, which the product asks for.
 /// The input's largest value comes out of the kernel that made it where blocks are compiled.
 /// By row, a tensor is scaled along the side that its product sums over: one kernel finds the largest value of a row
-/// and casts it, but the other product that reads the tensor sums over its other side, for which it is turned and cast
-/// anew (torchao testing/training/roofline_utils.py get_tensor_memory_traffic_ovhd_s).
+/// and casts it. The other product that reads the tensor sums over its other side: the largest values are found anew,
+/// and it is cast in the other order (torchao float8_linear.py, ScalingGranularity.AXISWISE).
 Cost StepCosts::float8Casts(const LeafModule& module, double inBytes, double outBytes, bool backward) const
 {
     const double c = static_cast<double>(m_elementBytes);
     const double scan = m_input.training.compile ? 0 : 1; // of activations
+    const double weightBytes = static_cast<double>(module.numel) * c;
     if (m_float8ByRow) {
-        const auto numel = static_cast<double>(module.numel);
-        const double turned = 2 + 1 / c; // written in the other order, read, written in fp8
+        const double otherOrder = 1 + (1 + 1 / c) / kScaledAcrossRate;
         if (!backward)
-            return stream(inBytes * (scan + 1 / c) + numel * (c + 1), 2);
-        return stream(outBytes * (scan + 1 / c + turned) + inBytes * turned + numel * c * (1 + turned), 5);
+            return stream(inBytes * (scan + 1 / c) + weightBytes * (1 + 1 / c), 2);
+        return stream(outBytes * (scan + 1 / c + otherOrder) + (inBytes + weightBytes) * otherOrder, 7);
     }
-    const double weight = static_cast<double>(module.numel) * (2 * c + 1);
+    const double weight = weightBytes * (2 + 1 / c);
     if (!backward)
         return stream(inBytes * (scan + 1 + 1 / c) + weight, m_input.training.compile ? 3 : 5);
     return stream(outBytes * (scan + 1 + 2 / c) + inBytes * 2 / c + weight, m_input.training.compile ? 4 : 7);

@@ -259,10 +259,16 @@ TEST(LayerCosts, float8ScaledByRowCastsTwiceAndScalesResults)
     // weights are read once and not twice; a kernel less. Products take 1 / 0.95 of the time.
     EXPECT_NEAR(byRow.forward(kFirstBlock) - byTensor.forward(kFirstBlock),
                 products * (1 / 0.95 - 1) - (2 * in + 2 * weights) / bandwidth - 7 * facts.kernelSeconds, 1e-9);
-    // Backward, bytes an element: gradients of outputs 6 and not 4, inputs 5 and not 2, weights 7 and not 5; the
-    // gradients of inputs and weights are read and written once more, 4 each.
+    // Backward, bytes an element: in the other order inputs, gradients of outputs and weights are read for their
+    // largest values (2) and read and cast (3) at 0.65 / 2.1 of the rate; gradients of outputs in their own order by
+    // the kernel that makes them (1). By tensor gradients of outputs are read and written twice (4), inputs turned in
+    // fp8 (2), weights read twice and written (5). The gradients of inputs and weights that were made are read and
+    // written once more by row (4).
+    const double other = 2 + 3 * 2.1 / 0.65;
     EXPECT_NEAR(byRow.backward(kFirstBlock) - byTensor.backward(kFirstBlock),
-                (2 * out + (3 + 4) * in + (2 + 4) * weights) / bandwidth + 7 * 3 * facts.kernelSeconds, 1e-9);
+                ((other + 1 - 4) * out + (other - 2 + 4) * in + (other - 5 + 4) * weights) / bandwidth +
+                    7 * (7 - 4 + 2) * facts.kernelSeconds,
+                1e-9);
 }
 
 TEST(LayerCosts, compilingAndFusedKernelsSaveMemoryPasses)
