@@ -178,6 +178,7 @@ Json toJson(const Measurement& measurement)
     json["date"] = measurement.date;
     json["complete"] = measurement.complete;
     json["steps"] = measurement.steps;
+    json["first_steady_step"] = measurement.firstSteadyStep;
     json["losses"] = measurement.losses;
     json["step_seconds"] = measurement.stepSeconds;
     json["seconds_per_step"] = measurement.secondsPerStep;
@@ -211,6 +212,7 @@ Measurement measurementFromText(const std::string& text, const std::string& path
     cursor.read("date", measurement.date);
     cursor.read("complete", measurement.complete);
     cursor.read("steps", measurement.steps);
+    cursor.read("first_steady_step", measurement.firstSteadyStep, 1);
     readNumbers(cursor, "losses", measurement.losses);
     readNumbers(cursor, "step_seconds", measurement.stepSeconds);
     cursor.read("seconds_per_step", measurement.secondsPerStep, 0.0, std::numeric_limits<double>::max());

@@ -12,7 +12,7 @@
 
 namespace shardwright {
 
-constexpr int kMeasurementFormat = 1;
+constexpr int kMeasurementFormat = 2;
 
 /// Bytes of live buffers in one place ("gpu": the device's memory) on one rank.
 struct MeasuredPlace {
@@ -66,6 +66,9 @@ struct Measurement {
     std::string date;      // ISO 8601, UTC
     bool complete = true;  // false: ended early (Ctrl-C), with what was measured so far
     std::int64_t steps = 0;
+    // The first step, from 1, that is one a plan describes: behind the warm-up, and with all that is made in the first
+    // step of its kind and then kept (lazy optimizer states). Memory and traffic are the last step's.
+    std::int64_t firstSteadyStep = 1;
     std::vector<double> losses;      // by step
     std::vector<double> stepSeconds; // by step, the slowest rank's
     double secondsPerStep = 0;       // median of all but the first

@@ -16,8 +16,15 @@ namespace shardwright {
 /// Version of plan.json; a file of another one is refused by name.
 constexpr int kPlanFormat = 1;
 
-/// What a plan file says. The texts that `schedule` points to live in `texts`: move it, do not copy it.
+/// What a plan file says. It can be moved, not copied: `schedule` points into `texts` and `specs`, whose elements stay
+/// where they are when a deque moves.
 struct ExecutablePlan {
+    ExecutablePlan() = default;
+    ExecutablePlan(ExecutablePlan&&) = default;
+    ExecutablePlan& operator=(ExecutablePlan&&) = default;
+    ExecutablePlan(const ExecutablePlan&) = delete;
+    ExecutablePlan& operator=(const ExecutablePlan&) = delete;
+
     std::string scenario;    // its name
     std::string modelConfig; // text of the Hugging Face config.json
     Model model;

@@ -69,6 +69,11 @@ public:
 
     ValidationReport run(bool timeCounts)
     {
+        if (m_measurement.steps < m_measurement.firstSteadyStep)
+            m_report.notJudged = fmt::format("needs {} steps: the plan is of a step behind the warm-up, with all that "
+                                             "first steps make and keep; {} {} done",
+                                             m_measurement.firstSteadyStep, m_measurement.steps,
+                                             m_measurement.steps == 1 ? "was" : "were");
         deviceMemory();
         otherMemory();
         traffic();
@@ -263,7 +268,8 @@ bool ValidationRow::within() const
 
 bool ValidationReport::within() const
 {
-    return std::all_of(rows.begin(), rows.end(), [](const ValidationRow& row) { return row.within(); });
+    return notJudged.empty() &&
+           std::all_of(rows.begin(), rows.end(), [](const ValidationRow& row) { return row.within(); });
 }
 
 ValidationReport validate(const ExecutablePlan& plan, const Measurement& measurement, bool timeCounts)
@@ -283,12 +289,17 @@ std::string tableOf(const ValidationReport& report)
         const std::string errorText = std::isinf(error) ? "-"
                                       : error == 0      ? "0"
                                                         : fmt::format("{:+.2f} %", 100 * error);
-        const char* verdict = row.tolerance == Tolerance::ForInformation ? "" : row.within() ? "ok" : "OUT";
+        const char* verdict = row.tolerance == Tolerance::ForInformation ? ""
+                              : !report.notJudged.empty()                ? "not judged"
+                              : row.within()                             ? "ok"
+                                                                         : "OUT";
         text += fmt::format("{:<{}}  {:>16}  {:>16} {:<5}  {:>8}  {}{}{}{}\n", row.quantity, width,
                             numberText(row.predicted, row.unit), numberText(row.measured, row.unit), row.unit,
                             errorText, verdict, *verdict != '\0' ? ", " : "", textOf(row.tolerance),
                             row.remark.empty() ? "" : "; " + row.remark);
     }
+    if (!report.notJudged.empty())
+        text += fmt::format("not judged: {}\n", report.notJudged);
     return text;
 }
 
@@ -302,12 +313,13 @@ Json toJson(const ValidationReport& report)
         entry["predicted"] = row.predicted;
         entry["measured"] = row.measured;
         entry["tolerance"] = textOf(row.tolerance);
-        entry["within"] = row.within();
+        entry["within"] = report.notJudged.empty() ? Json(row.within()) : Json();
         entry["remark"] = row.remark;
         rows.push_back(std::move(entry));
     }
     Json json = Json::object();
     json["within"] = report.within();
+    json["not_judged"] = report.notJudged.empty() ? Json() : Json(report.notJudged);
     json["rows"] = std::move(rows);
     return json;
 }

@@ -27,13 +27,16 @@ struct ValidationRow {
 
 struct ValidationReport {
     std::vector<ValidationRow> rows;
+    std::string notJudged; // why nothing can be said of the rows; empty where it can
+    /// Judged, and every row keeps its tolerance.
     bool within() const;
 };
 
 /// Lays the plan's figures beside the measured ones: model states, peak and held memory by category and place, host and
 /// NVMe bytes, traffic by collective and group, step time. The rank with the most memory counts; a rank that differs
 /// from it where the plan says they are alike is a row of its own. `timeCounts`: the step time has to keep its
-/// tolerance (a calibrated machine, steps over 0.2 s).
+/// tolerance (a calibrated machine, steps over 0.2 s). A plan describes a step of the steady state: a run that ended
+/// before its first such step is not judged.
 ValidationReport validate(const ExecutablePlan& plan, const Measurement& measurement, bool timeCounts);
 
 /// A table for people: predicted, measured, error, within tolerance.

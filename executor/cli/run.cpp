@@ -116,14 +116,6 @@ Bytes parseMemoryLimit(const std::string& text)
                      "such as 2GiB, 500MB or 1000000");
 }
 
-/// Whether the last step that was measured is none that the plan describes.
-bool endedWarmingUp(const ExecutablePlan& plan, const RunSettings& settings, std::int64_t steps)
-{
-    const std::vector<Segment>& segments = plan.schedule.segments;
-    return settings.resume.empty() && steps <= settings.executor.optimizer.warmUpSteps &&
-           std::any_of(segments.begin(), segments.end(), [](const Segment& each) { return each.repeat == 0; });
-}
-
 std::string progressText(const StepDone& done)
 {
     return fmt::format("step {}/{}  loss {:.4f}  {:.0f} tokens/s  device memory {}", done.step, done.steps, done.loss,
@@ -163,10 +155,6 @@ ExitCode run(RunOptions options)
             measurement.complete ? "" : "stopped early: ", plan.model.id, plan.strategy.name, measurement.steps,
             plan.ranks, plan.ranks == 1 ? "rank" : "ranks", measurement.losses.front(), measurement.losses.back(),
             measurement.secondsPerStep, measurement.tokensPerSecond, tableOf(report)));
-        if (endedWarmingUp(plan, options.settings, measurement.steps))
-            printOut(fmt::format(
-                "\nmeasured is a warm-up step; the plan is of those behind the first {} (--warm-up-steps)\n",
-                options.settings.executor.optimizer.warmUpSteps));
     }
     if (!measurement.complete)
         return ExitCode::Interrupted;
@@ -228,7 +216,8 @@ Command addRun(CLI::App& root)
     app->add_flag("--force", options->force, "write over the file of -o");
     app->add_flag("--calibrated", options->calibrated,
                   "the plan's cluster is this machine (`shardrun calibrate`): hold the step time to its tolerance");
-    app->add_flag("--strict", options->strict, "exit code 1 where something measured is out of tolerance");
+    app->add_flag("--strict", options->strict,
+                  "exit code 1 where something measured is out of tolerance, or nothing could be judged");
     return {app, [options] { return run(*options); }};
 }
 

@@ -227,6 +227,18 @@ struct RankExecutor::Parts {
         mover.initialize(buffer, weights);
     }
 
+    /// Of the steps to come. Stand-ins come first, and the first step behind them makes what they did not.
+    std::int64_t findFirstSteadyStep() const
+    {
+        const bool warmsUp = std::any_of(schedule.segments.begin(), schedule.segments.end(),
+                                         [](const Segment& segment) { return segment.repeat == 0; });
+        const std::int64_t warmUp = warmsUp ? std::max<std::int64_t>(0, warmUpSteps - stepsDone) : 0;
+        bool makes = false;
+        for (std::size_t i = 0; i < late.size(); ++i)
+            makes = makes || (late[i] && shapes.buffers[i].bytes > Bytes(0));
+        return checkedAdd(checkedAdd(warmUp, 1), makes ? 1 : 0);
+    }
+
     void makeAllLate()
     {
         for (std::size_t i = 0; i < late.size(); ++i)
@@ -300,6 +312,7 @@ struct RankExecutor::Parts {
     std::int64_t warmUpSteps;
     std::vector<bool> late; // by BufferId: allocated in the initialisation, made at the first optimizer step
     std::int64_t stepsDone = 0;
+    std::int64_t firstSteadyStep = 0;           // of this run; 0 = it has not begun
     std::int64_t microStep = 0;                 // of the step under way
     std::vector<std::vector<std::byte>> staged; // what state() read from files
 };
@@ -323,6 +336,8 @@ void RankExecutor::initialise(const std::function<void()>& between)
 double RankExecutor::step(const std::function<void()>& between)
 {
     Parts& parts = *m_parts;
+    if (parts.firstSteadyStep == 0)
+        parts.firstSteadyStep = parts.findFirstSteadyStep();
     parts.arena.beginStep();
     parts.recorder.beginStep(parts.stepsDone == 0);
     parts.microStep = 0;
@@ -349,6 +364,11 @@ void RankExecutor::restore(const TrainingState& saved)
     parts.makeAllLate();
     restoreState(saved, parts.buffers, parts.plan, parts.transport);
     parts.stepsDone = saved.step;
+}
+
+std::int64_t RankExecutor::firstSteadyStep() const
+{
+    return m_parts->firstSteadyStep > 0 ? m_parts->firstSteadyStep : m_parts->findFirstSteadyStep();
 }
 
 RankMeasurement RankExecutor::measurement() const

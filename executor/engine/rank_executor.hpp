@@ -58,6 +58,8 @@ public:
     void restore(const TrainingState& saved);
 
     RankMeasurement measurement() const;
+    /// Measurement::firstSteadyStep, of the steps since the beginning or restore().
+    std::int64_t firstSteadyStep() const;
 
 private:
     struct Parts;

@@ -84,6 +84,7 @@ struct RankRun {
     RankMeasurement measurement;
     std::vector<double> losses;
     std::vector<double> seconds; // by step
+    std::int64_t firstSteadyStep = 1;
     bool complete = false;
 };
 
@@ -181,6 +182,7 @@ private:
         between();
         if (!m_settings.resume.empty())
             resume(executor);
+        mine.firstSteadyStep = executor.firstSteadyStep();
         try {
             for (std::int64_t step = 1; step <= m_settings.steps; ++step) {
                 const auto began = std::chrono::steady_clock::now();
@@ -250,6 +252,7 @@ private:
         result.complete = !m_failure.stopped();
         result.losses = m_runs.front().losses;
         result.stepSeconds = m_runs.front().seconds;
+        result.firstSteadyStep = m_runs.front().firstSteadyStep;
         for (const RankRun& each : m_runs) {
             takeSlower(result, each.losses.size(), each.seconds);
             result.ranks.push_back(each.measurement);

@@ -19,7 +19,8 @@ constexpr const char* kHelp = R"(Examples:
 
 Predicted beside measured, with the error and whether it keeps its tolerance: model states, host and NVMe bytes and
 traffic exactly, peak memory within 1 %. --calibrated: the plan's cluster is this machine as `shardrun calibrate`
-describes it, so that the step time has to come within 15 %. With --strict a figure out of tolerance exits with 1.)";
+describes it, so that the step time has to come within 15 %. With --strict a figure out of tolerance exits with 1, and so
+does a run of too few steps to be judged.)";
 
 struct Options {
     std::string plan;

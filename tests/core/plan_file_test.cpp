@@ -3,6 +3,8 @@
 #include "core/plan_file.hpp"
 
 #include <functional>
+#include <type_traits>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -99,6 +101,19 @@ TEST(PlanFile, CutOrChangedFilesAreToldAsSuch)
     EXPECT_NE(failure(older).find("plan format 7"), std::string::npos) << failure(older);
     EXPECT_NE(failure("{}").find("no plan for shardrun"), std::string::npos);
     EXPECT_EQ(failure(text), "");
+}
+
+/// A vector that grows moves its plans: a copy's schedule would point into the texts of what it was copied from.
+TEST(PlanFile, ItsTextsStayWhereTheyAreWhenItMoves)
+{
+    static_assert(!std::is_copy_constructible_v<ExecutablePlan> && !std::is_copy_assignable_v<ExecutablePlan>);
+    const std::string text = planFileText(plan());
+    std::vector<ExecutablePlan> plans;
+    for (int i = 0; i < 9; ++i)
+        plans.push_back(planFromText(text, "plan.json"));
+    plans.erase(plans.begin());
+    for (const ExecutablePlan& each : plans)
+        EXPECT_EQ(planFileText(each), text);
 }
 
 TEST(PlanFile, ImpossibleSchedulesAreRefused)

@@ -46,6 +46,7 @@ Measurement measurement()
     result.ranks = {rank, rank};
     result.ranks[1].rank = 1;
     result.secondsPerStep = 1;
+    result.steps = 2;
     return result;
 }
 
@@ -83,6 +84,24 @@ TEST(Validation, EveryFigureCanBeOut)
     slow.secondsPerStep = 1.2;
     EXPECT_FALSE(within(slow));
     EXPECT_TRUE(within(slow, false));
+}
+
+/// Whatever the figures: the step that was measured is none that the plan describes.
+TEST(Validation, ARunThatEndsBeforeItsSteadyStateIsNotJudged)
+{
+    Measurement begun = measurement();
+    begun.firstSteadyStep = 3;
+    const ValidationReport report = validate(plan(), begun, true);
+    EXPECT_FALSE(report.within());
+    EXPECT_EQ(report.notJudged.rfind("needs 3 steps", 0), 0U) << report.notJudged;
+    EXPECT_NE(tableOf(report).find("not judged: needs 3 steps"), std::string::npos);
+    EXPECT_EQ(tableOf(report).find("ok"), std::string::npos);
+    EXPECT_EQ(toJson(report)["within"], false);
+    EXPECT_TRUE(toJson(report)["rows"][0]["within"].is_null());
+    begun.ranks[0].places[0].held += Bytes(1);
+    EXPECT_EQ(tableOf(validate(plan(), begun, true)).find("OUT"), std::string::npos);
+    begun.firstSteadyStep = 2;
+    EXPECT_NE(tableOf(validate(plan(), begun, true)).find("OUT"), std::string::npos);
 }
 
 /// The plan is the first rank's, and other ranks of another stretch are told, not taken for it.
@@ -123,7 +142,7 @@ TEST(Measurements, AreReadAsTheyWereWritten)
     written.scenario = "by hand";
     written.losses = {2.5, 2.25};
     written.stepSeconds = {1, 1};
-    written.steps = 2;
+    written.firstSteadyStep = 12;
     const std::string path = testing::TempDir() + "measurement-" + std::to_string(::getpid()) + ".json";
     std::ofstream(path) << toJson(written).dump();
     EXPECT_EQ(toJson(readMeasurement(path)), toJson(written));
