@@ -104,10 +104,11 @@ template <> struct EnumNames<Verb> {
                                                                               {Verb::ExpandSigns, "expand-signs"}}};
 };
 
-/// What layers compute, in the words of Training::implementation "shardrun". Operands stand in the order given:
-/// reads -> writes. T tokens, H hidden, I ffn, V vocabulary, a query heads, k key heads, d head size, c the compute
-/// dtype; statistics are fp32. Weights are not operands: a kernel takes them from the newest whole copy, in the compute
-/// dtype, of the parameters of its module; gradients of weights go to Action::gradient.
+/// What layers compute, in the words of Training::implementation "shardrun". Operands: reads -> writes, in this order.
+/// T tokens, H hidden, I ffn, V vocabulary, a query heads, k key heads, d head size, c the compute dtype; statistics:
+/// fp32. A kernel takes its module's weights from the newest whole copy in the compute dtype; their gradients go to
+/// Action::gradient, those it does not hold whole to the one gradient buffer that does and that nothing has written
+/// yet.
 enum class Kernel : std::uint8_t {
     None,
     Embedding,              // tokens -> (T, H)

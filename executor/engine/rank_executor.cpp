@@ -258,17 +258,21 @@ struct RankExecutor::Parts {
         }
         for (const BufferId buffer : writes)
             call.writes.push_back(buffers.view(buffer));
+        std::vector<BufferId> gradients;
         if (action.module >= 0)
             for (const std::int32_t tensor : kernels.tensorsOf(action.layer, action.module)) {
                 call.weights.push_back(residence.weight(tensor));
-                if (action.gradient >= 0)
-                    call.weightGradients.push_back(residence.within(action.gradient, tensor));
+                if (action.gradient < 0)
+                    continue;
+                const Residence::GradientPlace place = residence.gradient(action.gradient, tensor);
+                call.weightGradients.push_back(place.view);
+                gradients.push_back(place.buffer);
             }
         kernels.run(call);
         for (const BufferId buffer : writes)
             buffers.touch(buffer);
-        if (action.gradient >= 0)
-            buffers.touch(action.gradient);
+        for (const BufferId buffer : gradients)
+            buffers.touch(buffer);
     }
 
     void loadBatch(std::span<const BufferId> writes)

@@ -22,8 +22,8 @@ public:
     /// `layer`: position in Model::layers of the module's owner. A tied head names the embedding's module.
     virtual void beforeStage(Pass pass, int layer, int module);
     virtual void afterStage(Pass pass, int layer, int module);
-    /// In a backward recorded for execution, before the module's kernel runs: where the gradients of its parameters
-    /// go, a buffer that holds all of them. afterStage follows for the same module.
+    /// In a backward recorded for execution, before the module's kernel runs: a buffer that gradients of its parameters
+    /// go to; what it lacks goes to others made with it (Kernel). afterStage follows for the same module.
     virtual BufferId gradientBuffer(int layer, int module);
     /// After the loss is computed, before its gradients are: where a model that computes its own loss returns.
     virtual void betweenLossPasses();

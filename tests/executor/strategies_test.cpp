@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "planner/frameworks/rules.hpp"
@@ -42,13 +43,18 @@ bool isLossy(const StrategyOptions& options)
     return deepspeed != nullptr && (deepspeed->quantizedWeights || deepspeed->quantizedGradients);
 }
 
+bool isRefused(const StrategyOptions& options, const SmallRun& run)
+{
+    const Scenario scenario = scenarioOf(options, run);
+    return !refusals({scenario.model, scenario.cluster, scenario.training, scenario.strategies.front()}).empty();
+}
+
 void expectTrained(const std::string& name, const StrategyOptions& options, const SmallRun& run,
                    const std::vector<double>& losses)
 {
-    const Scenario scenario = scenarioOf(options, run);
-    if (!refusals({scenario.model, scenario.cluster, scenario.training, scenario.strategies.front()}).empty())
+    if (isRefused(options, run))
         return;
-    const ExecutablePlan plan = planOf(scenario);
+    const ExecutablePlan plan = planOf(scenarioOf(options, run));
     const Measurement measured = runOnThreads(plan, settings());
     ASSERT_EQ(measured.losses.size(), losses.size());
     // Micro-steps' gradients are rounded to bf16 before they meet: one part in 256 of a gradient, less of a loss.
@@ -75,6 +81,49 @@ void expectAllTrained(const SmallRun& run)
 }
 
 } // namespace
+
+/// GPT-2's modules have weights and biases: buckets between their sizes take the ones and not the others, smaller ones
+/// than biases none at all, and a bucket of 40 one vector of a LayerNorm, then the other.
+TEST(Strategies, BucketsThatPartAModulesGradients)
+{
+    struct Variant {
+        const char* name;
+        void (*change)(DeepSpeedOptions&);
+    };
+    constexpr Variant kVariants[] = {
+        {"", [](DeepSpeedOptions&) {}},
+        {", overlap", [](DeepSpeedOptions& o) { o.overlapComm = true; }},
+        {", no overlap", [](DeepSpeedOptions& o) { o.overlapComm = false; }},
+        {", all-reduce", [](DeepSpeedOptions& o) { o.reduceScatter = false; }},
+        {", no bucket", [](DeepSpeedOptions& o) { o.contiguousGradients = false; }},
+        {", offload", [](DeepSpeedOptions& o) { o.offloadOptimizer = OffloadDevice::Cpu; }},
+        {", fp32 accumulation", [](DeepSpeedOptions& o) { o.gradAccumDtype = DType::Fp32; }},
+    };
+    // Elements; vectors have 24, 72 or 96, matrices 576 to 2304.
+    constexpr std::int64_t kBuckets[] = {10, 40, 600, 1800};
+    std::size_t turn = 0;
+    const std::vector<std::pair<int, int>> machines{{1, 1}, {1, 2}, {1, 3}, {2, 2}, {1, 7}, {2, 4}};
+    for (const auto& [nodes, ranks] : machines) {
+        for (const bool mixed : {false, true}) {
+            const SmallRun run{kDropping, nodes, ranks, 2, mixed ? std::optional(DType::Bf16) : std::nullopt};
+            const std::vector<double> losses = lossesAlone(run, settings());
+            ++turn; // every variant meets every bucket
+            for (const int stage : {1, 2, 3})
+                for (const Variant& variant : kVariants) {
+                    DeepSpeedOptions options;
+                    options.stage = stage;
+                    options.reduceBucketSize = kBuckets[turn++ % std::size(kBuckets)];
+                    options.paramPersistenceThreshold = 10;
+                    options.maxReuseDistance = 200;
+                    variant.change(options);
+                    ASSERT_FALSE(isRefused(options, run)) << stage << variant.name;
+                    expectTrained(fmt::format("stage {}, bucket {}{}, {} ranks{}", stage, options.reduceBucketSize,
+                                              variant.name, nodes * ranks, mixed ? ", bf16" : ""),
+                                  options, run, losses);
+                }
+        }
+    }
+}
 
 TEST(Strategies, OneRank)
 {

@@ -21,12 +21,13 @@ BucketPlan planBuckets(const FlatOrder& order, const std::vector<GradientArrival
         if (fresh)
             plan.kinds.push_back(plan.flushes.size());
         flushed.kind = known->second;
+        plan.flushOf.resize(plan.tensors.size(), static_cast<std::int32_t>(plan.flushes.size()));
         plan.flushes.push_back(flushed);
         open = plan.tensors.size();
         elements = 0;
     };
     for (const GradientArrival& module : arrivals) {
-        BucketArrival arrival{module, static_cast<std::int32_t>(plan.flushes.size()), 0, -1};
+        BucketArrival arrival{module, plan.tensors.size(), static_cast<std::int32_t>(plan.flushes.size()), 0};
         const auto [first, end] = order.range(module.layer, module.module);
         for (std::size_t i = first; i < end; ++i) {
             const FlatTensor& tensor = order.tensors()[i];
@@ -34,8 +35,6 @@ BucketPlan planBuckets(const FlatOrder& order, const std::vector<GradientArrival
                 flush();
             plan.tensors.push_back(tensor);
             elements = checkedAdd(elements, tensor.numel);
-            if (tensor.numel > bucketSize)
-                arrival.largeFlush = static_cast<std::int32_t>(plan.flushes.size());
         }
         arrival.endFlush = static_cast<std::int32_t>(plan.flushes.size());
         plan.arrivals.push_back(arrival);
@@ -45,15 +44,44 @@ BucketPlan planBuckets(const FlatOrder& order, const std::vector<GradientArrival
     return plan;
 }
 
-ModuleGradient moduleGradient(const FlatOrder& order, int layer, int module, std::int64_t bucketSize)
+ModuleGradient moduleGradient(const FlatOrder& order, int layer, int module, std::int64_t limit)
 {
     ModuleGradient gradient;
     const auto [first, end] = order.range(layer, module);
     for (std::size_t i = first; i < end; ++i) {
-        const std::int64_t numel = order.tensors()[i].numel;
-        (numel > bucketSize ? gradient.large : gradient.bucketed) += numel;
+        const FlatTensor& tensor = order.tensors()[i];
+        if (tensor.numel <= limit) {
+            gradient.bucketed.push_back(tensor);
+            continue;
+        }
+        gradient.large.push_back(tensor);
+        gradient.largePlaces.push_back(i - first);
     }
     return gradient;
+}
+
+std::int64_t ModuleGradient::bucketedElements() const
+{
+    std::int64_t sum = 0;
+    for (const FlatTensor& tensor : bucketed)
+        sum = checkedAdd(sum, tensor.numel);
+    return sum;
+}
+
+std::int64_t ModuleGradient::elements() const
+{
+    std::int64_t sum = bucketedElements();
+    for (const FlatTensor& tensor : large)
+        sum = checkedAdd(sum, tensor.numel);
+    return sum;
+}
+
+std::vector<BufferId> GradientBuffers::all() const
+{
+    std::vector<BufferId> buffers = large;
+    if (bucketed >= 0)
+        buffers.insert(buffers.begin(), bucketed);
+    return buffers;
 }
 
 } // namespace shardwright

@@ -18,17 +18,19 @@ struct BucketFlush {
     int kind = 0; // flushes of the same sizes share a kind
 };
 
-/// What happens when a module's gradients are complete: first the flushes [firstFlush, endFlush), then the small
-/// tensors are copied into the bucket; tensors larger than the bucket keep their memory until flush `largeFlush`.
+/// What happens when a module's gradients are complete: the flushes [firstFlush, endFlush), before, between and behind
+/// its tensors as they come. Tensors larger than the bucket keep their memory until their own flush; the others are
+/// copied into the bucket.
 struct BucketArrival {
     GradientArrival module;
+    std::size_t firstTensor = 0; // into BucketPlan::tensors
     std::int32_t firstFlush = 0;
     std::int32_t endFlush = 0;
-    std::int32_t largeFlush = -1;
 };
 
 struct BucketPlan {
-    std::vector<FlatTensor> tensors; // in order of arrival
+    std::vector<FlatTensor> tensors;   // in order of arrival
+    std::vector<std::int32_t> flushOf; // by tensor
     std::vector<BucketFlush> flushes;
     std::vector<BucketArrival> arrivals;
     std::vector<std::size_t> kinds; // by kind: a flush of it
@@ -41,11 +43,29 @@ struct BucketPlan {
 /// first. A tensor that alone is larger stands for a bucket of its own.
 BucketPlan planBuckets(const FlatOrder& order, const std::vector<GradientArrival>& arrivals, std::int64_t bucketSize);
 
-/// Elements of a module's gradients that go through the bucket, and of those too large for it.
+/// A module's tensors by where their gradients go: those of at most `limit` elements together through the bucket, each
+/// of the others by itself.
 struct ModuleGradient {
-    std::int64_t bucketed = 0;
-    std::int64_t large = 0;
+    std::vector<FlatTensor> bucketed;
+    std::vector<FlatTensor> large;
+    std::vector<std::size_t> largePlaces; // among the module's tensors
+
+    std::int64_t bucketedElements() const;
+    std::int64_t elements() const;
 };
-ModuleGradient moduleGradient(const FlatOrder& order, int layer, int module, std::int64_t bucketSize);
+ModuleGradient moduleGradient(const FlatOrder& order, int layer, int module, std::int64_t limit);
+
+/// The buffers of a module's gradients: one of all that go through the bucket, one of each that is too large for it.
+struct GradientClassIds {
+    BufferClassId bucketed = -1;
+    std::vector<BufferClassId> large;
+    bool none() const { return bucketed < 0 && large.empty(); }
+};
+struct GradientBuffers {
+    BufferId bucketed = -1;
+    std::vector<BufferId> large;
+    bool none() const { return bucketed < 0 && large.empty(); }
+    std::vector<BufferId> all() const;
+};
 
 } // namespace shardwright

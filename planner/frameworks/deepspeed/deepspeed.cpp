@@ -7,7 +7,6 @@
 #include "planner/frameworks/deepspeed/deepspeed_rules.hpp"
 
 #include "core/deepspeed_options.hpp"
-#include "planner/activations/modules.hpp"
 #include "planner/frameworks/optimizer_rules.hpp"
 
 namespace shardwright {
@@ -53,30 +52,12 @@ void refusePrecision(const PlanInput& input, const DeepSpeedOptions& options, st
                                       nameOf(input.training.optimizer)));
 }
 
-/// A module whose gradients autograd makes in two buffers: the bucket takes some of its tensors and not others.
-void refuseSplitGradients(const PlanInput& input, const DeepSpeedOptions& options, std::vector<std::string>& reasons)
-{
-    for (const LayerType& type : input.model.layerTypes)
-        for (const LeafModule& module : leafModules(type)) {
-            const auto larger = std::count_if(module.parameters.begin(), module.parameters.end(), [&](int index) {
-                return type.parameters[static_cast<std::size_t>(index)].numel > options.reduceBucketSize;
-            });
-            if (larger > 0 && module.parameters.size() > 1) {
-                reasons.push_back(fmt::format("shardrun keeps the gradients of {} in one buffer: reduce_bucket_size {} "
-                                              "takes some of its tensors but not all",
-                                              module.name, options.reduceBucketSize));
-                return;
-            }
-        }
-}
-
 /// What schedules for shardrun do not say.
 void refuseExecution(const PlanInput& input, const DeepSpeedOptions& options, std::vector<std::string>& reasons)
 {
     const Training& training = input.training;
     const OptimizerWrapper wrapper = optimizerWrapper(training, options);
     const DeepSpeedDtypes dtypes = deepspeedDtypes(training, options);
-    const bool bucketed = wrapper == OptimizerWrapper::Zero12 || wrapper == OptimizerWrapper::Zero3;
     switch (training.optimizer) {
     case Optimizer::AdamW:
     case Optimizer::Adam:
@@ -88,17 +69,6 @@ void refuseExecution(const PlanInput& input, const DeepSpeedOptions& options, st
     }
     if (wrapper == OptimizerWrapper::Fp16)
         reasons.push_back("shardrun does not train in fp16");
-    if (bucketed && (wrapper == OptimizerWrapper::Zero12 || options.contiguousGradients))
-        refuseSplitGradients(input, options, reasons);
-    if (wrapper == OptimizerWrapper::Zero3 && !options.contiguousGradients && options.reduceScatter)
-        for (const LayerType& type : input.model.layerTypes)
-            for (const LeafModule& module : leafModules(type))
-                if (module.parameters.size() > 1) {
-                    reasons.push_back(fmt::format("shardrun scatters gradients of {} from a bucket only: "
-                                                  "contiguous_gradients",
-                                                  module.name));
-                    return;
-                }
     if (options.micsShardSize > 0 && dtypes.wire != dtypes.accumulate)
         reasons.push_back("shardrun carries out MiCS with gradients sent as they are kept only");
     if (options.offloadParam == OffloadDevice::Nvme && options.maxInCpu > 0 &&

@@ -48,6 +48,22 @@ BufferId ContentRecorder::allocate(BufferClassId bufferClass, Quantity quantity,
     return records() ? allocate(bufferClass, {quantity, dtype, layout, group}) : m_builder.allocate(bufferClass);
 }
 
+GradientBuffers ContentRecorder::allocateGradients(const GradientClassIds& classes, DType dtype, const FlatOrder& order,
+                                                   int layer, int module, std::int64_t limit)
+{
+    ModuleGradient tensors;
+    if (records())
+        tensors = moduleGradient(order, layer, module, limit);
+    GradientBuffers made;
+    if (classes.bucketed >= 0)
+        made.bucketed = allocate(classes.bucketed, Quantity::Gradients, dtype,
+                                 wholeLayout(tensorsOf(tensors.bucketed, 0, tensors.bucketed.size())));
+    for (std::size_t i = 0; i < classes.large.size(); ++i)
+        made.large.push_back(allocate(classes.large[i], Quantity::Gradients, dtype,
+                                      records() ? wholeLayout({tensors.large[i].tensor}) : Layout{}));
+    return made;
+}
+
 BufferId ContentRecorder::allocateScratch(BufferClassId bufferClass)
 {
     if (!records())

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/schedule.hpp"
-#include "planner/frameworks/deepspeed/tensor_order.hpp"
+#include "planner/frameworks/deepspeed/bucket_plan.hpp"
 
 namespace shardwright {
 
@@ -28,6 +28,10 @@ public:
     BufferId allocate(BufferClassId bufferClass, Quantity quantity, DType dtype, const Layout& layout,
                       GroupId group = -1);
     BufferId allocate(BufferClassId bufferClass, const Content& content);
+    /// Of a module, whole: what goes through the bucket in one buffer, tensors of more than `limit` elements each in
+    /// its own.
+    GradientBuffers allocateGradients(const GradientClassIds& classes, DType dtype, const FlatOrder& order, int layer,
+                                      int module, std::int64_t limit);
     /// A buffer that nothing is held in: DeepSpeed stages through it what the executor moves at once.
     BufferId allocateScratch(BufferClassId bufferClass);
 

@@ -23,9 +23,7 @@ protected:
 private:
     friend class Zero12Emission;
 
-    struct GradientClasses {
-        BufferClassId bucketed = -1;
-        BufferClassId large = -1;
+    struct GradientClasses : GradientClassIds {
         BufferClassId accumulated = -1;
         PayloadId toBucket = -1, addUp = -1, castBack = -1;
     };
@@ -59,6 +57,8 @@ private:
     bool offload() const { return m_options.offloadOptimizer == OffloadDevice::Cpu; }
     bool overlaps() const { return overlapsCommunication(m_options); }
     bool contiguous() const { return m_options.contiguousGradients || offload(); }
+    /// Elements of the largest gradient that is copied into a bucket.
+    std::int64_t bucketLimit() const { return contiguous() ? m_options.reduceBucketSize : 0; }
     bool separateAccumulation() const { return m_options.stage == 1 && m_dtypes.accumulate != m_dtypes.model; }
     /// The flushes that gradients go out in.
     const BucketPlan& flushPlan() const { return m_options.stage == 1 && !overlaps() ? m_inOrder : m_inBackward; }

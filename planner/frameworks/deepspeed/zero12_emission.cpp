@@ -44,7 +44,7 @@ public:
     BufferId gradientBuffer(int layer, int module) override
     {
         m_fresh = makeGradient(layer, module);
-        return m_fresh.any();
+        return m_fresh.none() ? -1 : m_fresh.all().front();
     }
 
     void afterStage(Pass pass, int layer, int module) override
@@ -52,13 +52,13 @@ public:
         if (pass != Pass::Backward)
             return;
         const Zero12Rules::GradientClasses& classes = classesOf(layer, module);
-        if (classes.bucketed < 0 && classes.large < 0)
+        if (classes.none())
             return;
-        if (m_fresh.any() < 0)
+        if (m_fresh.none())
             m_fresh = makeGradient(layer, module);
-        const Held fresh = std::exchange(m_fresh, {});
+        Held fresh = std::exchange(m_fresh, {});
         m_layer = layer;
-        addTo(layer, module, fresh);
+        addTo(layer, module, std::move(fresh));
         if (isTiedModule(m_rules.m_model, layer, module) && !m_tiedSeen) {
             m_tiedSeen = true;
             return;
@@ -68,13 +68,11 @@ public:
     }
 
 private:
-    struct Held {
-        BufferId bucketed = -1;
-        BufferId large = -1;
+    struct Held : GradientBuffers {
         BufferId accumulated = -1;
-        BufferId any() const { return bucketed >= 0 ? bucketed : large; }
     };
     using Buffers = std::vector<BufferId>;
+    using Tensors = std::vector<std::int32_t>;
     struct Pending {
         std::int32_t flush;
         BufferId buffer;
@@ -94,26 +92,16 @@ private:
         return m_held[static_cast<std::size_t>(layer)][static_cast<std::size_t>(module)];
     }
 
-    /// A module whose gradients lie in two buffers is refused where the schedule is recorded.
     Held makeGradient(int layer, int module)
     {
         const Zero12Rules::GradientClasses& classes = classesOf(layer, module);
         Held made;
-        if (classes.bucketed < 0 && classes.large < 0)
+        if (classes.none())
             return made;
         setUpBuckets();
-        if (classes.bucketed >= 0)
-            made.bucketed = allocateGradient(classes.bucketed, m_rules.m_dtypes.model, layer, module);
-        if (classes.large >= 0)
-            made.large = allocateGradient(classes.large, m_rules.m_dtypes.model, layer, module);
+        static_cast<GradientBuffers&>(made) = m_record.allocateGradients(
+            classes, m_rules.m_dtypes.model, m_rules.m_order, layer, module, m_rules.bucketLimit());
         return made;
-    }
-    BufferId allocateGradient(BufferClassId bufferClass, DType dtype, int layer, int module)
-    {
-        if (!m_record.records())
-            return m_builder.allocate(bufferClass);
-        return m_record.allocate(bufferClass, Quantity::Gradients, dtype,
-                                 wholeLayout(tensorsOf(m_rules.m_order, layer, module)));
     }
     /// Of the whole model, or of this rank's part of it.
     BufferId allocateState(BufferClassId bufferClass, Quantity quantity, DType dtype, const Layout& layout)
@@ -126,6 +114,12 @@ private:
         if (buffer >= 0)
             m_builder.free(buffer);
         buffer = -1;
+    }
+
+    void dropAll(const GradientBuffers& gradients)
+    {
+        for (const BufferId buffer : gradients.all())
+            m_builder.free(buffer);
     }
 
     OpId copy(OpKind kind, Stream stream, Phase phase, PayloadId payload)
@@ -159,23 +153,23 @@ private:
         if (m_rules.separateAccumulation()) {
             copy(OpKind::Copy, Stream::Compute, Phase::Backward, classes.addUp);
             if (held.accumulated < 0) {
-                held.accumulated = allocateGradient(classes.accumulated, m_rules.m_dtypes.accumulate, layer, module);
-                m_record.move({fresh.any()}, {held.accumulated});
+                held.accumulated = m_record.allocate(
+                    classes.accumulated, Quantity::Gradients, m_rules.m_dtypes.accumulate,
+                    wholeLayout(m_record.records() ? tensorsOf(m_rules.m_order, layer, module) : Tensors{}));
+                m_record.move(fresh.all(), {held.accumulated});
             } else {
-                m_record.add({fresh.any()}, {held.accumulated});
+                m_record.add(fresh.all(), {held.accumulated});
             }
-            drop(fresh.bucketed);
-            drop(fresh.large);
+            dropAll(fresh);
             return;
         }
-        if (held.bucketed < 0 && held.large < 0) {
-            held = fresh;
+        if (held.none()) {
+            held = std::move(fresh);
             return;
         }
         copy(OpKind::Copy, Stream::Compute, Phase::Backward, classes.addUp);
-        m_record.add({fresh.any()}, {held.any()});
-        drop(fresh.bucketed);
-        drop(fresh.large);
+        m_record.add(fresh.all(), held.all());
+        dropAll(fresh);
     }
 
     void initialise()
@@ -246,18 +240,15 @@ private:
         return bucket.buffer;
     }
 
-    /// Where the gradients of a flush lie before it. `arriving`: the buffer of a module that completes meanwhile, some
-    /// of whose tensors still go out with it.
+    /// Where the gradients of a flush lie before it. `arriving`: of a module that completes meanwhile, those for the
+    /// bucket, some of which still go out with it.
     Buffers gradientsOf(std::int32_t flush, BufferId arriving)
     {
         Buffers gradients;
         for (const Pending& pending : m_pending)
             if (pending.flush == flush)
                 gradients.push_back(pending.buffer);
-        if (!m_rules.contiguous()) {
-            if (arriving >= 0)
-                gradients.push_back(arriving);
-        } else if (gradients.empty()) {
+        if (gradients.empty()) {
             gradients.push_back(bucketOf(flush));
             m_record.move({arriving}, gradients);
         }
@@ -276,20 +267,18 @@ private:
             copy(OpKind::Copy, Stream::Compute, Phase::Backward, classes.castBack);
             const BufferId accumulated = held.accumulated;
             going = makeGradient(layer, module);
-            m_record.move({accumulated}, {going.any()});
+            m_record.move({accumulated}, going.all());
         } else {
             held = {};
         }
-        if (going.large >= 0)
-            m_pending.push_back({arrival.largeFlush, going.large});
+        const ModuleGradient tensors = moduleGradient(m_rules.m_order, layer, module, m_rules.bucketLimit());
+        for (std::size_t i = 0; i < going.large.size(); ++i)
+            m_pending.push_back(
+                {m_rules.flushPlan().flushOf[arrival.firstTensor + tensors.largePlaces[i]], going.large[i]});
         for (std::int32_t flush = arrival.firstFlush; flush < arrival.endFlush; ++flush)
-            reduce(flush, splits(arrival, flush) ? going.any() : -1);
+            reduce(flush, m_record.records() && splits(tensors, flush) ? going.bucketed : -1);
         if (going.bucketed < 0)
             return;
-        if (!m_rules.contiguous()) {
-            m_pending.push_back({arrival.endFlush, going.bucketed});
-            return;
-        }
         m_layer = layer;
         copy(OpKind::Copy, Stream::Compute, Phase::Backward, classesOf(layer, module).toBucket);
         if (m_record.records())
@@ -297,18 +286,13 @@ private:
         m_builder.free(going.bucketed);
     }
 
-    /// Whether some of the arriving module's own tensors go out with a flush that its others cause.
-    bool splits(const BucketArrival& arrival, std::int32_t flush) const
+    /// Whether some of the arriving module's own tensors go out of the bucket with a flush that its others cause.
+    bool splits(const ModuleGradient& arriving, std::int32_t flush) const
     {
-        if (!m_record.records())
-            return false;
-        const auto [first, end] = m_rules.m_order.range(arrival.module.layer, arrival.module.module);
-        const Layout out = layoutOf(flush);
-        for (std::size_t i = first; i < end; ++i)
-            if (std::find(out.tensors.begin(), out.tensors.end(), m_rules.m_order.tensors()[i].tensor) !=
-                out.tensors.end())
-                return true;
-        return false;
+        const Tensors out = layoutOf(flush).tensors;
+        return std::any_of(arriving.bucketed.begin(), arriving.bucketed.end(), [&](const FlatTensor& tensor) {
+            return std::find(out.begin(), out.end(), tensor.tensor) != out.end();
+        });
     }
 
     void reduce(std::int32_t flush, BufferId arriving = -1)

@@ -200,29 +200,28 @@ void Zero12Rules::defineGradients()
         if (at == m_model.layers.end())
             continue;
         for (std::size_t module = 0; module < modules; ++module) {
-            const ModuleGradient sizes =
-                moduleGradient(m_order, layer, static_cast<int>(module), m_options.reduceBucketSize);
+            const ModuleGradient made = moduleGradient(m_order, layer, static_cast<int>(module), bucketLimit());
+            const Bytes bucketed = bytesOf(made.bucketedElements(), m_dtypes.model);
             GradientClasses& one = classes[module];
-            if (sizes.bucketed > 0)
-                one.bucketed = m_sizes.addBuffer(kGradient, bytesOf(sizes.bucketed, m_dtypes.model), id);
-            if (sizes.large > 0)
-                one.large = m_sizes.addBuffer(kLarge, bytesOf(sizes.large, m_dtypes.model), id);
-            const Bytes all = bytesOf(checkedAdd(sizes.bucketed, sizes.large), m_dtypes.model);
-            const Bytes accumulated = bytesOf(checkedAdd(sizes.bucketed, sizes.large), m_dtypes.accumulate);
+            if (!made.bucketed.empty())
+                one.bucketed = m_sizes.addBuffer(kGradient, bucketed, id);
+            for (const FlatTensor& tensor : made.large)
+                one.large.push_back(m_sizes.addBuffer(tensor.numel > m_options.reduceBucketSize ? kLarge : kGradient,
+                                                      bytesOf(tensor.numel, m_dtypes.model), id));
+            const Bytes all = bytesOf(made.elements(), m_dtypes.model);
+            const Bytes accumulated = bytesOf(made.elements(), m_dtypes.accumulate);
             const auto move = [&](std::string_view name, std::string_view formula, std::string_view source,
                                   Bytes moved) {
                 return m_sizes.addPayload({name, formula, source, moved, m_dtypes.model});
             };
-            one.toBucket =
-                move("gradient copied to the bucket", "2 d x numel", "stage_1_and_2.py reduce_independent_p_g",
-                     contiguous() ? bytesOf(sizes.bucketed, m_dtypes.model) * 2 : Bytes(0));
+            one.toBucket = move("gradient copied to the bucket", "2 d x numel",
+                                "stage_1_and_2.py reduce_independent_p_g", bucketed * 2);
             one.addUp = move("gradient added to an earlier one", "(d + 2 a) x numel", "torch AccumulateGrad",
                              all + accumulated * 2);
             one.castBack = move("accumulated gradient cast to be reduced", "(a + d) x numel",
                                 "stage_1_and_2.py get_gradient_for_reduction", all + accumulated);
-            if (separateAccumulation() && sizes.bucketed + sizes.large > 0)
-                one.accumulated = m_sizes.addBuffer(
-                    kAccumulated, bytesOf(checkedAdd(sizes.bucketed, sizes.large), m_dtypes.accumulate), id);
+            if (separateAccumulation() && !one.none())
+                one.accumulated = m_sizes.addBuffer(kAccumulated, accumulated, id);
         }
     }
 }

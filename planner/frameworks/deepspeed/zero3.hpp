@@ -88,9 +88,7 @@ private:
         PayloadId down = -1; // to the host
         PayloadId keep = -1; // of sub-groups that are stepped on the GPU
     };
-    struct GradientClasses {
-        BufferClassId bucketed = -1;
-        BufferClassId large = -1;
+    struct GradientClasses : GradientClassIds {
         PayloadId toBucket = -1;
         PayloadId tiedSum = -1;
     };
@@ -150,6 +148,8 @@ private:
     }
     /// Sub-groups whose states are in swap buffers at once: pipeline_read brings the next one's while one is stepped.
     std::int64_t swapSets() const { return m_options.pipelineRead ? 2 : 1; }
+    /// Elements of the largest gradient that is copied into the bucket.
+    std::int64_t bucketLimit() const { return m_options.contiguousGradients ? m_options.reduceBucketSize : 0; }
     bool gathersNothing() const { return m_shardRanks == 1 && m_options.offloadParam == OffloadDevice::None; }
     /// One rank alone gathers nothing, so it quantises nothing either (partition_parameters.py _no_gather_coalesced).
     bool quantizesWeights() const { return m_options.quantizedWeights && !gathersNothing(); }

@@ -235,7 +235,6 @@ BufferClassId Zero3Rules::defineSecondary(const GatherUnitType& type, Bytes exac
 void Zero3Rules::defineGradients()
 {
     m_gradients.clear();
-    const std::int64_t limit = m_options.contiguousGradients ? m_options.reduceBucketSize : 0;
     for (std::size_t type = 0; type < m_model.layerTypes.size(); ++type) {
         const auto at = std::find(m_model.layers.begin(), m_model.layers.end(), static_cast<int>(type));
         const int layer = static_cast<int>(at - m_model.layers.begin());
@@ -244,16 +243,18 @@ void Zero3Rules::defineGradients()
         if (at == m_model.layers.end())
             continue;
         for (std::size_t module = 0; module < classes.size(); ++module) {
-            const ModuleGradient sizes = moduleGradient(m_order, layer, static_cast<int>(module), limit);
-            if (sizes.bucketed > 0)
-                classes[module].bucketed = m_sizes.addBuffer(kGradient, bytesOf(sizes.bucketed, m_dtypes.model), id);
-            if (sizes.large > 0)
-                classes[module].large = m_sizes.addBuffer(kLarge, bytesOf(sizes.large, m_dtypes.model), id);
-            const Bytes all = bytesOf(checkedAdd(sizes.bucketed, sizes.large), m_dtypes.model);
-            const bool copies = m_options.contiguousGradients;
-            classes[module].toBucket = m_sizes.addPayload(
-                {"gradient copied to the bucket", "2 d x numel", "stage3.py __add_grad_to_ipg_bucket",
-                 copies ? bytesOf(sizes.bucketed, m_dtypes.model) * 2 : Bytes(0), m_dtypes.model});
+            const ModuleGradient made = moduleGradient(m_order, layer, static_cast<int>(module), bucketLimit());
+            const Bytes bucketed = bytesOf(made.bucketedElements(), m_dtypes.model);
+            if (!made.bucketed.empty())
+                classes[module].bucketed = m_sizes.addBuffer(kGradient, bucketed, id);
+            for (const FlatTensor& tensor : made.large)
+                classes[module].large.push_back(
+                    m_sizes.addBuffer(tensor.numel > m_options.reduceBucketSize ? kLarge : kGradient,
+                                      bytesOf(tensor.numel, m_dtypes.model), id));
+            const Bytes all = bytesOf(made.elements(), m_dtypes.model);
+            classes[module].toBucket =
+                m_sizes.addPayload({"gradient copied to the bucket", "2 d x numel",
+                                    "stage3.py __add_grad_to_ipg_bucket", bucketed * 2, m_dtypes.model});
             classes[module].tiedSum = m_sizes.addPayload({"gradients of a tied weight added up", "3 d x numel",
                                                           "torch AccumulateGrad", all * 3, m_dtypes.model});
         }

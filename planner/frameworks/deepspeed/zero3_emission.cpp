@@ -43,7 +43,7 @@ void Zero3Emission::beforeStage(Pass pass, int layer, int)
 BufferId Zero3Emission::gradientBuffer(int layer, int module)
 {
     m_fresh = allocateGradient(layer, module);
-    return m_fresh.any();
+    return m_fresh.none() ? -1 : m_fresh.all().front();
 }
 
 void Zero3Emission::afterStage(Pass pass, int layer, int module)

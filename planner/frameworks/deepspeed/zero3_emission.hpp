@@ -26,11 +26,6 @@ public:
 private:
     using Buffers = std::vector<BufferId>;
     using Tensors = std::vector<std::int32_t>;
-    struct Gradient {
-        BufferId bucketed = -1;
-        BufferId large = -1;
-        BufferId any() const { return bucketed >= 0 ? bucketed : large; }
-    };
     /// A sub-group's states, on NVMe or in swap buffers.
     struct Swapped {
         BufferId master = -1;
@@ -128,7 +123,8 @@ private:
 
     void makeSecondary(std::size_t unit);
 
-    Gradient allocateGradient(int layer, int module);
+    const Zero3Rules::GradientClasses& gradientClasses(int layer, int module) const;
+    GradientBuffers allocateGradient(int layer, int module);
 
     void makeGradient(int layer, int module);
 
@@ -136,14 +132,14 @@ private:
 
     const BucketFlush& flushAt(std::int32_t index) const;
     Tensors tensorsOfFlush(std::int32_t index) const;
-    /// Whether some of the arriving module's own tensors go out with a flush that its others cause.
-    bool splits(const BucketArrival& arrival, std::int32_t flush) const;
+    /// Whether some of the arriving module's own tensors go out of the bucket with a flush that its others cause.
+    bool splits(const ModuleGradient& arriving, std::int32_t flush) const;
     /// What is reduce-scattered as it lies: then the gradient itself is the shards of all ranks.
     Layout layoutBefore(std::int32_t flush) const;
     /// The bucket as it holds the tensors of that flush.
     BufferId bucketFor(std::int32_t flush);
-    /// Where the gradients of a flush lie when it begins. `arriving`: the buffer of a module that completes meanwhile,
-    /// some of whose tensors still go out with it.
+    /// Where the gradients of a flush lie when it begins. `arriving`: of a module that completes meanwhile, those for
+    /// the bucket, some of which still go out with it.
     Buffers gradientsOf(std::int32_t flush, BufferId arriving);
 
     /// What the reduction stream waits for: the compute stream as it stands.
@@ -204,10 +200,10 @@ private:
     std::vector<BufferId> m_widened; // by gather call
     std::vector<BufferId> m_pieces;
     std::vector<BufferId> m_secondaries; // by unit
-    std::vector<Gradient> m_made;        // in order of completion
+    std::vector<GradientBuffers> m_made; // in order of completion
     std::vector<Pending> m_pending;
-    Gradient m_tied;
-    Gradient m_fresh;                // of the module whose backward runs
+    GradientBuffers m_tied;
+    GradientBuffers m_fresh;         // of the module whose backward runs
     std::int32_t m_bucketFlush = -1; // whose tensors the bucket holds
     bool m_steppedOnHost = false;
     BufferId m_shards = -1, m_hostShards = -1, m_nvmeShards = -1, m_paramBuffers = -1, m_persistent = -1;

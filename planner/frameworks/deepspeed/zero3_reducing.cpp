@@ -12,62 +12,55 @@ constexpr std::size_t kMostOngoingReductions = 2; // stage3.py max_param_reduce_
 
 } // namespace
 
-Zero3Emission::Gradient Zero3Emission::allocateGradient(int layer, int module)
+const Zero3Rules::GradientClasses& Zero3Emission::gradientClasses(int layer, int module) const
 {
     const auto type = static_cast<std::size_t>(m_rules.m_model.layers[static_cast<std::size_t>(layer)]);
-    const Zero3Rules::GradientClasses& classes = m_rules.m_gradients[type][static_cast<std::size_t>(module)];
-    const auto allocate = [&](BufferClassId bufferClass) {
-        if (bufferClass < 0)
-            return BufferId{-1};
-        return m_record.allocate(bufferClass, Quantity::Gradients, m_rules.m_dtypes.model,
-                                 records() ? wholeLayout(tensorsOf(m_rules.m_order, layer, module)) : Layout{});
-    };
-    Gradient made;
-    made.bucketed = allocate(classes.bucketed);
-    made.large = allocate(classes.large);
-    return made;
+    return m_rules.m_gradients[type][static_cast<std::size_t>(module)];
+}
+
+GradientBuffers Zero3Emission::allocateGradient(int layer, int module)
+{
+    return m_record.allocateGradients(gradientClasses(layer, module), m_rules.m_dtypes.model, m_rules.m_order, layer,
+                                      module, m_rules.bucketLimit());
 }
 
 void Zero3Emission::makeGradient(int layer, int module)
 {
-    const auto type = static_cast<std::size_t>(m_rules.m_model.layers[static_cast<std::size_t>(layer)]);
-    const Zero3Rules::GradientClasses& classes = m_rules.m_gradients[type][static_cast<std::size_t>(module)];
-    if (classes.bucketed < 0 && classes.large < 0)
+    const Zero3Rules::GradientClasses& classes = gradientClasses(layer, module);
+    if (classes.none())
         return;
-    if (m_fresh.any() < 0)
+    if (m_fresh.none())
         m_fresh = allocateGradient(layer, module);
-    Gradient fresh = std::exchange(m_fresh, {});
+    GradientBuffers fresh = std::exchange(m_fresh, {});
     if (isTiedModule(m_rules.m_model, layer, module)) {
-        if (m_tied.bucketed < 0 && m_tied.large < 0) {
-            m_tied = fresh; // complete when the embedding's part is added in place
+        if (m_tied.none()) {
+            m_tied = std::move(fresh); // complete when the embedding's part is added in place
             return;
         }
         copy(OpKind::Copy, Stream::Compute, Phase::Backward, classes.tiedSum);
-        m_record.add({fresh.any()}, {m_tied.any()});
-        drop(fresh.bucketed);
-        drop(fresh.large);
+        m_record.add(fresh.all(), m_tied.all());
+        for (const BufferId buffer : fresh.all())
+            m_builder.free(buffer);
         fresh = std::exchange(m_tied, {});
     }
-    m_made.push_back(fresh);
+    m_made.push_back(std::move(fresh));
     ++m_complete;
 }
 
 void Zero3Emission::arrive(const BucketArrival& arrival)
 {
-    Gradient gradient = m_made[m_arrival];
-    if (gradient.large >= 0 && m_rules.m_options.contiguousGradients)
-        m_pending.push_back({arrival.largeFlush, gradient.large});
+    const auto [layer, module] = arrival.module;
+    GradientBuffers gradient = m_made[m_arrival];
+    const ModuleGradient tensors = moduleGradient(m_rules.m_order, layer, module, m_rules.bucketLimit());
+    for (std::size_t i = 0; i < gradient.large.size(); ++i)
+        m_pending.push_back(
+            {m_rules.m_buckets.flushOf[arrival.firstTensor + tensors.largePlaces[i]], gradient.large[i]});
     for (std::int32_t flush = arrival.firstFlush; flush < arrival.endFlush; ++flush)
-        reduce(flush, splits(arrival, flush) ? gradient.any() : -1);
-    if (gradient.large >= 0 && !m_rules.m_options.contiguousGradients)
-        m_pending.push_back({arrival.endFlush, gradient.large}); // no bucket: the gradients themselves wait
+        reduce(flush, records() && splits(tensors, flush) ? gradient.bucketed : -1);
     if (gradient.bucketed < 0)
         return;
     const OpId made = markGradients();
-    const auto [layer, module] = arrival.module;
-    const auto type = static_cast<std::size_t>(m_rules.m_model.layers[static_cast<std::size_t>(layer)]);
-    copy(OpKind::Copy, m_reduceStream, Phase::Backward,
-         m_rules.m_gradients[type][static_cast<std::size_t>(module)].toBucket);
+    copy(OpKind::Copy, m_reduceStream, Phase::Backward, gradientClasses(layer, module).toBucket);
     m_builder.wait(made);
     if (records())
         m_record.move({gradient.bucketed}, {bucketFor(arrival.endFlush)});
@@ -84,11 +77,9 @@ Zero3Emission::Tensors Zero3Emission::tensorsOfFlush(std::int32_t index) const
     return tensorsOf(m_rules.m_buckets.tensors, flushAt(index).firstTensor, flushAt(index).endTensor);
 }
 
-bool Zero3Emission::splits(const BucketArrival& arrival, std::int32_t flush) const
+bool Zero3Emission::splits(const ModuleGradient& arriving, std::int32_t flush) const
 {
-    if (!records())
-        return false;
-    const Tensors own = tensorsOf(m_rules.m_order, arrival.module.layer, arrival.module.module);
+    const Tensors own = tensorsOf(arriving.bucketed, 0, arriving.bucketed.size());
     const Tensors out = tensorsOfFlush(flush);
     return std::find_first_of(out.begin(), out.end(), own.begin(), own.end()) != out.end();
 }
@@ -118,10 +109,7 @@ Zero3Emission::Buffers Zero3Emission::gradientsOf(std::int32_t flush, BufferId a
     for (const Pending& pending : m_pending)
         if (pending.flush == flush)
             gradients.push_back(pending.buffer);
-    if (!m_rules.m_options.contiguousGradients) {
-        if (arriving >= 0)
-            gradients.push_back(arriving);
-    } else if (gradients.empty()) {
+    if (gradients.empty()) {
         gradients.push_back(bucketFor(flush));
         m_record.move({arriving}, gradients);
         return gradients;

@@ -279,16 +279,37 @@ private:
             return;
         const int type = m_recorded.model.layers[static_cast<std::size_t>(action.layer)];
         const LeafModule& module = m_activations.modules(type)[static_cast<std::size_t>(action.module)];
+        std::vector<BufferId> made;
         for (const int parameter : module.parameters) {
             const std::int32_t tensor =
                 m_index.at(static_cast<std::size_t>(action.layer), static_cast<std::size_t>(parameter));
             for (std::int64_t rank = 0; rank < m_recorded.ranks; ++rank)
                 checkWeights(tensor, rank);
-            if (action.gradient >= 0)
-                makeGradient(tensor, action.gradient);
+            if (action.gradient >= 0) {
+                const BufferId into = gradientPlace(tensor, action.gradient);
+                makeGradient(tensor, into);
+                made.push_back(into);
+            }
         }
-        if (action.gradient >= 0)
-            m_buffers.at(action.gradient).written = true;
+        for (const BufferId buffer : made)
+            if (m_buffers.isLive(buffer))
+                m_buffers.at(buffer).written = true;
+    }
+    /// `named`, where it holds the tensor whole; else the buffer of gradients that does and that nothing has written.
+    BufferId gradientPlace(std::int32_t tensor, BufferId named)
+    {
+        const auto holds = [&](BufferId id) {
+            const Content* content = m_buffers.contentOf(id);
+            return content != nullptr && content->quantity == Quantity::Gradients &&
+                   m_buffers.wholeAt(tensor, id, 0) >= 0;
+        };
+        if (!m_buffers.isLive(named) || holds(named))
+            return named;
+        std::vector<BufferId> places;
+        for (const auto& [id, buffer] : m_buffers.live())
+            if (!buffer.written && holds(id))
+                places.push_back(id);
+        return places.size() == 1 ? places.front() : named;
     }
     void checkWeights(std::int32_t tensor, std::int64_t rank)
     {
