@@ -194,10 +194,13 @@ ConfigExport exportConfig(const Scenario& scenario, const Strategy& strategy, Co
     if (scenario.training.checkpointSegment > 1)
         result.notes.push_back({NoteKind::InScript, "activation checkpointing",
                                 fmt::format("the plan makes {} blocks in a row one checkpoint: "
-                                            "torch.utils.checkpoint.checkpoint_sequential, or "
-                                            "activation_checkpoint_interval of a DeepSpeed PipelineModule; "
-                                            "number_checkpoints of the file says how many there are",
-                                            scenario.training.checkpointSegment)});
+                                            "torch.utils.checkpoint.checkpoint_sequential{}",
+                                            scenario.training.checkpointSegment,
+                                            std::holds_alternative<DeepSpeedOptions>(strategy.options)
+                                                ? ", or activation_checkpoint_interval of a DeepSpeed PipelineModule; "
+                                                  "number_checkpoints of the file says how many there are"
+                                                : " with use_reentrant=False, and no checkpoint of a single block "
+                                                  "beside it")});
     if (!strategy.parallelism.none())
         result.notes.push_back({NoteKind::InScript, "sequence_parallel_size",
                                 "the model's attention has to exchange heads: deepspeed.sequence.layer."

@@ -147,7 +147,10 @@ RunConfig runConfigOf(const Scenario& scenario, const Strategy& strategy)
     run.launch.processes = scenario.cluster.gpus();
     run.wrapClasses = wrapClassesOf(scenario.model);
     const std::int64_t segment = scenario.training.checkpointSegment;
-    if (segment > 1 && std::holds_alternative<DeepSpeedOptions>(strategy.options))
+    const bool deepSpeed = std::holds_alternative<DeepSpeedOptions>(strategy.options);
+    if (segment > 1 && !deepSpeed)
+        run.training.checkpointing = Checkpointing::None; // the script's own: files would checkpoint each block within
+    if (segment > 1 && deepSpeed)
         run.carriedDeepSpeed["activation_checkpointing"]["number_checkpoints"] =
             ceilDivide(scenario.model.architecture.layers, segment);
     return run;

@@ -339,6 +339,29 @@ TEST(ConfigExport, CheckpointsOfSeveralBlocksAreCountedInADeepSpeedJson)
     EXPECT_EQ(scenarioOf(imported, scenario.model, scenario.cluster, base).training.checkpointSegment, 5);
 }
 
+TEST(ConfigExport, CheckpointsOfSeveralBlocksAreTheScriptsWhereAFileWouldCheckpointEach)
+{
+    Scenario scenario = realScenario();
+    scenario.training.checkpointing = Checkpointing::Full;
+    const auto exported = [&](const StrategyOptions& options, ConfigFormat format) {
+        return exportConfig(scenario, {"mine", options}, format);
+    };
+    const auto says = [](const ConfigExport& config, const std::string& line) {
+        return config.files.front().text.find(line) != std::string::npos;
+    };
+    const std::string on = "fsdp_activation_checkpointing: true";
+    EXPECT_TRUE(says(exported(Fsdp1Options{}, ConfigFormat::AccelerateFsdp1), on));
+    scenario.training.checkpointSegment = 5;
+    for (const auto& config : {exported(Fsdp1Options{}, ConfigFormat::AccelerateFsdp1),
+                               exported(Fsdp2Options{}, ConfigFormat::AccelerateFsdp2)}) {
+        EXPECT_FALSE(says(config, on));
+        const auto notes = std::count_if(config.notes.begin(), config.notes.end(), [](const ConfigNote& note) {
+            return note.kind == NoteKind::InScript && note.setting == "activation checkpointing";
+        });
+        EXPECT_EQ(notes, 1); // not the one of gradient_checkpointing_enable() too
+    }
+}
+
 TEST(ConfigGolden, FilesAreWrittenByteForByte)
 {
     const Scenario scenario = scenarioOn(2, 8);
