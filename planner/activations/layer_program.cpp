@@ -110,13 +110,15 @@ ProgramPass LayerProgram::passOf(const Steps& steps, const std::vector<bool>& ke
     std::vector<std::size_t> lastTouch(slots(), 0);
     std::vector<bool> alive = present;
     const auto leftOut = [&](std::size_t i) { return !runs[i] && steps[i].leftOutWhole(); };
+    std::vector<bool> touched(slots(), false); // by any step, whether it runs or not
     for (std::size_t i = 0; i < steps.size(); ++i) {
-        if (leftOut(i) && steps[i].m_collective < 0)
-            continue;
-        for (const int slot : steps[i].m_uses)
-            lastTouch[static_cast<std::size_t>(slot)] = i;
-        for (const int slot : steps[i].m_makes)
-            lastTouch[static_cast<std::size_t>(slot)] = i;
+        const bool counts = !leftOut(i) || steps[i].m_collective >= 0;
+        for (const std::vector<int>* those : {&steps[i].m_uses, &steps[i].m_makes})
+            for (const int slot : *those) {
+                touched[static_cast<std::size_t>(slot)] = true;
+                if (counts)
+                    lastTouch[static_cast<std::size_t>(slot)] = i;
+            }
     }
     ProgramPass pass;
     std::vector<int> running(slots(), -1);      // by slot: the stage of the collective that still makes it
@@ -175,12 +177,7 @@ ProgramPass LayerProgram::passOf(const Steps& steps, const std::vector<bool>& ke
         }
         for (std::size_t slot = 0; slot < slots(); ++slot)
             if (alive[slot] && !keeps[slot] && lastTouch[slot] <= i) {
-                const bool touchedEver = std::any_of(steps.begin(), steps.end(), [&](const ProgramStep& s) {
-                    const int id = static_cast<int>(slot);
-                    return std::find(s.m_uses.begin(), s.m_uses.end(), id) != s.m_uses.end() ||
-                           std::find(s.m_makes.begin(), s.m_makes.end(), id) != s.m_makes.end();
-                });
-                if (!touchedEver && i + 1 < steps.size())
+                if (!touched[slot] && i + 1 < steps.size())
                     continue; // never read in this pass: goes at its end
                 alive[slot] = false;
                 events.push_back({static_cast<std::int16_t>(slot), false});
@@ -275,11 +272,10 @@ void LayerProgram::compile(KeepMode mode, RecomputeRange range, bool handsOn)
     std::vector<bool> saved(count, false);
     for (std::size_t slot = 0; slot < count; ++slot)
         saved[slot] = usedInBackward(static_cast<int>(slot));
-    const auto made = [&](int slot) {
-        return std::any_of(m_forward.begin(), m_forward.end(), [slot](const ProgramStep& step) {
-            return std::find(step.m_makes.begin(), step.m_makes.end(), slot) != step.m_makes.end();
-        });
-    };
+    std::vector<bool> made(count, false);
+    for (const ProgramStep& step : m_forward)
+        for (const int slot : step.m_makes)
+            made[static_cast<std::size_t>(slot)] = true;
     std::vector<bool> present(count, false);
     present[kInput] = classOf(kInput) >= 0;
 
@@ -288,8 +284,8 @@ void LayerProgram::compile(KeepMode mode, RecomputeRange range, bool handsOn)
     m_keepsInput = mode != KeepMode::Keep || saved[kInput];
     keeps[kInput] = m_keepsInput;
     for (std::size_t slot = kFirstOwnSlot; slot < count; ++slot)
-        keeps[slot] = made(static_cast<int>(slot)) &&
-                      ((mode == KeepMode::Keep && saved[slot]) || (mode == KeepMode::Policy && m_policy[slot]));
+        keeps[slot] =
+            made[slot] && ((mode == KeepMode::Keep && saved[slot]) || (mode == KeepMode::Policy && m_policy[slot]));
     if (m_heldSlot >= 0)
         keeps[static_cast<std::size_t>(m_heldSlot)] = true;
     const std::vector<bool> allForward(m_forward.size(), true);
@@ -303,7 +299,7 @@ void LayerProgram::compile(KeepMode mode, RecomputeRange range, bool handsOn)
         keepsAgain[kInput] = classOf(kInput) >= 0;
         keepsAgain[kOutput] = handsOn && classOf(kOutput) >= 0;
         for (std::size_t slot = kFirstOwnSlot; slot < count; ++slot)
-            keepsAgain[slot] = made(static_cast<int>(slot)) && (saved[slot] || afterForward[slot]);
+            keepsAgain[slot] = made[slot] && (saved[slot] || afterForward[slot]);
         m_recomputePass = passOf(m_forward, keepsAgain, afterForward, recomputed(saved, afterForward, range));
         afterForward = keepsAgain;
         afterForward[kOutput] = false; // the next layer's input

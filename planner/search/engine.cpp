@@ -80,8 +80,14 @@ private:
 
 // The first rounds are short, so that later ones know good candidates: planning one takes longer than seeing that
 // several are beaten.
-constexpr std::size_t kFirstRound = 1;
 constexpr std::size_t kLongestRound = 256;
+
+/// Subtrees of the round that begins after `done` of them, `before` having been in the one before it.
+std::size_t lengthOfRound(std::size_t done, std::size_t before)
+{
+    constexpr std::size_t kPromising = 16;
+    return done == 0 ? 1 : done < kPromising ? 2 : std::min(2 * before, kLongestRound);
+}
 
 /// Calls work(worker, index) for every index below `count`, stretches of them on as many threads as there are workers.
 /// What the first worker that fails throws is thrown on.
@@ -146,10 +152,9 @@ public:
     Outcome run()
     {
         m_nodes = cut(m_explorers, m_options.subtrees);
-        std::size_t length = kFirstRound;
+        std::size_t length = 0;
         for (std::size_t begin = 0; begin < m_nodes.size() && !stopped() && !isEnough(); begin += length) {
-            if (begin > 0)
-                length = std::min(2 * length, kLongestRound);
+            length = lengthOfRound(begin, length);
             round(begin, std::min(begin + length, m_nodes.size()));
         }
         m_outcome.proven = !stopped();
