@@ -74,9 +74,10 @@ void simulatedStepOf96Layers(benchmark::State& state)
 {
     const Setting candidate = setting("gpt-175b", "dgx-h100", 128, kStrategies[state.range(0)]);
     state.SetLabel(candidate.strategy.name);
-    const auto rules = makeRules(candidate.input());
+    const PlanInput input = candidate.input(); // costs refer to it
+    const auto rules = makeRules(input);
     const Schedule schedule = rules->emit();
-    const OpCosts costs(candidate.input(), *rules->activations(), schedule.sizes);
+    const OpCosts costs(input, *rules->activations(), schedule.sizes);
     for (auto _ : state)
         benchmark::DoNotOptimize(simulate(schedule, opTimes(schedule, costs)));
     state.counters["operations"] = static_cast<double>(schedule.ops.size());
@@ -88,11 +89,12 @@ BENCHMARK(simulatedStepOf96Layers)->DenseRange(0, 5)->Unit(benchmark::kMicroseco
 void wholeStepOf96Layers(benchmark::State& state)
 {
     const Setting candidate = setting("gpt-175b", "dgx-h100", 128, kStrategies[state.range(0)]);
+    const PlanInput input = candidate.input();
     state.SetLabel(candidate.strategy.name);
     for (auto _ : state) {
-        const auto rules = makeRules(candidate.input());
+        const auto rules = makeRules(input);
         const Schedule schedule = rules->emit();
-        const OpCosts costs(candidate.input(), *rules->activations(), schedule.sizes);
+        const OpCosts costs(input, *rules->activations(), schedule.sizes);
         benchmark::DoNotOptimize(simulatedSeconds(schedule, opTimes(schedule, costs)));
     }
     state.SetItemsProcessed(state.iterations());
