@@ -10,6 +10,7 @@ usage: ./bootstrap.sh COMMAND
   run ARGS...       build shardplan and run it, e.g. ./bootstrap.sh run compare scenarios/llama-2-7b-8xa100.json
   test              build and run all tests
   asan              the same under the address and undefined behaviour sanitizers (clang, build-asan/)
+  tsan              the tests of what has threads (executor, search) under the thread sanitizer (clang, build-tsan/)
   fuzz [SECONDS]    run every fuzz target for so long, 20 seconds by default (clang, build-asan/)
   bench [ARGS...]   build and run the benchmarks; ARGS go to Google Benchmark
   format [--check]  clang-format all sources; --check changes nothing and fails where it would
@@ -128,6 +129,11 @@ asan)
     install_packages "${packages_build[@]}" "${packages_clang[@]}"
     build asan build-asan all
     run_ctest build-asan
+    ;;
+tsan)
+    install_packages "${packages_build[@]}" "${packages_clang[@]}"
+    build tsan build-tsan all
+    run_ctest build-tsan
     ;;
 fuzz)
     [[ ${1:-20} =~ ^[1-9][0-9]*$ ]] || wrong "fuzz takes a number of seconds, not '$1'"
