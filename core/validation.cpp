@@ -147,27 +147,48 @@ private:
             Tolerance::Exact);
         row("NVMe written a step, a node", "B", predicted(prediction, "/nvme/write_bytes_per_step") / share, written,
             Tolerance::Exact);
-        hostLink("host to device a step", "/traffic/host_to_device_bytes", &RankMeasurement::hostToDevice);
-        hostLink("device to host a step", "/traffic/device_to_host_bytes", &RankMeasurement::deviceToHost);
+        hostLink("host to device a step", "host_to_device_bytes", &RankMeasurement::hostToDevice);
+        hostLink("device to host a step", "device_to_host_bytes", &RankMeasurement::deviceToHost);
     }
 
-    /// The plan is the first rank's. Others may keep shorter stretches, or tensors whose ends are another rank's: what
-    /// they move is told beside it.
-    void hostLink(const std::string& name, const std::string& pointer, Bytes RankMeasurement::*moved)
+    /// What a plan says of a rank: the last entry at or before it; NaN where it says nothing of single ranks.
+    double predictedLink(std::int64_t rank, const std::string& key) const
+    {
+        double bytes = std::numeric_limits<double>::quiet_NaN();
+        const Json links = m_plan.prediction.value(Json::json_pointer("/traffic/host_link_by_rank"), Json::array());
+        for (const Json& entry : links)
+            if (entry.value("from_rank", std::int64_t{0}) <= rank)
+                bytes = entry.value(key, bytes);
+        return bytes;
+    }
+
+    /// The plan's figure is the first rank's. Others may keep shorter stretches, or tensors whose ends are another
+    /// rank's: each is held to its own, and the one furthest from it has a row.
+    void hostLink(const std::string& name, const std::string& key, Bytes RankMeasurement::*moved)
     {
         const std::vector<RankMeasurement>& ranks = m_measurement.ranks;
         const auto first = std::min_element(ranks.begin(), ranks.end(),
                                             [](const auto& one, const auto& other) { return one.rank < other.rank; });
-        const double expected = predicted(m_plan.prediction, pointer);
-        row(name, "B", expected, ((*first).*moved).asDouble(), Tolerance::Exact);
-        const RankMeasurement* furthest = &*first;
+        const double expected = predicted(m_plan.prediction, "/traffic/" + key);
+        const auto expectedOf = [&](const RankMeasurement& rank) {
+            const double own = predictedLink(rank.rank, key);
+            return std::isnan(own) ? expected : own;
+        };
+        const auto off = [&](const RankMeasurement& rank) {
+            return std::abs((rank.*moved).asDouble() - expectedOf(rank));
+        };
+        row(name, "B", expectedOf(*first), ((*first).*moved).asDouble(), Tolerance::Exact);
+        const RankMeasurement* furthest = nullptr; // of those that move something else than the first
         for (const RankMeasurement& rank : ranks)
-            if (std::abs((rank.*moved).asDouble() - expected) > std::abs(((*furthest).*moved).asDouble() - expected))
-                furthest = &rank;
-        if (furthest->*moved != (*first).*moved)
-            row("  of the rank furthest from it", "B", expected, (furthest->*moved).asDouble(),
-                Tolerance::ForInformation,
-                fmt::format("rank {}; the plan is that of rank {}", furthest->rank, first->rank));
+            if (rank.*moved != (*first).*moved || expectedOf(rank) != expectedOf(*first))
+                furthest = furthest == nullptr || off(rank) > off(*furthest) ? &rank : furthest;
+        if (furthest == nullptr)
+            return;
+        const bool told = !std::isnan(predictedLink(furthest->rank, key));
+        row("  of the rank furthest from its plan", "B", expectedOf(*furthest), (furthest->*moved).asDouble(),
+            told ? Tolerance::Exact : Tolerance::ForInformation,
+            told ? fmt::format("rank {}", furthest->rank)
+                 : fmt::format("rank {}; the plan is that of rank {}", furthest->rank, first->rank));
     }
 
     bool solo() const { return m_measurement.ranks.size() == 1 && m_plan.ranks > 1; }

@@ -1,10 +1,29 @@
 #include "planner/executable_plan.hpp"
 
+#include <algorithm>
+
 #include "planner/frameworks/rules.hpp"
 #include "planner/plan_builder.hpp"
+#include "planner/readers/host_link.hpp"
 #include "planner/report/result_json.hpp"
 
 namespace shardwright {
+
+namespace {
+
+/// Ranks that move as much as the one before them are not told again.
+Json toJson(const std::vector<HostLinkBytes>& links)
+{
+    Json list = Json::array();
+    for (std::size_t rank = 0; rank < links.size(); ++rank)
+        if (rank == 0 || links[rank] != links[rank - 1])
+            list.push_back({{"from_rank", rank},
+                            {"host_to_device_bytes", links[rank].toDevice.count()},
+                            {"device_to_host_bytes", links[rank].toHost.count()}});
+    return list;
+}
+
+} // namespace
 
 ExecutablePlan executablePlan(const Scenario& scenario, const Strategy& strategy)
 {
@@ -37,6 +56,10 @@ ExecutablePlan executablePlan(const Scenario& scenario, const Strategy& strategy
     PlanDetail detail;
     detail.suggest = false;
     result.prediction = planToJson(buildPlan(input, detail), ReportDetail::Summary);
+    const std::vector<HostLinkBytes> links =
+        hostLinkByRank(result.schedule, listParameters(result.model), result.ranks);
+    if (std::any_of(links.begin(), links.end(), [](const HostLinkBytes& link) { return link != HostLinkBytes{}; }))
+        result.prediction["traffic"]["host_link_by_rank"] = toJson(links);
     return result;
 }
 

@@ -118,6 +118,28 @@ TEST(Validation, WhatGoesOverTheHostLinkIsTheFirstRanks)
     EXPECT_FALSE(within(first));
 }
 
+/// A plan that says what each rank moves holds each to its own: rank 0 moves 8 bytes, the ranks from 1 on 6.
+TEST(Validation, EveryRankIsHeldToWhatThePlanSaysOfIt)
+{
+    ExecutablePlan each = plan();
+    Json& traffic = each.prediction["traffic"];
+    traffic["device_to_host_bytes"] = 8;
+    traffic["host_link_by_rank"] =
+        Json::array({{{"from_rank", 0}, {"host_to_device_bytes", 0}, {"device_to_host_bytes", 8}},
+                     {{"from_rank", 1}, {"host_to_device_bytes", 0}, {"device_to_host_bytes", 6}}});
+    Measurement moved = measurement();
+    moved.ranks.push_back(moved.ranks[1]);
+    moved.ranks[2].rank = 2;
+    moved.ranks[0].deviceToHost = Bytes(8);
+    moved.ranks[1].deviceToHost = moved.ranks[2].deviceToHost = Bytes(6);
+    EXPECT_TRUE(validate(each, moved, true).within()) << tableOf(validate(each, moved, true));
+    moved.ranks[2].deviceToHost = Bytes(8);
+    EXPECT_FALSE(validate(each, moved, true).within());
+    moved.ranks[2].deviceToHost = Bytes(6);
+    moved.ranks[1].hostToDevice = Bytes(1);
+    EXPECT_FALSE(validate(each, moved, true).within());
+}
+
 /// 13 planned, 14 measured: two calls of two ways around are rounded by less than four bytes, and what was measured is
 /// what the row says.
 TEST(Validation, SentBytesPartByLessThanAByteACallAndWay)

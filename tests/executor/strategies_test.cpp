@@ -27,6 +27,11 @@ constexpr const char* kTiedLlama = R"({"model_type": "llama", "hidden_size": 24,
 constexpr const char* kDropping = R"({"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 64,
     "vocab_size": 53, "attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1})";
 
+/// Embedding and head of 3 MiB each; divided by one, two and three ranks.
+constexpr const char* kLarge = R"({"model_type": "llama", "hidden_size": 96, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 8400,
+    "max_position_embeddings": 64, "tie_word_embeddings": false})";
+
 RunSettings settings()
 {
     RunSettings settings;
@@ -105,6 +110,8 @@ TEST(Strategies, BucketsThatPartAModulesGradients)
     const std::vector<std::pair<int, int>> machines{{1, 1}, {1, 2}, {1, 3}, {2, 2}, {1, 7}, {2, 4}};
     for (const auto& [nodes, ranks] : machines) {
         for (const bool mixed : {false, true}) {
+            if (mixed && nodes * ranks != 3 && nodes * ranks != 4)
+                continue;
             const SmallRun run{kDropping, nodes, ranks, 2, mixed ? std::optional(DType::Bf16) : std::nullopt};
             const std::vector<double> losses = lossesAlone(run, settings());
             ++turn; // every variant meets every bucket
@@ -122,6 +129,35 @@ TEST(Strategies, BucketsThatPartAModulesGradients)
                                   options, run, losses);
                 }
         }
+    }
+}
+
+/// On up to three ranks shards of embedding and head are large enough to be swapped. 450,000 elements hold none of the
+/// sub-groups of one rank, the embedding's of two and of three.
+TEST(Strategies, ParametersOnNvmeInHostMemoryAndOnTheGpu)
+{
+    for (const int ranks : {1, 2, 3}) {
+        const SmallRun run{kLarge, 1, ranks, 2};
+        const std::vector<double> losses = lossesAlone(run, settings());
+        for (const std::int64_t maxInCpu : {0, 450000, 1000000000})
+            for (const OffloadDevice optimizer : {OffloadDevice::None, OffloadDevice::Cpu, OffloadDevice::Nvme})
+                for (const double ratio : {1.0, 0.4}) {
+                    DeepSpeedOptions options;
+                    options.stage = 3;
+                    options.offloadParam = OffloadDevice::Nvme;
+                    options.offloadOptimizer = optimizer;
+                    options.offloadRatio = ratio;
+                    options.maxInCpu = maxInCpu;
+                    options.subGroupSize = 260000;
+                    options.paramBufferSize = 1000000;
+                    options.paramPersistenceThreshold = 100; // norms
+                    if (ratio < 1 && optimizer != OffloadDevice::Cpu)
+                        continue;
+                    ASSERT_FALSE(isRefused(options, run));
+                    expectTrained(fmt::format("{} ranks, max_in_cpu {}, optimizer {}, ratio {}", ranks, maxInCpu,
+                                              nameOf(optimizer), ratio),
+                                  options, run, losses);
+                }
     }
 }
 

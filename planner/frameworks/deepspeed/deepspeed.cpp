@@ -71,10 +71,6 @@ void refuseExecution(const PlanInput& input, const DeepSpeedOptions& options, st
         reasons.push_back("shardrun does not train in fp16");
     if (options.micsShardSize > 0 && dtypes.wire != dtypes.accumulate)
         reasons.push_back("shardrun carries out MiCS with gradients sent as they are kept only");
-    if (options.offloadParam == OffloadDevice::Nvme && options.maxInCpu > 0 &&
-        options.maxInCpu < input.model.parameters())
-        reasons.push_back("shardrun keeps parameters on NVMe all or none: offload_param.max_in_cpu 0, or at least the "
-                          "model's parameters");
     if (options.offloadOptimizer == OffloadDevice::Nvme && options.offloadRatio < 1)
         reasons.push_back("shardrun offloads part of the optimizer to host memory only: offload_optimizer.ratio 1");
     const std::int64_t buffers = (2 + optimizerMoments(training.optimizer)) * (options.pipelineRead ? 2 : 1);

@@ -99,6 +99,7 @@ private:
         std::size_t endTensor = 0;
         bool onGpu = true;
         bool onNvme = false; // its states
+        std::int64_t parametersOnNvme = 0;
         BufferClassId flat = -1;
         BufferClassId wide = -1;
         BufferClassId foreach = -1;
@@ -106,13 +107,24 @@ private:
             0; // of its elements, or of those that go up with it: kept on the GPU under offload_param
         PayloadId persistentUp = -1;
         PayloadId parametersUp = -1;
+        PayloadId parametersDown = -1;  // to where they are kept in host memory
+        PayloadId parametersLand = -1;  // on their way to NVMe
+        PayloadId parametersWrite = -1; // to NVMe
         PayloadId stateRead = -1;
         PayloadId stateWrite = -1;
         PayloadId prepare = -1; // gradient flattened, cast and unscaled
         PayloadId step = -1;
     };
 
+    /// Where a parameter's shard is kept between its uses: on the GPU, in the flat buffer of host memory, in host
+    /// memory by itself, or on NVMe.
+    enum class Home : std::uint8_t { Gpu, Flat, Host, Nvme };
+
     void defineGroups(const PlanInput& input);
+    void findHomes();
+    bool isPersistent(const FlatTensor& tensor) const;
+    Bytes smallestSwap() const;
+    void defineNvmeReads();
     void splitSubGroups();
     void defineStates();
     void defineHost();
@@ -146,6 +158,13 @@ private:
             largest = group.onNvme ? std::max(largest, group.elements) : largest;
         return largest;
     }
+    std::int64_t largestSubGroup() const
+    {
+        std::int64_t largest = 0;
+        for (const SubGroup& group : m_subGroups)
+            largest = std::max(largest, group.elements);
+        return largest;
+    }
     /// Sub-groups whose states are in swap buffers at once: pipeline_read brings the next one's while one is stepped.
     std::int64_t swapSets() const { return m_options.pipelineRead ? 2 : 1; }
     /// Elements of the largest gradient that is copied into the bucket.
@@ -175,14 +194,18 @@ private:
     std::int64_t m_frozenShard = 0; // frozen ones
     std::int64_t m_largestShard = 0;
     std::int64_t m_persistentShard = 0; // of m_shard and m_frozenShard
+    std::vector<Home> m_homes;          // of parameters, in the order of m_order
+    std::int64_t m_nvmeShard = 0;       // of m_shard
+    std::int64_t m_frozenOnNvme = 0;    // of m_frozenShard
+    Bytes m_ownHostBytes;               // of shards that are in host memory by themselves
     std::vector<SubGroup> m_subGroups;
 
     GroupId m_shardGroup = -1, m_replicaGroup = -1, m_secondaryGroup = -1, m_insideGroup = -1, m_betweenGroup = -1;
     BufferClassId m_wholeModule = -1, m_largestTensor = -1;
     BufferClassId m_shards = -1, m_frozenShards = -1, m_master = -1, m_moments = -1, m_gradientShards = -1,
                   m_bucket = -1, m_persistent = -1;
-    BufferClassId m_hostShards = -1, m_hostMaster = -1, m_hostNarrowGradients = -1, m_hostWideGradients = -1,
-                  m_hostMoments = -1, m_swapBuffers = -1, m_paramBuffers = -1;
+    BufferClassId m_hostShards = -1, m_hostOwn = -1, m_landing = -1, m_hostMaster = -1, m_hostNarrowGradients = -1,
+                  m_hostWideGradients = -1, m_hostMoments = -1, m_swapBuffers = -1, m_paramBuffers = -1;
     BufferClassId m_wideGradients = -1;
     BufferClassId m_swapMaster = -1, m_swapGradient = -1, m_swapMoments = -1;
     BufferClassId m_nvmeMaster = -1, m_nvmeGradients = -1, m_nvmeMoments = -1, m_nvmeParameters = -1;
@@ -197,7 +220,9 @@ private:
     std::vector<TwoHopClasses> m_twoHops;     // by kind of tensor: tensors of the same sizes share one; under qgZ
     std::vector<std::size_t> m_twoHopKinds;   // by index into m_buckets.tensors
     std::vector<PayloadId> m_secondaryCopies; // by unit type
-    PayloadId m_persistentGather = -1, m_parametersDown = -1, m_nvmeParameterWrite = -1, m_check = -1;
+    // By gather call, of the first micro-step and of later ones: what is read is known where tensors have names.
+    std::vector<PayloadId> m_firstReads, m_laterReads;
+    PayloadId m_persistentGather = -1, m_check = -1;
 };
 
 } // namespace shardwright

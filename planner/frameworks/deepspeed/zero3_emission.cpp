@@ -110,14 +110,25 @@ void Zero3Emission::initialise()
     const DType model = m_rules.m_dtypes.model;
     const Tensors all = records() ? tensorsOf(m_rules.m_order) : Tensors{};
     const Tensors& persistent = m_rules.m_gathers.persistentTensors;
-    Tensors others;
-    for (const std::int32_t tensor : all)
-        if (std::find(persistent.begin(), persistent.end(), tensor) == persistent.end())
-            others.push_back(tensor);
+    const auto keptIn = [&](Zero3Rules::Home home) {
+        Tensors kept;
+        for (std::size_t i = 0; i < all.size(); ++i)
+            if (m_rules.m_homes[i] == home)
+                kept.push_back(all[i]);
+        return kept;
+    };
+    m_flatParameters = keptIn(Zero3Rules::Home::Flat);
+    m_ownParameters = keptIn(Zero3Rules::Home::Host);
+    m_nvmeParameters = keptIn(Zero3Rules::Home::Nvme);
     const BufferId whole = m_record.allocate(m_rules.m_wholeModule, Quantity::Parameters, model, wholeLayout(all));
     m_record.initialize({whole});
-    const auto parameters = [&](BufferClassId bufferClass, const Tensors& tensors) {
-        const BufferId buffer = allocateShards(bufferClass, Quantity::Parameters, model, tensors);
+    const auto parameters = [&](BufferClassId bufferClass, const Tensors& tensors, std::int64_t room = 0) {
+        if (records() && tensors.empty())
+            return m_record.allocateScratch(bufferClass);
+        Layout layout = shardsOf(tensors);
+        layout.room = room;
+        const BufferId buffer =
+            m_record.allocate(bufferClass, Quantity::Parameters, model, layout, m_rules.m_shardGroup);
         if (m_record.exists(m_rules.m_wholeModule))
             m_record.move({whole}, {buffer});
         else
@@ -126,9 +137,15 @@ void Zero3Emission::initialise()
     };
     m_shards = parameters(m_rules.m_shards, m_rules.paramOn(OffloadDevice::None) ? all : persistent);
     m_record.allocateScratch(m_rules.m_frozenShards); // the executor trains all parameters
-    m_hostShards = parameters(m_rules.m_hostShards, m_rules.paramOn(OffloadDevice::Cpu) ? others : all);
+    m_hostShards =
+        parameters(m_rules.m_hostShards, m_flatParameters,
+                   m_rules.paramOn(OffloadDevice::Nvme) ? std::min(m_rules.m_options.maxInCpu, m_rules.m_shard) : 0);
+    m_hostOwn = parameters(m_rules.m_hostOwn, m_ownParameters);
     m_paramBuffers = m_record.allocateScratch(m_rules.m_paramBuffers);
-    m_nvmeShards = parameters(m_rules.m_nvmeParameters, all);
+    m_landing = m_record.allocateScratch(m_rules.m_landing);
+    m_nvmeShards = parameters(m_rules.m_nvmeParameters, m_nvmeParameters);
+    for (Tensors* kept : {&m_flatParameters, &m_ownParameters, &m_nvmeParameters})
+        std::sort(kept->begin(), kept->end());
     once(m_rules.m_largestTensor);
     m_builder.free(whole);
     m_builder.op(OpKind::Allocate, Stream::Compute, Phase::Init);
@@ -151,7 +168,7 @@ void Zero3Emission::initialiseStates()
     const auto master = [&](BufferClassId bufferClass, const Tensors& tensors) {
         const BufferId buffer = allocateShards(bufferClass, Quantity::Parameters, dtypes.master, tensors);
         // Several of them hold the same elements: one after the other, so that every element is read once.
-        for (const BufferId source : {m_shards, m_hostShards, m_nvmeShards})
+        for (const BufferId source : {m_shards, m_hostShards, m_hostOwn, m_nvmeShards})
             m_record.move({source}, {buffer});
         return buffer;
     };

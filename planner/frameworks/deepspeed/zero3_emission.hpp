@@ -100,9 +100,13 @@ private:
     /// Shards of the secondary group are parts of the tensor as it is padded for all ranks (partition_parameters.py
     /// _partition_param_sec).
     Layout secondaryOf(Tensors tensors, bool all) const;
-    /// Where the shards of what is gathered lie, outside the GPU.
-    BufferId hostSource() const { return m_rules.nvmeParameterBytes() > Bytes(0) ? m_paramBuffers : m_hostShards; }
-    OpId readShards(const GatherCall& call, const Zero3Rules::CallClasses& classes);
+    /// Where the shards of what is gathered lie outside the GPU, those from NVMe once they have been read.
+    Buffers hostSources() const { return {m_hostShards, m_hostOwn, m_paramBuffers}; }
+    OpId readShards(std::size_t index);
+    /// Those of a call's tensors, or of a sub-group's, that are kept on NVMe.
+    Tensors onNvme(const Tensors& tensors) const;
+    /// The buffers of host memory that hold shards of some of these.
+    Buffers hostHomesOf(const Tensors& tensors) const;
 
     /// What was read for a gather grows old in the step to come.
     void forgetShards(const GatherCall& call);
@@ -163,7 +167,8 @@ private:
     /// stage3.py partition_grads: the accumulated 16-bit shard lives on the host and comes to the GPU to be added to;
     /// at the boundary it goes back in fp32.
     OpId offload(std::int32_t flush, const Zero3Rules::FlushClasses& classes, const Buffers& reduced);
-    /// Gradients on their way to NVMe, in a swap buffer; -1 where none of the flush go there.
+    /// Gradients on their way to NVMe, sub-group by sub-group through a swap buffer, which holds the last; -1 where
+    /// none of the flush go there.
     BufferId landGradients(std::int32_t flush, const Buffers& reduced);
     void waitUnlessPinned(OpId op);
 
@@ -172,6 +177,8 @@ private:
     void optimizerStep();
 
     void stepGroup(std::size_t index);
+    /// stage3.py _reassign_or_swap_out_partitioned_parameters under offload_param: to host memory or NVMe.
+    void putParametersAway(std::size_t index);
     void stepBesideTheHost(std::size_t index);
 
     /// This rank's gradients of the step, of all tensors.
@@ -206,12 +213,14 @@ private:
     GradientBuffers m_fresh;         // of the module whose backward runs
     std::int32_t m_bucketFlush = -1; // whose tensors the bucket holds
     bool m_steppedOnHost = false;
-    BufferId m_shards = -1, m_hostShards = -1, m_nvmeShards = -1, m_paramBuffers = -1, m_persistent = -1;
+    BufferId m_shards = -1, m_hostShards = -1, m_hostOwn = -1, m_landing = -1, m_nvmeShards = -1, m_paramBuffers = -1,
+             m_persistent = -1;
     BufferId m_master = -1, m_moments = -1, m_hostMaster = -1, m_hostMoments = -1;
     BufferId m_gradientShards = -1, m_hostNarrow = -1, m_hostWide = -1, m_wideGradients = -1, m_bucket = -1;
     Swapped m_nvme;
     std::vector<Swapped> m_swaps;
-    Tensors m_onGpu, m_onHost, m_onNvme; // whose states are there
+    Tensors m_onGpu, m_onHost, m_onNvme;                         // whose states are there
+    Tensors m_flatParameters, m_ownParameters, m_nvmeParameters; // kept outside the GPU; sorted
     std::size_t m_visit = 0;
     std::uint32_t m_command = 0;
     std::size_t m_arrival = 0;

@@ -40,7 +40,7 @@ void Zero3Emission::gather(std::size_t index)
     BufferId flat = -1;
     OpId read = -1;
     if (!call.secondary && m_rules.paramOn(OffloadDevice::Nvme))
-        read = readShards(call, classes);
+        read = readShards(index);
     if (!m_rules.paramOn(OffloadDevice::None)) {
         const Zero3Rules::GatherClasses& sizes = classes.of(call);
         m_lastFetch = copy(OpKind::CopyToDevice, m_fetchStream, m_phase, sizes.uploadCopy);
@@ -51,7 +51,7 @@ void Zero3Emission::gather(std::size_t index)
         // A coalesced gather copies the shards straight into its flat buffer.
         if (classes.coalesced && !quantized())
             flat = allocateFlat(call, classes);
-        m_record.move(call.secondary ? secondariesOf(call) : Buffers{hostSource()}, {upload, flat});
+        m_record.move(call.secondary ? secondariesOf(call) : hostSources(), {upload, flat});
         forgetShards(call);
         if (!m_rules.m_options.paramPinMemory)
             block(m_lastFetch, m_phase);
@@ -159,21 +159,46 @@ Layout Zero3Emission::secondaryOf(Tensors tensors, bool all) const
     return {std::move(tensors), Cut::EachFlat, ranks, m_rules.m_shardRanks / ranks, all};
 }
 
-OpId Zero3Emission::readShards(const GatherCall& call, const Zero3Rules::CallClasses& classes)
+OpId Zero3Emission::readShards(std::size_t index)
 {
-    const OpId read = copy(OpKind::NvmeRead, Stream::Nvme, m_phase, classes.nvmeRead);
-    if (records() && m_rules.nvmeParameterBytes() > Bytes(0)) {
-        Layout layout = shardsOf(tensorsOfCall(call));
-        layout.room = checkedMultiply(m_rules.m_options.paramBufferSize, m_rules.m_options.paramBufferCount);
-        m_record.hold(m_paramBuffers, Quantity::Parameters, m_rules.m_dtypes.model, layout, m_rules.m_shardGroup);
-        m_record.move({m_nvmeShards}, {m_paramBuffers});
-    }
+    if (!records())
+        return copy(OpKind::NvmeRead, Stream::Nvme, m_phase, classesOf(index).nvmeRead);
+    const std::vector<PayloadId>& reads =
+        m_trace == &m_rules.m_gathers.first ? m_rules.m_firstReads : m_rules.m_laterReads;
+    const OpId read = copy(OpKind::NvmeRead, Stream::Nvme, m_phase, reads[index]);
+    Layout layout = shardsOf(onNvme(tensorsOfCall(m_trace->calls[index])));
+    if (layout.tensors.empty())
+        return read;
+    layout.room = checkedMultiply(m_rules.m_options.paramBufferSize, m_rules.m_options.paramBufferCount);
+    m_record.hold(m_paramBuffers, Quantity::Parameters, m_rules.m_dtypes.model, layout, m_rules.m_shardGroup);
+    m_record.move({m_nvmeShards}, {m_paramBuffers});
     return read;
+}
+
+Zero3Emission::Tensors Zero3Emission::onNvme(const Tensors& tensors) const
+{
+    Tensors kept;
+    for (const std::int32_t tensor : tensors)
+        if (std::binary_search(m_nvmeParameters.begin(), m_nvmeParameters.end(), tensor))
+            kept.push_back(tensor);
+    return kept;
+}
+
+Zero3Emission::Buffers Zero3Emission::hostHomesOf(const Tensors& tensors) const
+{
+    Buffers homes;
+    for (const auto& [kept, buffer] :
+         {std::pair(&m_flatParameters, m_hostShards), std::pair(&m_ownParameters, m_hostOwn)})
+        if (std::any_of(tensors.begin(), tensors.end(), [&kept = kept](std::int32_t tensor) {
+                return std::binary_search(kept->begin(), kept->end(), tensor);
+            }))
+            homes.push_back(buffer);
+    return homes;
 }
 
 void Zero3Emission::forgetShards(const GatherCall& call)
 {
-    if (!records() || call.secondary || m_rules.nvmeParameterBytes() == Bytes(0))
+    if (!records() || call.secondary || onNvme(tensorsOfCall(call)).empty())
         return;
     Layout nothing;
     nothing.room = checkedMultiply(m_rules.m_options.paramBufferSize, m_rules.m_options.paramBufferCount);

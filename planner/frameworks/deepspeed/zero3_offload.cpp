@@ -1,6 +1,7 @@
 // What ZeRO-3 keeps in host memory and on NVMe (ZeRO-Infinity).
 
 #include <algorithm>
+#include <map>
 
 #include "planner/frameworks/deepspeed/zero3.hpp"
 
@@ -53,6 +54,15 @@ constexpr BufferSpec kSwapBuffers =
 constexpr BufferSpec kParamBuffers =
     host("swap buffers of the parameters, pinned", "buffer_count x buffer_size x d, a power of two",
          "swap_tensor/partitioned_param_swapper.py", C::Temporaries, Place::HostPinned);
+constexpr BufferSpec kOwnPinned =
+    host("small parameter shards in host memory, pinned", "d x shard, each a power of two",
+         "partition_parameters.py _partition_param: not swappable_tensor", C::Parameters, Place::HostPinned);
+constexpr BufferSpec kOwnPageable =
+    host("small parameter shards in host memory", "d x shard",
+         "partition_parameters.py _partition_param: not swappable_tensor", C::Parameters, Place::HostPageable);
+constexpr BufferSpec kLanding =
+    host("buffer of updated parameters on their way to NVMe, pinned", "d x largest sub-group, a power of two",
+         "swap_tensor/partitioned_param_swapper.py reserve_partitioned_swap_space", C::Temporaries, Place::HostPinned);
 constexpr BufferSpec kNvmeMaster =
     host("master shards on NVMe", "4 B x shard", "swap_tensor/partitioned_optimizer_swapper.py", C::MasterParameters,
          Place::Nvme);
@@ -61,18 +71,70 @@ constexpr BufferSpec kNvmeGradients = host("fp32 gradients on NVMe", "4 B x shar
 constexpr BufferSpec kNvmeMoments =
     host("optimizer states on NVMe", "moments x 4 B x shard", "swap_tensor/partitioned_optimizer_swapper.py",
          C::OptimizerStates, Place::Nvme);
-constexpr BufferSpec kNvmeParameters = host("parameter shards on NVMe", "d x shard beyond max_in_cpu",
-                                            "swap_tensor/partitioned_param_swapper.py", C::Parameters, Place::Nvme);
+constexpr BufferSpec kNvmeParameters =
+    host("parameter shards on NVMe", "d x shards of 1 MiB or more, of sub-groups beyond max_in_cpu",
+         "swap_tensor/partitioned_param_swapper.py", C::Parameters, Place::Nvme);
+
+constexpr std::int64_t kSmallestSwap = 1 << 20; // swap_tensor/utils.py MIN_AIO_BYTES
 
 } // namespace
 
-/// Shards beyond max_in_cpu elements of the rank.
+/// swap_tensor/partitioned_param_swapper.py and optimizer_utils.py, min_aio_bytes: smaller ones stay in memory.
+Bytes Zero3Rules::smallestSwap() const
+{
+    return Bytes(std::max(kSmallestSwap, m_options.aio.blockSize));
+}
+
+/// By name where tensors have names; else by size alone, without model_persistence_threshold.
+bool Zero3Rules::isPersistent(const FlatTensor& tensor) const
+{
+    const std::vector<std::int32_t>& named = m_gathers.persistentTensors;
+    if (recording() == Recording::ForExecution)
+        return std::find(named.begin(), named.end(), tensor.tensor) != named.end();
+    return tensor.numel <= m_options.paramPersistenceThreshold;
+}
+
+/// stage3.py _create_fp16_partitions_with_defragmentation: whole sub-groups in order, as long as they fit into a buffer
+/// of max_in_cpu elements of the rank, are brought to host memory; of those behind them each shard stays where
+/// partition_parameters.py _partition_param has put it, on NVMe if it is large enough to be swapped.
+void Zero3Rules::findHomes()
+{
+    const std::vector<FlatTensor>& tensors = m_order.tensors();
+    m_homes.assign(tensors.size(), Home::Gpu);
+    m_nvmeShard = 0;
+    if (paramOn(OffloadDevice::None))
+        return;
+    const bool nvme = paramOn(OffloadDevice::Nvme);
+    const bool rounded = roundsPinned(m_options.paramPinMemory);
+    std::int64_t before = 0;
+    for (SubGroup& group : m_subGroups) {
+        before = checkedAdd(before, group.elements);
+        const bool fits = !nvme || before <= m_options.maxInCpu;
+        group.parametersOnNvme = 0;
+        for (std::size_t i = group.firstTensor; i < group.endTensor; ++i) {
+            const std::int64_t shard = shardOf(tensors[i]);
+            const Bytes bytes = bytesOf(shard, m_dtypes.model);
+            if (nvme && fits) {
+                m_homes[i] = Home::Flat;
+            } else if (isPersistent(tensors[i])) {
+                m_homes[i] = Home::Gpu;
+            } else if (!nvme) {
+                m_homes[i] = Home::Flat;
+            } else if (bytes < smallestSwap()) {
+                m_homes[i] = Home::Host;
+                m_ownHostBytes += hostBytes(bytes, rounded);
+            } else {
+                m_homes[i] = Home::Nvme;
+                group.parametersOnNvme = checkedAdd(group.parametersOnNvme, shard);
+            }
+        }
+        m_nvmeShard = checkedAdd(m_nvmeShard, group.parametersOnNvme);
+    }
+}
+
 Bytes Zero3Rules::nvmeParameterBytes() const
 {
-    if (!paramOn(OffloadDevice::Nvme))
-        return Bytes(0);
-    const std::int64_t inCpu = std::min(m_options.maxInCpu, m_shard);
-    return bytesOf(m_shard - inCpu, m_dtypes.model) + bytesOf(m_frozenShard, m_dtypes.frozen);
+    return bytesOf(m_nvmeShard, m_dtypes.model) + bytesOf(m_frozenOnNvme, m_dtypes.frozen);
 }
 
 void Zero3Rules::defineHost()
@@ -99,6 +161,53 @@ void Zero3Rules::defineHost()
     else if (paramOn(OffloadDevice::Nvme))
         shards = hostBytes(bytesOf(std::min(m_options.maxInCpu, m_shard), m_dtypes.model), paramRounded);
     m_hostShards = m_sizes.addBuffer(paramPinned ? kShardsPinned : kShardsPageable, shards);
+    m_hostOwn = m_sizes.addBuffer(paramPinned ? kOwnPinned : kOwnPageable, m_ownHostBytes);
+    // One is made as soon as a sub-group is not in the flat buffer, of the size of the largest of all.
+    const bool lands = paramOn(OffloadDevice::Nvme) && m_options.maxInCpu < m_shard;
+    m_landing = m_sizes.addBuffer(
+        kLanding, lands ? hostBytes(bytesOf(largestSubGroup(), m_dtypes.model), roundsPinned(true)) : Bytes(0));
+    const auto add = [this](std::string_view name, std::string_view formula, std::string_view source,
+                            std::int64_t elements) {
+        return m_sizes.addPayload({name, formula, source, bytesOf(elements, m_dtypes.model), m_dtypes.model});
+    };
+    for (SubGroup& group : m_subGroups) {
+        std::int64_t kept = 0;
+        for (std::size_t i = group.firstTensor; i < group.endTensor && group.onGpu; ++i)
+            if (m_homes[i] == Home::Flat || m_homes[i] == Home::Host)
+                kept = checkedAdd(kept, shardOf(m_order.tensors()[i]));
+        group.parametersDown = add("updated shards to the host", "d x shard",
+                                   "stage3.py _reassign_or_swap_out_partitioned_parameters", kept);
+        group.parametersLand = add("updated shards to the host, on their way to NVMe", "d x shard",
+                                   "swap_tensor/partitioned_param_swapper.py swap_out_partitioned_params",
+                                   group.onGpu ? group.parametersOnNvme : 0);
+        group.parametersWrite =
+            add("updated parameter shards to NVMe", "d x shards on NVMe",
+                "swap_tensor/partitioned_param_swapper.py swap_out_partitioned_params", group.parametersOnNvme);
+    }
+}
+
+/// Which of a call's shards are on NVMe differs from layer to layer.
+void Zero3Rules::defineNvmeReads()
+{
+    m_firstReads.clear();
+    m_laterReads.clear();
+    if (recording() != Recording::ForExecution || !paramOn(OffloadDevice::Nvme))
+        return;
+    std::map<std::int32_t, std::int64_t> onNvme; // elements, by tensor
+    for (std::size_t i = 0; i < m_homes.size(); ++i)
+        if (m_homes[i] == Home::Nvme)
+            onNvme[m_order.tensors()[i].tensor] = shardOf(m_order.tensors()[i]);
+    for (auto [trace, reads] : {std::pair{&m_gathers.first, &m_firstReads}, std::pair{&m_gathers.later, &m_laterReads}})
+        for (const GatherCall& call : trace->calls) {
+            std::int64_t elements = 0;
+            for (std::int32_t piece = call.firstPiece; piece < call.endPiece; ++piece)
+                for (const std::int32_t tensor : trace->pieces[static_cast<std::size_t>(piece)].tensors)
+                    if (const auto found = onNvme.find(tensor); found != onNvme.end())
+                        elements = checkedAdd(elements, found->second);
+            reads->push_back(m_sizes.addPayload({"parameter shard from NVMe", "d x shards on NVMe",
+                                                 "runtime/swap_tensor/partitioned_param_swapper.py",
+                                                 bytesOf(elements, m_dtypes.model), m_dtypes.model}));
+        }
 }
 
 void Zero3Rules::defineNvme()
@@ -124,9 +233,6 @@ void Zero3Rules::defineNvme()
     m_nvmeGradients = m_sizes.addBuffer(kNvmeGradients, bytesOf(stored, m_dtypes.master));
     m_nvmeMoments = m_sizes.addBuffer(kNvmeMoments, stateBytes(stored));
     m_nvmeParameters = m_sizes.addBuffer(kNvmeParameters, nvmeParameterBytes());
-    m_nvmeParameterWrite =
-        m_sizes.addPayload({"updated parameter shards to NVMe", "d x shard beyond max_in_cpu",
-                            "swap_tensor/partitioned_param_swapper.py", nvmeParameterBytes(), m_dtypes.model});
 }
 
 } // namespace shardwright

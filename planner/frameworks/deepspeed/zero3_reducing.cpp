@@ -269,17 +269,24 @@ bool Zero3Emission::flushTouches(std::int32_t flush, const Tensors& tensors) con
 
 BufferId Zero3Emission::landGradients(std::int32_t flush, const Buffers& reduced)
 {
-    Tensors going;
-    for (const std::int32_t tensor : records() ? tensorsOfFlush(flush) : Tensors{})
-        if (std::find(m_onNvme.begin(), m_onNvme.end(), tensor) != m_onNvme.end())
-            going.push_back(tensor);
-    if (going.empty())
-        return -1;
-    Layout layout = shardsOf(std::move(going));
-    layout.room = m_rules.largestSwap();
-    m_record.hold(m_swaps[0].gradient, Quantity::Gradients, m_rules.m_dtypes.master, layout, m_rules.m_shardGroup);
-    m_record.move(reduced, {m_swaps[0].gradient});
-    return m_swaps[0].gradient;
+    BufferId landed = -1;
+    const Tensors out = records() ? tensorsOfFlush(flush) : Tensors{};
+    for (const Zero3Rules::SubGroup& group : m_rules.m_subGroups) {
+        Tensors going;
+        for (const std::int32_t tensor : group.onNvme&& records() ? tensorsOfGroup(group) : Tensors{})
+            if (std::find(out.begin(), out.end(), tensor) != out.end())
+                going.push_back(tensor);
+        if (going.empty())
+            continue;
+        if (landed >= 0)
+            m_record.move({landed}, {m_nvme.gradient});
+        landed = m_swaps[0].gradient;
+        Layout layout = shardsOf(std::move(going));
+        layout.room = m_rules.largestSwap();
+        m_record.hold(landed, Quantity::Gradients, m_rules.m_dtypes.master, layout, m_rules.m_shardGroup);
+        m_record.move(reduced, {landed});
+    }
+    return landed;
 }
 
 void Zero3Emission::waitUnlessPinned(OpId op)

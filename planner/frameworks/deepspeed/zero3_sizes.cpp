@@ -19,8 +19,7 @@ using L = Lifetime;
 // stage3.py has_overflow_partitioned_grads_serial: isinf, isnan and their disjunction over the whole gradient, a byte
 // each.
 constexpr std::int64_t kOverflowBytes = 3;
-constexpr std::int64_t kSmallestSwap = 1 << 20; // swap_tensor/optimizer_utils.py MIN_AIO_BYTES
-constexpr std::int64_t kNormChunk = 250000000;  // stage3.py _constant_buffered_norm2: elements taken to double at once
+constexpr std::int64_t kNormChunk = 250000000; // stage3.py _constant_buffered_norm2: elements taken to double at once
 
 constexpr BufferSpec kWholeModule{"whole module before it is partitioned", "d P",
                                   "engine _configure_distributed_model: module.to(device)", C::Temporaries};
@@ -133,25 +132,35 @@ void Zero3Rules::resize(const PlanInput& input)
     for (const FlatTensor& tensor : m_order.tensors())
         m_shard = checkedAdd(m_shard, shardOf(tensor));
     m_largestShard = ceilDivide(m_order.largest(), m_shardRanks);
-    m_frozenShard = 0;
+    m_frozenShard = m_frozenOnNvme = 0;
+    m_ownHostBytes = Bytes(0);
     for (std::size_t type = 0; type < m_model.layerTypes.size(); ++type) {
-        std::int64_t ofLayer = 0;
-        for (const ParameterSpec& parameter : m_model.layerTypes[type].parameters)
-            if (!parameter.trainable)
-                ofLayer =
-                    checkedAdd(ofLayer, checkedMultiply(ceilDivide(parameter.numel, m_shardRanks), parameter.repeat));
-        m_frozenShard =
-            checkedAdd(m_frozenShard, checkedMultiply(ofLayer, m_model.layersOfType(static_cast<int>(type))));
+        for (const ParameterSpec& parameter : m_model.layerTypes[type].parameters) {
+            if (parameter.trainable)
+                continue;
+            const std::int64_t shard = ceilDivide(parameter.numel, m_shardRanks);
+            const std::int64_t count = checkedMultiply(parameter.repeat, m_model.layersOfType(static_cast<int>(type)));
+            m_frozenShard = checkedAdd(m_frozenShard, checkedMultiply(shard, count));
+            const Bytes bytes = bytesOf(shard, m_dtypes.frozen);
+            if (!paramOn(OffloadDevice::Nvme) || parameter.numel <= m_options.paramPersistenceThreshold)
+                continue;
+            if (bytes >= smallestSwap())
+                m_frozenOnNvme = checkedAdd(m_frozenOnNvme, checkedMultiply(shard, count));
+            else
+                m_ownHostBytes += hostBytes(bytes, roundsPinned(m_options.paramPinMemory)) * count;
+        }
     }
     m_persistentShard = 0;
     for (const TensorRun& run : m_gathers.persistent)
         m_persistentShard =
             checkedAdd(m_persistentShard, checkedMultiply(ceilDivide(run.numel, m_shardRanks), run.count));
     splitSubGroups();
+    findHomes();
     defineStates();
     defineHost();
     defineNvme();
     defineCalls();
+    defineNvmeReads();
     definePieces();
     defineGradients();
     defineFlushes();
@@ -202,12 +211,11 @@ void Zero3Rules::splitSubGroups()
     const auto onGpu =
         offloadsOptimizer() ? static_cast<std::size_t>((1.0 - m_options.offloadRatio) * count) : m_subGroups.size();
     // swap_tensor/optimizer_utils.py swappable_tensor: small sub-groups stay in host memory.
-    const std::int64_t smallest = std::max(kSmallestSwap, m_options.aio.blockSize);
     for (std::size_t i = 0; i < m_subGroups.size(); ++i) {
         SubGroup& group = m_subGroups[i];
         group.onGpu = i < onGpu;
         group.onNvme = optimizerOn(OffloadDevice::Nvme) && !group.onGpu &&
-                       bytesOf(group.elements, m_dtypes.master) >= Bytes(smallest);
+                       bytesOf(group.elements, m_dtypes.master) >= smallestSwap();
     }
 }
 
@@ -324,7 +332,6 @@ void Zero3Rules::defineStep()
 /// tensors have no names, all of them count with the last sub-group.
 void Zero3Rules::definePersistentUp()
 {
-    std::int64_t onGpu = 0;
     for (SubGroup& group : m_subGroups) {
         group.persistent = 0;
         const std::vector<std::int32_t>& persistent = m_gathers.persistentTensors;
@@ -334,7 +341,7 @@ void Zero3Rules::definePersistentUp()
                 group.persistent = checkedAdd(group.persistent, shardOf(tensor));
         }
         if (group.onGpu)
-            onGpu += std::exchange(group.persistent, 0);
+            group.persistent = 0;
     }
     SubGroup& last = m_subGroups.back();
     if (!executes() && !last.onGpu)
@@ -347,18 +354,23 @@ void Zero3Rules::definePersistentUp()
                                 "stage3.py _reassign_or_swap_out_partitioned_parameters",
                                 bytesOf(group.persistent, m_dtypes.model), m_dtypes.model});
     }
-    m_parametersDown = m_sizes.addPayload({"updated shards to the host", "d x shard",
-                                           "stage3.py _reassign_or_swap_out_partitioned_parameters",
-                                           bytesOf(onGpuElements() - onGpu, m_dtypes.model), m_dtypes.model});
 }
 
 /// The executor steps all sub-groups in host memory as one, at the first of them, and so those on the GPU beside them;
-/// their parameters go up with the last, the persistent ones with the first.
+/// their parameters go up, or down to host memory, with the last, the persistent ones up with the first.
 void Zero3Rules::stepAtOnce()
 {
     const auto bytesAt = [this](PayloadId payload) -> Bytes& {
         return m_sizes.payloads[static_cast<std::size_t>(payload)].bytes;
     };
+    SubGroup* lastOnGpu = nullptr;
+    for (SubGroup& group : m_subGroups) {
+        if (!group.onGpu)
+            continue;
+        if (lastOnGpu != nullptr)
+            bytesAt(group.parametersDown) += std::exchange(bytesAt(lastOnGpu->parametersDown), Bytes(0));
+        lastOnGpu = &group;
+    }
     for (const bool onGpu : {false, true}) {
         if (onGpu && !offloadsOptimizer())
             continue;

@@ -15,18 +15,6 @@ void Zero3Emission::optimizerStep()
     block(checked, Phase::Optimizer); // overflow and norm are read on the host: item()
     for (std::size_t group = 0; group < m_rules.m_subGroups.size(); ++group)
         stepGroup(group);
-    if (!m_rules.paramOn(OffloadDevice::None) && m_rules.onGpuElements() > 0) {
-        const OpId down = copy(OpKind::CopyToHost, Stream::Compute, Phase::Optimizer, m_rules.m_parametersDown);
-        m_record.move({m_master}, {m_shards, m_hostShards});
-        block(down, Phase::Optimizer);
-    }
-    if (m_rules.paramOn(OffloadDevice::Nvme)) {
-        block(m_lastStateWrite, Phase::Optimizer);
-        const OpId write = copy(OpKind::NvmeWrite, Stream::Nvme, Phase::Optimizer, m_rules.m_nvmeParameterWrite);
-        m_record.move({m_master}, {m_nvmeShards});
-        m_record.move({m_hostMaster}, {m_nvmeShards});
-        block(write, Phase::Optimizer);
-    }
     const OpId updated = m_builder.op(OpKind::Release, Stream::Compute, Phase::Optimizer);
     const OpId gathering = m_builder.op(OpKind::AllGather, Stream::AllGather, Phase::Optimizer);
     m_builder.send(m_rules.m_persistentGather, m_rules.m_shardGroup);
@@ -53,6 +41,7 @@ void Zero3Emission::stepGroup(std::size_t index)
     copy(OpKind::Copy, Stream::Compute, Phase::Optimizer, group.prepare);
     if (m_rules.offloadsOptimizer()) {
         stepBesideTheHost(index);
+        putParametersAway(index);
         return;
     }
     BufferId flat = allocateShards(group.flat, Quantity::Gradients, dtypes.accumulate, tensors);
@@ -72,6 +61,48 @@ void Zero3Emission::stepGroup(std::size_t index)
         m_record.move({m_master}, {m_shards});
     drop(wide);
     drop(flat);
+    putParametersAway(index);
+}
+
+void Zero3Emission::putParametersAway(std::size_t index)
+{
+    if (m_rules.paramOn(OffloadDevice::None))
+        return;
+    const std::vector<Zero3Rules::SubGroup>& groups = m_rules.m_subGroups;
+    const Zero3Rules::SubGroup& group = groups[index];
+    if (group.onGpu) {
+        const OpId down = copy(OpKind::CopyToHost, Stream::Compute, Phase::Optimizer, group.parametersDown);
+        if (index + 1 == groups.size() || !groups[index + 1].onGpu) { // those of all sub-groups on the GPU
+            Buffers homes = hostHomesOf(m_onGpu);
+            homes.push_back(m_shards);
+            m_record.move({m_master}, homes);
+        }
+        block(down, Phase::Optimizer);
+    }
+    if (!m_rules.paramOn(OffloadDevice::Nvme))
+        return;
+    Layout landing = shardsOf(onNvme(records() ? tensorsOfGroup(group) : Tensors{}));
+    const bool lands = !landing.tensors.empty();
+    if (lands) {
+        landing.room = m_rules.largestSubGroup();
+        m_record.hold(m_landing, Quantity::Parameters, m_rules.m_dtypes.model, landing, m_rules.m_shardGroup);
+    }
+    if (group.onGpu) {
+        const OpId down = copy(OpKind::CopyToHost, Stream::Compute, Phase::Optimizer, group.parametersLand);
+        if (lands)
+            m_record.move({m_master}, {m_landing});
+        block(down, Phase::Optimizer);
+    }
+    const OpId write = copy(OpKind::NvmeWrite, Stream::Nvme, Phase::Optimizer, group.parametersWrite);
+    if (lands) {
+        if (!group.onGpu)
+            m_record.move({group.onNvme ? swapOf(index).master : m_hostMaster}, {m_landing});
+        m_record.move({m_landing}, {m_nvmeShards});
+        Layout nothing;
+        nothing.room = landing.room;
+        m_record.hold(m_landing, Quantity::Parameters, m_rules.m_dtypes.model, nothing);
+    }
+    block(write, Phase::Optimizer); // SwapBufferPool.swap_out waits
 }
 
 /// stage3.py backup_optimizer. All such sub-groups are stepped with the first.
@@ -117,6 +148,7 @@ void Zero3Emission::stepOnHost(std::size_t index)
         m_record.move({group.onNvme ? swapOf(index).master : m_hostMaster}, {m_shards});
         block(up, Phase::Optimizer);
     }
+    putParametersAway(index);
     if (group.onNvme) {
         if (m_rules.m_options.pipelineWrite)
             block(m_lastStateWrite, Phase::Optimizer);
@@ -143,7 +175,7 @@ void Zero3Emission::stepAllOnHost()
     m_steppedOnHost = true;
     clip(m_hostWide);
     m_record.update({m_hostWide}, {m_hostMaster, m_hostMoments});
-    m_record.move({m_hostMaster}, {m_hostShards});
+    m_record.move({m_hostMaster}, hostHomesOf(m_onHost));
 }
 
 void Zero3Emission::stepSwapped(std::size_t index)
@@ -151,8 +183,7 @@ void Zero3Emission::stepSwapped(std::size_t index)
     const Swapped& swap = swapOf(index);
     clip(swap.gradient);
     m_record.update({swap.gradient}, {swap.master, swap.moments});
-    m_record.move({swap.master}, {m_hostShards});
-    m_record.move({swap.master}, {m_nvmeShards});
+    m_record.move({swap.master}, hostHomesOf(records() ? tensorsOfGroup(m_rules.m_subGroups[index]) : Tensors{}));
 }
 
 OpId Zero3Emission::readStates(std::size_t index)

@@ -7,6 +7,8 @@
 #include <gtest/gtest.h>
 
 #include "planner/activations/activation_model.hpp"
+#include "planner/readers/host_link.hpp"
+#include "planner/readers/traffic_sum.hpp"
 #include "tests/planner/execution/recorded_schedule.hpp"
 #include "tests/planner/execution/recording_input.hpp"
 
@@ -75,6 +77,30 @@ TEST(DeepSpeedRecordings, ABucketMayBeEmptiedWithinAModule)
         }
 }
 
+/// The payloads of copies over PCIe are what the first rank's buffers hold; ranks whose parts are shorter move less.
+TEST(DeepSpeedRecordings, CopiesOverTheHostLinkMoveWhatTheFirstRankHolds)
+{
+    for (const auto& [name, options] : everyDeepSpeed())
+        for (const auto& [nodes, gpus] : std::vector<std::pair<int, int>>{{1, 1}, {1, 3}, {2, 2}}) {
+            const SmallInput input = inputOf(fitted(options), {nodes, gpus, 2, DType::Bf16, false, Checkpointing::Cpu});
+            if (!refusals(input.input()).empty())
+                continue;
+            const Schedule schedule = input.rules()->emitToRun();
+            const Traffic traffic = sumTraffic(schedule, input.model.parameters(), gpus);
+            const std::vector<HostLinkBytes> links =
+                hostLinkByRank(schedule, listParameters(input.model), nodes * gpus);
+            EXPECT_GT(links[0].toHost, Bytes(0)) << name; // the activations'
+            EXPECT_EQ(links[0].toDevice, traffic.hostToDeviceBytes) << name << " on " << nodes * gpus;
+            EXPECT_EQ(links[0].toHost, traffic.deviceToHostBytes) << name << " on " << nodes * gpus;
+            if (std::get<DeepSpeedOptions>(options).stage < 3)
+                continue; // every rank keeps other gradients of a bucket
+            for (const HostLinkBytes& link : links) {
+                EXPECT_LE(link.toDevice, links[0].toDevice) << name;
+                EXPECT_LE(link.toHost, links[0].toHost) << name;
+            }
+        }
+}
+
 TEST(DeepSpeedRecordings, CheckpointingGathersAgainWhatItRecomputes)
 {
     for (const Checkpointing checkpointing : {Checkpointing::Selective, Checkpointing::Full, Checkpointing::Cpu})
@@ -111,6 +137,34 @@ TEST(DeepSpeedRecordings, StatesGoThroughSwapBuffersWhereSubGroupsAreLarge)
         ASSERT_EQ(textOf(refusals(input.input())), "");
         EXPECT_EQ(textOf(recordingProblems(input.input())), "") << (pipelined ? "pipelined" : "one by one");
     }
+}
+
+/// On NVMe are shards of 1 MiB and more of sub-groups that max_in_cpu does not hold, wherever the states are.
+TEST(DeepSpeedRecordings, ParametersMayBeInHostMemoryOnNvmeAndOnTheGpu)
+{
+    for (const std::int64_t maxInCpu : {0, 530000, 1000000000})
+        for (const OffloadDevice optimizer : {OffloadDevice::None, OffloadDevice::Cpu, OffloadDevice::Nvme}) {
+            DeepSpeedOptions options;
+            options.stage = 3;
+            options.offloadParam = OffloadDevice::Nvme;
+            options.offloadOptimizer = optimizer;
+            options.maxInCpu = maxInCpu;
+            options.optimizerBufferCount = 4;
+            options.reduceBucketSize = 300000;
+            options.paramBufferSize = 300000;
+            options.paramPersistenceThreshold = 40; // norms
+            SmallInput input = inputOf(options, {1, 1, 1, DType::Bf16});
+            LlamaShape shape;
+            shape.hidden = 32;
+            shape.headDim = 16;
+            shape.ffn = 32;
+            shape.vocab = 16384; // shards of the embedding and the head have 1 MiB in bf16 each
+            input.model = llamaOf(shape);
+            std::get<DeepSpeedOptions>(input.strategy.options).subGroupSize = 524288;
+            ASSERT_EQ(textOf(refusals(input.input())), "");
+            EXPECT_EQ(textOf(recordingProblems(input.input())), "")
+                << "max_in_cpu " << maxInCpu << ", optimizer " << nameOf(optimizer);
+        }
 }
 
 /// While 1-bit Adam warms up it is all-reduced like any other: the stand-in in its place makes a whole step.
@@ -150,11 +204,6 @@ TEST(DeepSpeedRecordings, WhatIsNotSaidIsRefusedByName)
     Conditions run{1, 2, 1, {}};
     run.optimizer = Optimizer::OneBitLamb;
     EXPECT_EQ(textOf(reasonsOf(compressed, run)), "\n  shardrun does not step onebit-lamb under DeepSpeed");
-    DeepSpeedOptions nvme;
-    nvme.offloadParam = OffloadDevice::Nvme;
-    nvme.maxInCpu = 100;
-    EXPECT_EQ(textOf(reasonsOf(nvme)), "\n  shardrun keeps parameters on NVMe all or none: offload_param.max_in_cpu 0, "
-                                       "or at least the model's parameters");
 }
 
 DeepSpeedOptions quantisedGradients()

@@ -71,17 +71,68 @@ TEST(DeepSpeedOffload, NvmeOptimizerReads16AndWrites16Bytes)
               4 * buffer);
 }
 
-TEST(DeepSpeedOffload, NvmeParametersBeyondMaxInCpu)
+/// Embedding and head have shards of exactly 1 MiB on eight ranks, the least that is swapped; all others are smaller.
+Model largeEnds()
+{
+    return modelFromJson({{"model_type", "llama"},
+                          {"architectures", {"LlamaForCausalLM"}},
+                          {"hidden_size", 512},
+                          {"num_hidden_layers", 1},
+                          {"num_attention_heads", 8},
+                          {"num_key_value_heads", 8},
+                          {"intermediate_size", 1024},
+                          {"vocab_size", 8192},
+                          {"tie_word_embeddings", false},
+                          {"max_position_embeddings", 64}},
+                         "large-ends", "test", "");
+}
+constexpr std::int64_t kEnd = 524288; // elements of a shard of the embedding or the head
+constexpr std::int64_t kAttention = 512 * 512 / 8;
+constexpr std::int64_t kMlp = 512 * 1024 / 8;
+constexpr std::int64_t kNorm = 512 / 8;
+
+TEST(DeepSpeedOffload, NvmeTakesShardsOfOneMebibyteAndMore)
 {
     Question question;
+    question.model = largeEnds();
     question.options().offloadParam = OffloadDevice::Nvme;
-    question.options().maxInCpu = 506;
+    question.options().maxInCpu = 0;
     question.options().paramBufferSize = 100;
     const Schedule schedule = question.rules()->emit();
     const MemoryReplay memory = replayMemory(schedule, false);
-    EXPECT_EQ(memory.nvme.bytes, Bytes(2 * 400));
-    EXPECT_EQ(memory.hostPinned.bytes, Bytes(1024 + 1024)); // 506 elements in 16 bits; 5 buffers of 100
-    EXPECT_EQ(moved(schedule, OpKind::NvmeWrite), 2 * 400);
+    EXPECT_EQ(memory.nvme.bytes, Bytes(2 * 2 * kEnd));
+    EXPECT_EQ(moved(schedule, OpKind::NvmeWrite), 2 * 2 * kEnd);
+    const auto pinned = [&](std::string_view name) {
+        return liveBytes(schedule.sizes, memory.hostPinned, Place::HostPinned, name);
+    };
+    EXPECT_EQ(pinned("small parameter shards in host memory, pinned"),
+              Bytes(2 * (4 * kAttention + 3 * kMlp + 3 * kNorm))); // each a power of two
+    EXPECT_EQ(pinned("parameter shards in host memory, pinned"), Bytes(0));
+    // The whole rank is one sub-group, of 2.6 MiB.
+    EXPECT_EQ(pinned("buffer of updated parameters on their way to NVMe, pinned"), Bytes(4 << 20));
+    // Without offload_optimizer the masters are on the GPU: all that is updated goes down, on its way to NVMe too.
+    EXPECT_EQ(moved(schedule, OpKind::CopyToHost), 2 * (2 * kEnd + 4 * kAttention + 3 * kMlp + 3 * kNorm));
+}
+
+/// Whole sub-groups stay in host memory, in order, as long as max_in_cpu elements hold them: the first is the embedding
+/// with three matrices of attention, 622,592 elements or a norm more.
+TEST(DeepSpeedOffload, SubGroupsThatMaxInCpuHoldsStayInHostMemory)
+{
+    Question question;
+    question.model = largeEnds();
+    question.options().subGroupSize = 600000;
+    question.options().offloadParam = OffloadDevice::Nvme;
+    const auto onNvme = [&](std::int64_t maxInCpu) {
+        question.options().maxInCpu = maxInCpu;
+        return question.memory().nvme.bytes;
+    };
+    EXPECT_EQ(onNvme(1000000000), Bytes(0));
+    EXPECT_EQ(onNvme(700000), Bytes(2 * kEnd)); // the head
+    EXPECT_EQ(onNvme(600000), Bytes(2 * 2 * kEnd));
+    const Schedule schedule = question.rules()->emit();
+    EXPECT_EQ(liveBytes(schedule.sizes, replayMemory(schedule, false).hostPinned, Place::HostPinned,
+                        "parameter shards in host memory, pinned"),
+              Bytes(2 << 20)); // 600,000 elements are taken even where no sub-group fits
 }
 
 // ratio: the first quarter of the sub-groups is stepped on the GPU.
