@@ -142,8 +142,8 @@ TEST(DeepSpeedRecordings, StatesGoThroughSwapBuffersWhereSubGroupsAreLarge)
 /// On NVMe are shards of 1 MiB and more of sub-groups that max_in_cpu does not hold, wherever the states are.
 TEST(DeepSpeedRecordings, ParametersMayBeInHostMemoryOnNvmeAndOnTheGpu)
 {
-    for (const std::int64_t maxInCpu : {0, 530000, 1000000000})
-        for (const OffloadDevice optimizer : {OffloadDevice::None, OffloadDevice::Cpu, OffloadDevice::Nvme}) {
+    for (const std::int64_t maxInCpu : {0, 530000})
+        for (const OffloadDevice optimizer : {OffloadDevice::None, OffloadDevice::Nvme}) {
             DeepSpeedOptions options;
             options.stage = 3;
             options.offloadParam = OffloadDevice::Nvme;
