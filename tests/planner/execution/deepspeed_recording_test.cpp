@@ -82,7 +82,8 @@ TEST(DeepSpeedRecordings, CopiesOverTheHostLinkMoveWhatTheFirstRankHolds)
 {
     for (const auto& [name, options] : everyDeepSpeed())
         for (const auto& [nodes, gpus] : std::vector<std::pair<int, int>>{{1, 1}, {1, 3}, {2, 2}}) {
-            const SmallInput input = inputOf(fitted(options), {nodes, gpus, 2, DType::Bf16, false, Checkpointing::Cpu});
+            const SmallInput input =
+                recordingInput(fitted(options), {nodes, gpus, 2, DType::Bf16, false, Checkpointing::Cpu});
             if (!refusals(input.input()).empty())
                 continue;
             const Schedule schedule = input.rules()->emitToRun();
@@ -153,7 +154,7 @@ TEST(DeepSpeedRecordings, ParametersMayBeInHostMemoryOnNvmeAndOnTheGpu)
             options.reduceBucketSize = 300000;
             options.paramBufferSize = 300000;
             options.paramPersistenceThreshold = 40; // norms
-            SmallInput input = inputOf(options, {1, 1, 1, DType::Bf16});
+            SmallInput input = recordingInput(options, {1, 1, 1, DType::Bf16});
             LlamaShape shape;
             shape.hidden = 32;
             shape.headDim = 16;
