@@ -140,7 +140,10 @@ void Mover::copyElements(BufferId from, BufferId to, bool add)
     const Held& source = *m_buffers.held(from);
     const Held& target = *m_buffers.held(to);
     const bool alike = source.content.layout == target.content.layout && source.content.group == target.content.group;
-    if (shared.empty() && !alike)
+    const Held* partition = m_buffers.place(from) == Place::Nvme || m_buffers.place(to) == Place::Nvme
+                                ? smallerPartition(source, target)
+                                : nullptr;
+    if (shared.empty() && !alike && partition == nullptr)
         return;
     std::int64_t wanted = 0;
     for (const Piece& piece : target.pieces)
@@ -157,8 +160,9 @@ void Mover::copyElements(BufferId from, BufferId to, bool add)
             convertElements(read, reading.dtype(), write, writing.dtype(), run.count);
     }
     writing.close();
-    // Between equal partitions the buffer goes over as it is, padding included.
-    countMoved(from, to, alike ? source.elements : elementsOf(shared));
+    // Between equal partitions the buffer goes over as it is, padding included; to files and back whole partitions of
+    // tensors do (DeepSpeed swap_tensor/utils.py swap_in_tensors, swap_out_tensors).
+    countMoved(from, to, alike ? source.elements : partition != nullptr ? partition->filled : elementsOf(shared));
 }
 
 /// What is cast on its way goes over in the dtype it arrives in: torch casts on the device before a copy down, and

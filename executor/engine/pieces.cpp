@@ -12,6 +12,13 @@ auto order(const Piece& piece)
     return std::tuple(piece.tensor, piece.moment, piece.first, piece.at);
 }
 
+bool holdsTensorsOf(const Layout& larger, const Layout& smaller)
+{
+    return std::all_of(smaller.tensors.begin(), smaller.tensors.end(), [&](std::int32_t tensor) {
+        return std::find(larger.tensors.begin(), larger.tensors.end(), tensor) != larger.tensors.end();
+    });
+}
+
 } // namespace
 
 const Piece* Held::whole(std::int32_t tensor, std::int64_t numel) const
@@ -84,6 +91,17 @@ std::int64_t elementsOf(const std::vector<Run>& runs)
     for (const Run& run : runs)
         elements += run.count;
     return elements;
+}
+
+const Held* smallerPartition(const Held& left, const Held& right)
+{
+    const Layout& mine = left.content.layout;
+    const Layout& theirs = right.content.layout;
+    if (mine.cut != Cut::EachFlat || theirs.cut != Cut::EachFlat || mine.parts != theirs.parts ||
+        mine.multiple != theirs.multiple || mine.allParts || theirs.allParts ||
+        left.content.group != right.content.group)
+        return nullptr;
+    return holdsTensorsOf(mine, theirs) ? &right : holdsTensorsOf(theirs, mine) ? &left : nullptr;
 }
 
 } // namespace shardwright

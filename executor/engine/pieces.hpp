@@ -47,4 +47,8 @@ std::vector<Run> common(const Held& from, const Held& to, int moment = -1);
 
 std::int64_t elementsOf(const std::vector<Run>& runs);
 
+/// Where both hold their parts of tensors cut one by one over the same group, and one has no tensor that the other has
+/// not: that one. Otherwise nullptr.
+const Held* smallerPartition(const Held& left, const Held& right);
+
 } // namespace shardwright

@@ -51,6 +51,21 @@ TEST(Pieces, NeighboursInTensorAndBufferAreOne)
     EXPECT_EQ(std::tuple(runs[1].from, runs[1].to, runs[1].count), std::tuple(2, 5, 1));
 }
 
+TEST(Pieces, APartOfFewerTensorsIsTheSmallerOne)
+{
+    // 5 and 4 elements over three ranks: parts of 2 and 2, of which the last holds 1 and 0.
+    const auto parameters = parametersOf({{5}, {4}});
+    const Held all = heldBy(contentOf(Cut::EachFlat, 3, 1, {0, 1}, false), parameters, 2, 2);
+    const Held second = heldBy(contentOf(Cut::EachFlat, 3, 1, {1}, false), parameters, 2, 2);
+    EXPECT_EQ(smallerPartition(all, second), &second);
+    EXPECT_EQ(smallerPartition(second, all), &second);
+    EXPECT_EQ(second.filled, 2); // padding
+    EXPECT_TRUE(second.pieces.empty());
+    EXPECT_EQ(smallerPartition(all, heldBy(contentOf(Cut::EachFlat, 2, 1, {1}, false), parameters, 1, 2)), nullptr);
+    EXPECT_EQ(smallerPartition(all, heldBy(contentOf(Cut::Flat, 3, 1, {1}, false), parameters, 2, 2)), nullptr);
+    EXPECT_EQ(smallerPartition(second, heldBy(contentOf(Cut::EachFlat, 3, 1, {0}, false), parameters, 2, 2)), nullptr);
+}
+
 TEST(Pieces, RowsOfAllPartsDoNotStandWholeUnlessAlone)
 {
     const auto parameters = parametersOf({{4, 2}, {4, 3}});

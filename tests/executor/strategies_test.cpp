@@ -27,9 +27,9 @@ constexpr const char* kTiedLlama = R"({"model_type": "llama", "hidden_size": 24,
 constexpr const char* kDropping = R"({"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 64,
     "vocab_size": 53, "attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1})";
 
-/// Embedding and head of 3 MiB each; divided by one, two and three ranks.
-constexpr const char* kLarge = R"({"model_type": "llama", "hidden_size": 96, "num_hidden_layers": 1,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 8400,
+/// Embedding and head of 3 MiB each; three ranks divide them and not the matrices of the block.
+constexpr const char* kLarge = R"({"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 12600,
     "max_position_embeddings": 64, "tie_word_embeddings": false})";
 
 RunSettings settings()
