@@ -38,10 +38,10 @@ TEST(CliExtremes, AMillionGpus)
 
 TEST(CliExtremes, APetaparameterModelIsAnsweredOrRefusedByName)
 {
-    // 1000 blocks of 12 x 288,675^2 parameters: 1e15.
+    // 100 blocks of 12 x 912,871^2 parameters: 1e15.
     const TemporaryFolder folder;
-    const std::string model = folder.write("config.json", R"({"model_type": "generic-decoder", "hidden_size": 288768,
-        "num_hidden_layers": 1000, "num_attention_heads": 2256, "intermediate_size": 1155072, "vocab_size": 32000,
+    const std::string model = folder.write("config.json", R"({"model_type": "generic-decoder", "hidden_size": 912896,
+        "num_hidden_layers": 100, "num_attention_heads": 7132, "intermediate_size": 3651584, "vocab_size": 32000,
         "max_position_embeddings": 4096, "mlp": "plain", "norm": "layer", "tie_word_embeddings": false})");
     const Ran shown = shardplan({"models", model, "--format", "json"});
     ASSERT_EQ(shown.exitCode, 0) << shown.err;
