@@ -65,7 +65,8 @@ SHARDWRIGHT_FUNCTOR float expOf(float x)
     float limited = x < kLeast ? kLeast : x;
     limited = limited > kMost ? kMost : limited;
     const float scaled = limited * kLog2E;
-    const auto n = static_cast<std::int32_t>(scaled + (scaled < 0 ? -0.5f : 0.5f));
+    const float rounding = scaled + (scaled < 0 ? -0.5f : 0.5f);
+    const auto n = static_cast<std::int32_t>(rounding == rounding ? rounding : 0.0f); // e^NaN is NaN by r
     const auto whole = static_cast<float>(n);
     const float r = (limited - whole * kLn2High) - whole * kLn2Low;
     float p = 1.9875691500e-4f;
