@@ -42,13 +42,12 @@ private:
     std::function<void()> m_disturbance;
 };
 
-std::string failure(const ExecutablePlan& plan, std::int64_t rank, const std::function<void()>& disturbance)
+std::string failure(const ExecutablePlan& plan, std::int64_t rank, const std::function<void()>& disturbance,
+                    const ThreadTransportOptions& options = {})
 {
     RunSettings settings;
     settings.steps = 1000000;
     settings.batches = std::make_shared<Disturbed>(plan, rank, disturbance);
-    ThreadTransportOptions options;
-    options.timeLimit = 400ms;
     try {
         runPlan(plan, settings, makeThreadTransports(static_cast<int>(plan.ranks), options));
     } catch (const std::exception& error) {
@@ -59,10 +58,13 @@ std::string failure(const ExecutablePlan& plan, std::int64_t rank, const std::fu
 
 TEST(RunFaults, ARankThatStandsStillIsNamedWithWhatTheOthersWaitFor)
 {
+    ThreadTransportOptions impatient;
+    impatient.timeLimit = 400ms;
     for (const char* name : {"ddp-4-ranks", "fsdp1-hybrid-shard", "fsdp2-hybrid-shard", "zero3-buckets", "mics"}) {
         const ExecutablePlan plan = shipped(name);
         for (const std::int64_t rank : {std::int64_t{0}, plan.ranks - 1}) {
-            const std::string said = failure(plan, rank, [] { std::this_thread::sleep_for(1500ms); });
+            const std::string said = failure(
+                plan, rank, [] { std::this_thread::sleep_for(1500ms); }, impatient);
             EXPECT_NE(said.find("rank " + std::to_string(rank) + " did not come to "), std::string::npos)
                 << name << ": " << said;
             EXPECT_NE(said.find("within 0.4 s"), std::string::npos) << name << ": " << said;
