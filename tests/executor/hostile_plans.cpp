@@ -25,9 +25,10 @@ std::int64_t otherNumber(std::int64_t value, Random& random)
 {
     constexpr std::int64_t kEnds[] = {-1,    0,     1,          2,          3,          64,
                                       65535, 65536, 2147483647, 2147483648, 4294967296, 9223372036854775807};
+    const auto wrapping = static_cast<std::uint64_t>(value); // beside one end of the type is the other
     switch (random() % 4) {
-    case 0: return value + 1;
-    case 1: return value - 1;
+    case 0: return static_cast<std::int64_t>(wrapping + 1);
+    case 1: return static_cast<std::int64_t>(wrapping - 1);
     case 2: return static_cast<std::int64_t>(random() % 200);
     default: return kEnds[below(std::size(kEnds), random)];
     }
