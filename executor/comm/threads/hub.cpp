@@ -11,8 +11,10 @@ namespace shardwright {
 
 namespace {
 
-/// Looks before a thread sleeps: neighbours mostly come within microseconds, while a sleep costs tens of them.
-constexpr int kLooks = 50;
+/// A thread looks for so long before it sleeps: neighbours mostly come within microseconds, while a sleep costs tens
+/// of them. Not so many looks: beside busy processes each gives away a whole slice of the processor's time, whereas
+/// who slept is soon let in again.
+constexpr std::chrono::microseconds kLooksFor{50};
 
 class Waiting {
 public:
@@ -89,7 +91,9 @@ void Hub::throwCause()
 
 void Hub::wait(int rank, Bell& bell, const std::function<bool()>& ready, const std::function<std::string()>& late)
 {
-    for (int look = 0; look < kLooks; ++look) {
+    const auto begun = std::chrono::steady_clock::now();
+    auto now = begun;
+    for (; now - begun < kLooksFor; now = std::chrono::steady_clock::now()) {
         if (ready())
             return;
         if (aborted())
@@ -97,7 +101,7 @@ void Hub::wait(int rank, Bell& bell, const std::function<bool()>& ready, const s
         std::this_thread::yield();
     }
     const Waiting waiting(m_waiting[static_cast<std::size_t>(rank)]);
-    const auto deadline = std::chrono::steady_clock::now() + m_timeLimit;
+    const auto deadline = now + m_timeLimit;
     std::unique_lock lock(bell.m_mutex);
     while (!ready()) {
         if (aborted()) {
