@@ -88,22 +88,37 @@ sources() {
     git -C "$root" -c safe.directory='*' ls-files '*.hpp' '*.cpp' '*.cu' '*.cuh' | sed "s|^|$root/|"
 }
 
+# fuzz_one BINARY SECONDS: what it found out is printed at its end, in one piece.
+fuzz_one() {
+    local binary=$1 seconds=$2 name work status=0
+    name=$(basename "$binary")
+    work=$root/build-asan/fuzz/$name # corpus found so far, log, and inputs that made it fail
+    mkdir -p "$work/corpus"
+    local options=(-max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -artifact_prefix="$work/")
+    [[ ! -f $root/tests/fuzz/$name.dict ]] || options+=(-dict="$root/tests/fuzz/$name.dict")
+    "$binary" "${options[@]}" "$work/corpus" "$root/tests/fuzz/corpus/$name" >"$work/log" 2>&1 || status=$?
+    if ((status == 0)); then
+        echo "$name: $(grep '^Done' "$work/log")"
+    else
+        echo "$(tail -n 60 "$work/log")"$'\n'"$name FAILED; inputs that fail are in $work"
+    fi
+    return "$status"
+}
+
+# Every target, as many at a time as there are cores.
 fuzz() {
-    local seconds=$1 binary name work found=0
+    local seconds=$1 found=0 running=0 binary
+    say "fuzzing $(basename -a "$root"/build-asan/bin/fuzz/* | tr '\n' ' ')for $seconds s each"
     for binary in "$root"/build-asan/bin/fuzz/*; do
-        name=$(basename "$binary")
-        work=$root/build-asan/fuzz/$name # corpus found so far, log, and inputs that made it fail
-        mkdir -p "$work/corpus"
-        local options=(-max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -artifact_prefix="$work/")
-        [[ ! -f $root/tests/fuzz/$name.dict ]] || options+=(-dict="$root/tests/fuzz/$name.dict")
-        say "fuzzing $name for $seconds s"
-        if "$binary" "${options[@]}" "$work/corpus" "$root/tests/fuzz/corpus/$name" >"$work/log" 2>&1; then
-            grep '^Done' "$work/log"
-        else
-            tail -n 60 "$work/log"
-            echo "$name FAILED; inputs that fail are in $work"
-            found=1
+        if ((running == $(nproc))); then
+            wait -n || found=1
+            running=$((running - 1))
         fi
+        fuzz_one "$binary" "$seconds" &
+        running=$((running + 1))
+    done
+    for ((; running > 0; running--)); do
+        wait -n || found=1
     done
     return "$found"
 }
