@@ -18,8 +18,9 @@ constexpr char kRollCall = 'R';
 constexpr char kPresent = 'P';
 
 constexpr int kWordTag = 1;
-/// Looks before a rank that waits sleeps between looks: where ranks share cores, others get on meanwhile.
-constexpr int kLooks = 200;
+/// How long a rank that waits keeps looking before it sleeps between looks: where ranks share cores, others get on
+/// meanwhile. Of time, not of looks: beside busy processes each look gives away a slice of the processor.
+constexpr std::chrono::microseconds kLooksFor{200};
 constexpr std::chrono::microseconds kNap{50};
 /// How long the ranks that wait have to answer a roll call, and all of them to come to the end after a failure.
 constexpr std::chrono::milliseconds kGrace{2000};
@@ -28,9 +29,9 @@ constexpr std::chrono::milliseconds kGrace{2000};
 constexpr std::chrono::milliseconds kTurn{200};
 constexpr int kMostTurns = 4;
 
-void pause(int look)
+void pause(std::chrono::steady_clock::time_point since)
 {
-    if (look < kLooks)
+    if (std::chrono::steady_clock::now() - since < kLooksFor)
         std::this_thread::yield();
     else
         std::this_thread::sleep_for(kNap);
@@ -178,7 +179,7 @@ void MpiWorld::abort(const std::string& cause) noexcept
 /// Without throwing: false at the deadline.
 bool MpiWorld::ended(std::vector<MPI_Request>& requests, Clock::time_point deadline)
 {
-    for (int look = 0;; ++look) {
+    for (const auto begun = Clock::now();; pause(begun)) {
         int done = 0;
         MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE);
         if (done != 0)
@@ -186,7 +187,6 @@ bool MpiWorld::ended(std::vector<MPI_Request>& requests, Clock::time_point deadl
         if (Clock::now() > deadline)
             return false;
         hear();
-        pause(look);
     }
 }
 
@@ -207,12 +207,11 @@ std::vector<int> MpiWorld::missing()
     std::fill(m_present.begin(), m_present.end(), false);
     m_present[static_cast<std::size_t>(m_rank)] = true;
     sayToOthers({kRollCall});
-    const auto deadline = Clock::now() + rollCall() + turn();
+    const auto begun = Clock::now();
+    const auto deadline = begun + rollCall() + turn();
     const auto complete = [&] { return std::find(m_present.begin(), m_present.end(), false) == m_present.end(); };
-    for (int look = 0; !complete() && Clock::now() < deadline; ++look) {
+    for (; !complete() && Clock::now() < deadline; pause(begun))
         listen();
-        pause(look);
-    }
     listen();
     std::vector<int> ranks;
     for (int rank = 0; rank < m_ranks; ++rank)
@@ -224,8 +223,9 @@ std::vector<int> MpiWorld::missing()
 void MpiWorld::wait(std::vector<MPI_Request>& requests, const std::string& what)
 {
     try {
-        const auto deadline = Clock::now() + m_timeLimit - rollCall();
-        for (int look = 0;; ++look) {
+        const auto begun = Clock::now();
+        const auto deadline = begun + m_timeLimit - rollCall();
+        for (;; pause(begun)) {
             int done = 0;
             MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE);
             if (done != 0)
@@ -241,7 +241,6 @@ void MpiWorld::wait(std::vector<MPI_Request>& requests, const std::string& what)
                           : fmt::format("{} did not come to {}{}", listOf(late), what, limit));
                 listen();
             }
-            pause(look);
         }
     } catch (...) {
         cancel(requests);
