@@ -65,8 +65,8 @@ enum class Verb : std::uint8_t {
                    // what remains valid is the own part. With `content` there are no reads: in place in the writes,
                    // wherever its tensors lie in them, each rank keeps its part of the mean, the others' are void
     AllReduce,     // writes: the mean over the group, in place; of the tensors of `content` where it is given
-    ReduceTo,      // writes: in place, the mean over the group of each element, but only on the rank whose part of
-                   // `content` it is (DeepSpeed's reduce to the owner); elsewhere what remains is void
+    ReduceTo,      // writes: in place, the mean over the group of each element whose part of `content` the operation
+                   // goes to (Op::firstPart), on the rank of that part; elsewhere what remains of those is void
     Broadcast,     // writes: from the group's first rank
     AllToAll, // reads, writes: the pieces of the reads, one a rank, are exchanged; a write holds as many versions as
               // the group has ranks, or what the read holds

@@ -226,8 +226,8 @@ struct Op {
     Phase phase = Phase::Init;
     std::int16_t stage =
         -1; // leaf module or stage within the layer, -1 = whole layer; meaning belongs to the activation profile
-    // Of Forward, Recompute and Backward: the stages [firstPart, endPart) of the layer's pass (LayerProgram) that run
-    // in it; both -1 elsewhere.
+    // [firstPart, endPart): the stages of the layer's pass (LayerProgram) that Forward, Recompute and Backward run; the
+    // ranks that a recorded Reduce goes to, one payload each, -1: all of the group. Both -1 elsewhere.
     std::int16_t firstPart = -1;
     std::int16_t endPart = -1;
     std::int32_t layer = -1; // position in Model::layers, or -1
@@ -320,7 +320,7 @@ public:
     void wait(OpId op);
     /// The host waits for `op` before it issues the current op.
     void blockHost(OpId op);
-    /// The current op runs stage `part` of its layer's pass too.
+    /// The current op runs stage `part` of its layer's pass too; a Reduce: goes to that rank of its group too.
     void cover(std::size_t part);
 
     /// Whether contents and actions are wanted. Where they are not, content() and act() do nothing, cheaply; work that

@@ -267,7 +267,8 @@ void Collectives::reduceScatterContent(const Op& op, Communicator& group, Conten
 void Collectives::reduceTo(const Op& op, Communicator& group, ContentId content, std::span<const BufferId> writes)
 {
     const Content& wanted = m_schedule.contents[static_cast<std::size_t>(content)];
-    for (int root = 0; root < group.size(); ++root) {
+    const bool toAll = op.firstPart < 0;
+    for (int root = toAll ? 0 : op.firstPart; root < (toAll ? group.size() : op.endPart); ++root) {
         const std::int64_t elements = flatten(content, root, writes, wanted.dtype);
         if (elements == 0)
             continue;

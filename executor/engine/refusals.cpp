@@ -158,6 +158,11 @@ private:
             wrong("stands in an operation over no group");
         if (needs.content && action.content < 0)
             wrong("names no content");
+        if (action.verb == Verb::ReduceTo && action.group >= 0) {
+            const std::int64_t ranks = m_schedule.sizes.groups[static_cast<std::size_t>(action.group)].ranks;
+            if (m_schedule.ops[id].endPart > ranks)
+                wrong(fmt::format("goes to {} ranks of a group of {}", m_schedule.ops[id].endPart, ranks));
+        }
         if (action.verb == Verb::Compute && action.kernel == Kernel::None)
             wrong("names no kernel");
         for (std::size_t i = 0; i < std::size_t{action.reads} + action.writes; ++i) {

@@ -12,11 +12,6 @@ int passes(OpKind kind)
     return kind == OpKind::AllReduce ? 2 : 1;
 }
 
-bool wholeTensor(OpKind kind)
-{
-    return kind == OpKind::Broadcast || kind == OpKind::Reduce || kind == OpKind::Send;
-}
-
 } // namespace
 
 PayloadTraffic trafficOf(OpKind kind, Bytes payload, const Group& group, int gpusPerNode)
@@ -25,7 +20,7 @@ PayloadTraffic trafficOf(OpKind kind, Bytes payload, const Group& group, int gpu
     if (group.ranks <= 1 || kind == OpKind::Receive) // what arrives was counted where it was sent
         return traffic;
     const Bytes ring = share(payload, group.ranks - 1, group.ranks) * passes(kind);
-    traffic.sent = wholeTensor(kind) ? payload : ring;
+    traffic.sent = kind == OpKind::Send ? payload : ring;
     traffic.intraNode = traffic.sent;
     if (group.nodes <= 1)
         return traffic;

@@ -300,6 +300,33 @@ TEST(EngineVerbs, ReduceToGivesTheMeanToTheOwnerAlone)
     });
 }
 
+/// Of 72 elements in parts of 24 the second and the third go; the first stays what it was on every rank.
+TEST(EngineVerbs, ReduceToSomePartsLeavesTheOthersAlone)
+{
+    Bench bench(3);
+    const Quantity gradients = Quantity::Gradients;
+    const BufferId whole = bench.buffer(Place::Gpu, contentOf(DType::Fp32, Cut::Flat, true, 1, gradients));
+    const BufferId own = bench.buffer(Place::Gpu, contentOf(DType::Fp32, Cut::Flat, false, 3, gradients));
+    const ContentId owners = bench.content(contentOf(DType::Fp32, Cut::Flat, false, 3, gradients));
+    onRanks(bench.finish(), [&](Rank& rank, int me) {
+        const auto mine = [&](auto tensor, auto element) { return pattern(tensor, element) * (me + 1); };
+        rank.fill(whole, mine);
+        rank.op.firstPart = 1;
+        rank.op.endPart = 3;
+        rank.act(Verb::ReduceTo, {}, {whole}, owners);
+        rank.mover.move(std::span(&whole, 1), std::span(&own, 1), false);
+        if (me == 0)
+            rank.check(own, mine);
+        else
+            rank.check(
+                own, [](auto tensor, auto element) { return 2 * pattern(tensor, element); }, 1e-4);
+        const MeasuredCollective measured = rank.measured().collectives.front();
+        EXPECT_EQ(measured.count, 2);
+        EXPECT_EQ(measured.payloadBytes, Bytes(2 * 24 * 4));
+        EXPECT_EQ(measured.sentBytes, Bytes((me == 0 ? 2 : 1) * 24 * 4)); // all but what a rank owns
+    });
+}
+
 TEST(EngineVerbs, ReduceScatterOfAContentLeavesOtherTensorsAlone)
 {
     Bench bench(3);

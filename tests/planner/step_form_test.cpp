@@ -21,6 +21,7 @@ const std::vector<std::pair<std::string, StrategyOptions>>& strategies()
 {
     static const auto all = [] {
         auto list = everyStrategy();
+        list.insert(list.end(), everyDeepSpeed().begin(), everyDeepSpeed().end());
         for (const std::string& name : strategyNames())
             if (name.rfind("megatron", 0) != 0) // cut into slices first
                 list.emplace_back(name, strategyByName(name, 4)->options);

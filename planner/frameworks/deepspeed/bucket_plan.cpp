@@ -44,6 +44,37 @@ BucketPlan planBuckets(const FlatOrder& order, const std::vector<GradientArrival
     return plan;
 }
 
+std::vector<OwnerShare> ownerShares(const BucketPlan& plan, const BucketFlush& flush, std::int64_t partition)
+{
+    std::vector<OwnerShare> shares;
+    std::map<std::int64_t, std::size_t> known; // of owners of a tensor's first or last elements
+    std::int64_t before = -1;                  // whose elements come before
+    const auto add = [&](std::int64_t owner, std::int64_t elements) {
+        const auto [at, fresh] = known.emplace(owner, shares.size());
+        if (fresh)
+            shares.push_back({owner, 1, 0, true});
+        OwnerShare& share = shares[at->second];
+        share.elements = checkedAdd(share.elements, elements);
+        share.inOnePiece = share.inOnePiece && (fresh || owner == before);
+        before = owner;
+    };
+    for (std::size_t i = flush.firstTensor; i < flush.endTensor; ++i) {
+        const FlatTensor& tensor = plan.tensors[i];
+        const std::int64_t end = tensor.offset + tensor.numel;
+        const std::int64_t first = tensor.offset / partition;
+        const std::int64_t last = (end - 1) / partition;
+        if (first == last) {
+            add(first, tensor.numel);
+            continue;
+        }
+        add(first, (first + 1) * partition - tensor.offset);
+        if (last - first > 1) // nobody else's tensors reach into their partitions
+            shares.push_back({first + 1, last - first - 1, partition, true});
+        add(last, end - last * partition);
+    }
+    return shares;
+}
+
 ModuleGradient moduleGradient(const FlatOrder& order, int layer, int module, std::int64_t limit)
 {
     ModuleGradient gradient;

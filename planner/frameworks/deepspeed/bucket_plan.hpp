@@ -43,6 +43,18 @@ struct BucketPlan {
 /// first. A tensor that alone is larger stands for a bucket of its own.
 BucketPlan planBuckets(const FlatOrder& order, const std::vector<GradientArrival>& arrivals, std::int64_t bucketSize);
 
+/// What of a flush belongs to one rank, or to each of several in a row that own as much of it.
+struct OwnerShare {
+    std::int64_t firstOwner = 0;
+    std::int64_t owners = 1;
+    std::int64_t elements = 0; // of each
+    bool inOnePiece = true;    // in the bucket; else other ranks' elements lie between
+};
+
+/// The shares of a flush in the order in which their owners first occur in it, each owner in one of them. `partition`:
+/// elements of the flat buffer that a rank owns. Source: stage_1_and_2.py average_tensor.
+std::vector<OwnerShare> ownerShares(const BucketPlan& plan, const BucketFlush& flush, std::int64_t partition);
+
 /// A module's tensors by where their gradients go: those of at most `limit` elements together through the bucket, each
 /// of the others by itself.
 struct ModuleGradient {

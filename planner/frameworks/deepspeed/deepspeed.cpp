@@ -1,6 +1,7 @@
 // DeepSpeed's room: what it refuses, and which rules apply.
 
 #include <algorithm>
+#include <limits>
 
 #include <fmt/format.h>
 
@@ -73,6 +74,10 @@ void refuseExecution(const PlanInput& input, const DeepSpeedOptions& options, st
         reasons.push_back("shardrun carries out MiCS with gradients sent as they are kept only");
     if (options.offloadOptimizer == OffloadDevice::Nvme && options.offloadRatio < 1)
         reasons.push_back("shardrun offloads part of the optimizer to host memory only: offload_optimizer.ratio 1");
+    if (reducesToOwners(training, options) && input.ranks() > std::numeric_limits<std::int16_t>::max()) // Op::endPart
+        reasons.push_back(fmt::format("shardrun reduces gradients to at most {} owners: "
+                                      "use_multi_rank_bucket_allreduce true",
+                                      std::numeric_limits<std::int16_t>::max()));
     const std::int64_t buffers = (2 + optimizerMoments(training.optimizer)) * (options.pipelineRead ? 2 : 1);
     if (options.offloadOptimizer == OffloadDevice::Nvme && options.optimizerBufferCount < buffers)
         reasons.push_back(fmt::format("shardrun needs offload_optimizer.buffer_count {} here: master weights, "

@@ -58,6 +58,13 @@ bool isOneBit(Optimizer optimizer)
            optimizer == Optimizer::OneBitLamb;
 }
 
+bool reducesToOwners(const Training& training, const DeepSpeedOptions& options)
+{
+    const bool oneBuffer = options.contiguousGradients || options.offloadOptimizer != OffloadDevice::None;
+    return optimizerWrapper(training, options) == OptimizerWrapper::Zero12 && options.reduceScatter &&
+           !options.useMultiRankBucketAllreduce && oneBuffer;
+}
+
 Bytes hostBytes(Bytes exact, bool pinned)
 {
     return pinned && exact > Bytes(0) ? Bytes(nextPowerOfTwo(exact.count())) : exact;
@@ -141,8 +148,8 @@ std::string DeepSpeedRules::psiDifference() const
     if (m_wrapper != OptimizerWrapper::Zero12 && m_wrapper != OptimizerWrapper::Zero3)
         return {};
     if (m_options.stage < 3) {
-        if (m_options.reduceScatter && !m_options.useMultiRankBucketAllreduce)
-            return "gradients are reduced to each owner with dist.reduce, which sends the whole bucket";
+        if (reducesToOwners())
+            return {};
         return "gradients are all-reduced (2) where the paper counts a reduce-scatter (1): "
                "use_multi_rank_bucket_allreduce or reduce_scatter=false";
     }

@@ -28,6 +28,9 @@ DType deepspeedModelDtype(const Training& training);
 DeepSpeedDtypes deepspeedDtypes(const Training& training, const DeepSpeedOptions& options);
 OptimizerWrapper optimizerWrapper(const Training& training, const DeepSpeedOptions& options);
 bool isOneBit(Optimizer optimizer);
+/// ZeRO-1 and 2: each rank's gradients of a bucket are reduced to it, rank by rank, instead of all-reduced together.
+/// Only a bucket that is one buffer is cut up for it (stage_1_and_2.py reduce_ipg_grads).
+bool reducesToOwners(const Training& training, const DeepSpeedOptions& options);
 
 /// Bytes that an allocation of page-locked host memory takes: PyTorch's pinned allocator rounds each up to a power of
 /// two (ATen CachingHostAllocator, PowerOf2Ceil).
@@ -60,6 +63,7 @@ protected:
     bool checksOverflow() const { return is16Bit(m_dtypes.model) && !executes(); }
     bool normsInDouble() const { return !executes(); }
     bool executes() const { return m_training.implementation == Implementation::Shardrun; }
+    bool reducesToOwners() const { return shardwright::reducesToOwners(m_training, m_options); }
     /// PyTorch's allocator of page-locked memory rounds; the executor's does not.
     bool roundsPinned(bool pinned) const { return pinned && !executes(); }
     Recording recording() const { return m_parallelism.none() ? recordingOf(m_training) : Recording::SizesOnly; }

@@ -27,7 +27,15 @@ private:
         BufferClassId accumulated = -1;
         PayloadId toBucket = -1, addUp = -1, castBack = -1;
     };
-    /// What a flush moves besides the reduction itself.
+    /// One reduction of a flush, or several alike.
+    struct Reduction {
+        BufferClassId flatten = -1; // its elements one after another, where they do not lie so
+        BufferClassId cast = -1;    // in the dtype of the wire
+        PayloadId payload = -1;
+        std::int64_t firstOwner = 0; // of a reduction to owners
+        std::int32_t count = 1;      // one to each of as many owners in a row
+    };
+    /// What a flush moves besides the reductions themselves.
     struct FlushCopies {
         PayloadId prepare = -1;                           // flattened, cast, divided
         PayloadId copyBack = -1;                          // and out again, with what this rank keeps of it
@@ -48,6 +56,7 @@ private:
     void defineStates();
     bool flattensOnGpu(Bytes both) const;
     void defineGradients();
+    Reduction defineReduction(std::int64_t elements, std::int64_t copied);
     void defineFlushes();
     void defineFlushCopies(const BucketPlan& plan);
     void defineStep();
@@ -80,9 +89,7 @@ private:
     BufferClassId m_hostMaster = -1, m_hostGradient = -1, m_hostStaging = -1, m_hostMoments = -1, m_hostLargest = -1,
                   m_hostAccumulators = -1;
     std::vector<std::vector<GradientClasses>> m_gradients; // by layer type and module
-    std::vector<BufferClassId> m_flatten;                  // by flush
-    std::vector<BufferClassId> m_cast;
-    std::vector<PayloadId> m_reduce;
+    std::vector<std::vector<Reduction>> m_reductions;      // by flush
     std::vector<FlushCopies> m_flushCopies;
     PayloadId m_gather = -1, m_parametersUp = -1, m_accumulate = -1, m_check = -1, m_prepare = -1, m_step = -1;
 };

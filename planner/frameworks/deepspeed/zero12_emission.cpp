@@ -297,37 +297,16 @@ private:
 
     void reduce(std::int32_t flush, BufferId arriving = -1)
     {
-        const auto index = static_cast<std::size_t>(flush);
-        const DeepSpeedOptions& options = m_rules.m_options;
-        const bool toOwner = options.reduceScatter && !options.useMultiRankBucketAllreduce && m_rules.contiguous();
-        const Zero12Rules::FlushCopies& copies = m_rules.m_flushCopies[index];
+        const Zero12Rules::FlushCopies& copies = m_rules.m_flushCopies[static_cast<std::size_t>(flush)];
         m_layer = -1;
-        // average_tensor: the reduction stream waits for the compute stream, and that for the reductions before.
-        OpId ready = -1;
-        if (m_rules.overlaps()) {
-            ready = m_builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
-            m_builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
-            m_builder.wait(m_lastReduced);
-        }
+        const OpId ready = m_rules.overlaps() ? joinStreams() : -1;
         copy(OpKind::Copy, m_reduceStream, Phase::Backward, copies.prepare);
         m_builder.wait(ready);
         const Buffers gradients = m_record.records() ? gradientsOf(flush, arriving) : Buffers{};
-        BufferId flat = allocateCopy(m_rules.m_flatten[index], m_rules.m_dtypes.model, flush);
-        BufferId cast = allocateCopy(m_rules.m_cast[index], m_rules.m_dtypes.wire, flush);
-        const BufferId copied = m_rules.m_dtypes.wire != m_rules.m_dtypes.model ? cast : copiesWhole(flush) ? flat : -1;
-        m_record.move(gradients, {copied});
-        m_builder.op(toOwner ? OpKind::Reduce : OpKind::AllReduce, m_reduceStream, Phase::Backward);
-        m_builder.send(m_rules.m_reduce[index], m_rules.m_world);
-        if (m_record.records())
-            m_record.collective(
-                toOwner ? Verb::ReduceTo : Verb::AllReduce, m_rules.m_world, {},
-                copied >= 0 ? Buffers{copied} : gradients,
-                toOwner ? m_builder.content({Quantity::Gradients, m_rules.m_dtypes.model, m_part, m_rules.m_world})
-                        : m_builder.content({Quantity::Gradients, m_rules.m_dtypes.model, layoutOf(flush)}));
-        m_lastReduced = copy(OpKind::Copy, m_reduceStream, Phase::Backward, copies.copyBack);
-        m_record.move({copied}, gradients);
-        drop(cast);
-        drop(flat);
+        if (m_rules.reducesToOwners())
+            reduceToOwners(flush, gradients);
+        else
+            allReduce(flush, gradients);
         if (m_rules.offload())
             m_lastReduced = offloadGradients(copies, gradients);
         if (!m_rules.offload() && m_touched < 0)
@@ -342,12 +321,69 @@ private:
         m_pending.erase(gone, m_pending.end());
     }
 
+    /// average_tensor: the reduction stream waits for the compute stream, and that for the reductions before.
+    OpId joinStreams()
+    {
+        const OpId ready = m_builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
+        m_builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
+        m_builder.wait(m_lastReduced);
+        return ready;
+    }
+
+    void allReduce(std::int32_t flush, const Buffers& gradients)
+    {
+        const auto index = static_cast<std::size_t>(flush);
+        const Zero12Rules::Reduction& reduction = m_rules.m_reductions[index].front();
+        const DeepSpeedDtypes& dtypes = m_rules.m_dtypes;
+        BufferId flat = allocateCopy(reduction.flatten, dtypes.model, flush);
+        BufferId cast = allocateCopy(reduction.cast, dtypes.wire, flush);
+        const BufferId copied = dtypes.wire != dtypes.model ? cast : copiesWhole(flush) ? flat : -1;
+        m_record.move(gradients, {copied});
+        m_builder.op(OpKind::AllReduce, m_reduceStream, Phase::Backward);
+        m_builder.send(reduction.payload, m_rules.m_world);
+        if (m_record.records())
+            m_record.collective(Verb::AllReduce, m_rules.m_world, {}, copied >= 0 ? Buffers{copied} : gradients,
+                                m_builder.content({Quantity::Gradients, dtypes.wire, layoutOf(flush)}));
+        m_lastReduced = copy(OpKind::Copy, m_reduceStream, Phase::Backward, m_rules.m_flushCopies[index].copyBack);
+        m_record.move({copied}, gradients);
+        drop(cast);
+        drop(flat);
+    }
+
+    /// allreduce_no_retain to each owner in turn. allreduce_and_copy first lets the device come to rest where
+    /// reductions have a stream of their own (synchronize()): only the last of a bucket overlaps with anything.
+    void reduceToOwners(std::int32_t flush, const Buffers& gradients)
+    {
+        const auto index = static_cast<std::size_t>(flush);
+        const DeepSpeedDtypes& dtypes = m_rules.m_dtypes;
+        const ContentId owners =
+            m_record.records() ? m_builder.content({Quantity::Gradients, dtypes.wire, m_part, m_rules.m_world}) : -1;
+        for (const Zero12Rules::Reduction& reduction : m_rules.m_reductions[index]) {
+            const OpId before = m_builder.lastOp();
+            m_builder.op(OpKind::Reduce, m_reduceStream, Phase::Backward);
+            if (m_rules.overlaps())
+                m_builder.blockHost(before);
+            BufferId flat = m_record.allocateScratch(reduction.flatten);
+            BufferId cast = m_record.allocateScratch(reduction.cast);
+            m_builder.send(reduction.payload, m_rules.m_world, reduction.count);
+            if (m_record.records()) {
+                m_builder.cover(static_cast<std::size_t>(reduction.firstOwner));
+                m_builder.cover(static_cast<std::size_t>(reduction.firstOwner + reduction.count - 1));
+                m_record.collective(Verb::ReduceTo, m_rules.m_world, {}, gradients, owners);
+            }
+            drop(cast);
+            drop(flat);
+        }
+        m_lastReduced = copy(OpKind::Copy, m_reduceStream, Phase::Backward, m_rules.m_flushCopies[index].copyBack);
+    }
+
     /// DeepSpeed sends a tensor larger than the bucket and a partition piece by piece, through a copy of a piece; the
     /// executor reduces it where it lies.
     bool copiesWhole(std::int32_t flush) const
     {
         const auto index = static_cast<std::size_t>(flush);
-        const Bytes copy = m_rules.m_sizes.buffers[static_cast<std::size_t>(m_rules.m_flatten[index])].bytes;
+        const BufferClassId flatten = m_rules.m_reductions[index].front().flatten;
+        const Bytes copy = m_rules.m_sizes.buffers[static_cast<std::size_t>(flatten)].bytes;
         return copy == bytesOf(m_rules.flushPlan().flushes[index].elements, m_rules.m_dtypes.model);
     }
     BufferId allocateCopy(BufferClassId bufferClass, DType dtype, std::int32_t flush)

@@ -1,6 +1,7 @@
 // Sizes of ZeRO-1 and ZeRO-2.
 
 #include <algorithm>
+#include <limits>
 
 #include <fmt/format.h>
 
@@ -80,6 +81,8 @@ constexpr BufferSpec kOffloadBuffer{"buffer of the largest gradient on its way t
 constexpr BufferSpec kOffloadCast{"fp32 gradient fragment on its way to the host", "4 B x largest fragment",
                                   "stage_1_and_2.py async_inplace_copy_grad_to_fp32_buffer_from_gpu", C::Temporaries};
 
+constexpr std::int64_t kMostAlike = std::numeric_limits<std::int32_t>::max(); // payloads that one operation counts
+
 /// Of `whole` elements, those that fall to the stretch from `before` to `after` of `all`.
 std::int64_t shareOf(std::int64_t whole, std::int64_t before, std::int64_t after, std::int64_t all)
 {
@@ -137,7 +140,8 @@ Zero12Rules::Zero12Rules(const PlanInput& input) : DeepSpeedRules(input), m_orde
 
 std::string Zero12Rules::structureKey() const
 {
-    return commonKey();
+    // How many owners a bucket has follows the partitions.
+    return reducesToOwners() ? fmt::format("{} r{}", commonKey(), m_ranks) : commonKey();
 }
 
 void Zero12Rules::resize(const PlanInput& input)
@@ -226,8 +230,9 @@ void Zero12Rules::defineGradients()
     }
 }
 
-/// Elements of the copy that a flush makes. The bucket is sent as it is when all of it belongs to one rank; slices of
-/// several ranks are concatenated, and sent as soon as they exceed the bucket size: at most one slice above it.
+/// Elements of the copy that an all-reduced flush makes. The bucket is sent as it is when all of it belongs to one
+/// rank; slices of several ranks are concatenated, and sent as soon as they exceed the bucket size: at most one slice
+/// above it.
 std::int64_t Zero12Rules::flattened(const BucketFlush& flush) const
 {
     if (!contiguous())
@@ -244,21 +249,37 @@ std::int64_t Zero12Rules::flattened(const BucketFlush& flush) const
     return 0;
 }
 
+Zero12Rules::Reduction Zero12Rules::defineReduction(std::int64_t elements, std::int64_t copied)
+{
+    const bool casts = m_dtypes.wire != m_dtypes.model;
+    Reduction reduction;
+    reduction.flatten = m_sizes.addBuffer(kFlatten, bytesOf(copied, m_dtypes.model));
+    reduction.cast =
+        m_sizes.addBuffer(kCast, casts ? bytesOf(copied > 0 ? copied : elements, m_dtypes.wire) : Bytes(0));
+    reduction.payload = m_sizes.addPayload(
+        {"gradient bucket",
+         reducesToOwners() ? "w x elements of the owner in the bucket" : "w x elements of the bucket",
+         "stage_1_and_2.py average_tensor", bytesOf(elements, m_dtypes.wire), m_dtypes.wire});
+    return reduction;
+}
+
 void Zero12Rules::defineFlushes()
 {
-    m_flatten.clear();
-    m_cast.clear();
-    m_reduce.clear();
+    m_reductions.clear();
     const BucketPlan& plan = flushPlan();
-    const bool casts = m_dtypes.wire != m_dtypes.model;
     for (const BucketFlush& flush : plan.flushes) {
-        const std::int64_t copied = flattened(flush);
-        m_flatten.push_back(m_sizes.addBuffer(kFlatten, bytesOf(copied, m_dtypes.model)));
-        m_cast.push_back(
-            m_sizes.addBuffer(kCast, casts ? bytesOf(copied > 0 ? copied : flush.elements, m_dtypes.wire) : Bytes(0)));
-        m_reduce.push_back(
-            m_sizes.addPayload({"gradient bucket", "w x elements of the bucket", "stage_1_and_2.py average_tensor",
-                                bytesOf(flush.elements, m_dtypes.wire), m_dtypes.wire}));
+        std::vector<Reduction>& reductions = m_reductions.emplace_back();
+        if (!reducesToOwners()) {
+            reductions.push_back(defineReduction(flush.elements, flattened(flush)));
+            continue;
+        }
+        for (const OwnerShare& share : ownerShares(plan, flush, m_partition))
+            for (std::int64_t done = 0; done < share.owners; done += kMostAlike) {
+                Reduction reduction = defineReduction(share.elements, share.inOnePiece ? 0 : share.elements);
+                reduction.firstOwner = share.firstOwner + done;
+                reduction.count = static_cast<std::int32_t>(std::min(kMostAlike, share.owners - done));
+                reductions.push_back(reduction);
+            }
     }
 }
 
@@ -292,8 +313,12 @@ void Zero12Rules::defineFlushCopies(const BucketPlan& plan)
                              ? keptByFirstRank(plan, flush)
                              : Kept{shareOf(m_partition, before, after, all), shareOf(m_touched, before, after, all)};
         before = after;
-        const Bytes copied = m_sizes.buffers[static_cast<std::size_t>(m_flatten[i])].bytes;
-        const Bytes cast = m_sizes.buffers[static_cast<std::size_t>(m_cast[i])].bytes;
+        Bytes copied;
+        Bytes cast;
+        for (const Reduction& reduction : m_reductions[i]) {
+            copied += m_sizes.buffers[static_cast<std::size_t>(reduction.flatten)].bytes * reduction.count;
+            cast += m_sizes.buffers[static_cast<std::size_t>(reduction.cast)].bytes * reduction.count;
+        }
         const Bytes narrow = bytesOf(flush.elements, m_dtypes.model);
         const Bytes casting = cast > Bytes(0) ? narrow + cast : Bytes(0);
         FlushCopies copies;
@@ -301,9 +326,11 @@ void Zero12Rules::defineFlushCopies(const BucketPlan& plan)
             add("bucket flattened, cast and divided", "4 d x elements", "stage_1_and_2.py allreduce_bucket",
                 copied * 2 + casting + bytesOf(flush.elements, m_dtypes.wire) * 2);
         const Bytes kept = bytesOf(own.touched, m_dtypes.model);
+        // Of what is reduced to owners each copies its own back.
+        const Bytes back = share(copied * 2 + casting, 1, reducesToOwners() ? m_ranks : 1);
         copies.copyBack = add("bucket copied back and the partition's gradients kept", "2 d x elements + 2 d x share",
                               "stage_1_and_2.py allreduce_and_copy, copy_grads_in_partition",
-                              copied * 2 + casting + (offload() ? Bytes(0) : kept * 2));
+                              back + (offload() ? Bytes(0) : kept * 2));
         copies.down = add("fp32 gradient to the host", "4 B x P/N",
                           "stage_1_and_2.py async_inplace_copy_grad_to_fp32_buffer_from_gpu",
                           bytesOf(own.partition, m_dtypes.master));

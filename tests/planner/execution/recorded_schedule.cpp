@@ -166,7 +166,7 @@ private:
                 m_buffers.hold(buffer, action.content);
             return;
         }
-        if (!m_transfers.act(action, reads, writes))
+        if (!m_transfers.act(action, m_schedule.ops[static_cast<std::size_t>(m_op)], reads, writes))
             actOnRank(action, reads, writes);
         for (const BufferId buffer : writes) {
             m_buffers.at(buffer).written = true;

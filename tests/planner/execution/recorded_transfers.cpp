@@ -5,7 +5,7 @@
 
 namespace shardwright {
 
-bool RecordedTransfers::act(const Action& action, const std::vector<BufferId>& reads,
+bool RecordedTransfers::act(const Action& action, const Op& op, const std::vector<BufferId>& reads,
                             const std::vector<BufferId>& writes)
 {
     switch (action.verb) {
@@ -28,7 +28,7 @@ bool RecordedTransfers::act(const Action& action, const std::vector<BufferId>& r
     case Verb::AllReduce: allReduce(action, writes); return true;
     case Verb::ReduceTo:
         for (const BufferId write : writes)
-            reduceTo(action, write);
+            reduceTo(action, op, write);
         return true;
     case Verb::Broadcast:
         for (const BufferId write : writes)
@@ -268,23 +268,28 @@ void RecordedTransfers::allReduce(const Action& action, const std::vector<Buffer
         m_moved += m_buffers.encodedBytes(m_buffers.contentAt(action.content), onFirst);
 }
 
-void RecordedTransfers::reduceTo(const Action& action, BufferId write)
+void RecordedTransfers::reduceTo(const Action& action, const Op& op, BufferId write)
 {
     const Content& owners = m_buffers.contentAt(action.content);
     partsBelong(owners, action.group);
+    const std::int64_t first = op.firstPart < 0 ? 0 : op.firstPart;
+    const std::int64_t end = op.firstPart < 0 ? owners.layout.parts : op.endPart;
+    std::vector<std::int64_t> owner(m_buffers.elements(), -1); // of what goes
+    for (std::int64_t place = first; place < end; ++place)
+        for (const auto& [element, at] : m_buffers.elementsIn(owners.layout, place))
+            owner[static_cast<std::size_t>(element)] = place;
     const std::vector<Values> mean = means(write, action.group);
     std::int64_t elements = 0;
-    for (std::int64_t rank = 0; rank < m_buffers.ranks(); ++rank) {
-        Values own(m_buffers.elements(), kVoid);
-        for (const auto& [element, at] : m_buffers.elementsIn(owners.layout, m_buffers.placeIn(owners, rank)))
-            own[static_cast<std::size_t>(element)] =
-                mean[static_cast<std::size_t>(rank)][static_cast<std::size_t>(element)];
+    for (std::int64_t rank = 0; rank < m_buffers.ranks(); ++rank)
         for (const auto& [element, at] : m_buffers.elementsOn(write, rank)) {
-            m_buffers.valuesOf(write, rank)[at] = own[static_cast<std::size_t>(element)];
+            const auto index = static_cast<std::size_t>(element);
+            if (owner[index] < 0)
+                continue;
+            m_buffers.valuesOf(write, rank)[at] =
+                owner[index] == m_buffers.placeIn(owners, rank) ? mean[static_cast<std::size_t>(rank)][index] : kVoid;
             elements += rank == 0 ? 1 : 0;
         }
-    }
-    m_moved += m_buffers.encodedBytes(*m_buffers.contentOf(write), elements);
+    m_moved += m_buffers.encodedBytes(owners, elements);
 }
 
 void RecordedTransfers::broadcast(const Action& action, BufferId write)

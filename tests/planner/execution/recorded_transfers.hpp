@@ -10,8 +10,9 @@ class RecordedTransfers {
 public:
     RecordedTransfers(RecordedBuffers& buffers, Problems& problems) : m_buffers(buffers), m_problems(problems) {}
 
-    /// Carries out an action of those that move or reduce. False: it is none of them.
-    bool act(const Action& action, const std::vector<BufferId>& reads, const std::vector<BufferId>& writes);
+    /// Carries out an action of those that move or reduce in an operation. False: it is none of them.
+    bool act(const Action& action, const Op& op, const std::vector<BufferId>& reads,
+             const std::vector<BufferId>& writes);
 
     /// Bytes that actions since the last call sent between ranks or places, as payloads count them: whole tensors.
     Bytes takeMoved();
@@ -29,7 +30,7 @@ private:
     /// Whether what goes to the rank in `place` is what it is to hold, in its order.
     bool fits(BufferId read, std::int64_t sender, BufferId write, std::int64_t receiver, std::int64_t place);
     void allReduce(const Action& action, const std::vector<BufferId>& writes);
-    void reduceTo(const Action& action, BufferId write);
+    void reduceTo(const Action& action, const Op& op, BufferId write);
     void broadcast(const Action& action, BufferId write);
     bool partsBelong(const Content& content, GroupId group);
     std::vector<Values> means(BufferId buffer, GroupId group);

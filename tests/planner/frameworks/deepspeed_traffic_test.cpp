@@ -39,6 +39,55 @@ TEST(DeepSpeedTraffic, Zero2WithoutMultiRankBucketsReducesToOwners)
     question.options().useMultiRankBucketAllreduce = false;
     EXPECT_DOUBLE_EQ(question.traffic().psi, 2);
     EXPECT_DOUBLE_EQ(sentOf(question.traffic(), OpKind::Reduce, "world"), 2.0 * kTinyParameters);
+    EXPECT_DOUBLE_EQ(sentOf(question.traffic(), OpKind::AllReduce, "world"), 0);
+    question.options().contiguousGradients = false; // there is no bucket in one piece to cut up
+    EXPECT_DOUBLE_EQ(question.traffic().psi, 3);
+}
+
+// 8 ranks own 906 elements each. Backward fills a bucket of 4,000 with the head, the final norm and the second block
+// (3,616 .. 7,248: the end of rank 3's part and ranks 4 to 7), then with the first block and the embedding (the rest:
+// ranks 0 to 3). Over the whole model every rank passes on all but its own part.
+TEST(DeepSpeedTraffic, ABucketIsReducedOnceForEachOfItsOwners)
+{
+    Question question;
+    question.options().stage = 2;
+    question.options().useMultiRankBucketAllreduce = false;
+    const Traffic traffic = question.traffic();
+    const auto reduced = std::find_if(traffic.collectives.begin(), traffic.collectives.end(),
+                                      [](const CollectiveTraffic& each) { return each.op == OpKind::Reduce; });
+    ASSERT_NE(reduced, traffic.collectives.end());
+    EXPECT_EQ(reduced->count, 5 + 4);
+    EXPECT_NEAR(reduced->sentBytesPerGpu.asDouble(), 2.0 * (kTinyParameters - 906), 9); // each call rounds to bytes
+}
+
+// allreduce_and_copy brings the device to rest before each call: with a stream of its own the host waits, each time,
+// for what the bucket has sent so far.
+TEST(DeepSpeedTraffic, TheHostWaitsBetweenTheOwnersOfABucket)
+{
+    Question question;
+    question.options().stage = 2;
+    question.options().useMultiRankBucketAllreduce = false;
+    for (const bool overlap : {false, true}) {
+        question.options().overlapComm = overlap;
+        const Schedule schedule = question.rules()->emit();
+        OpId before = -1;
+        std::int64_t owners = 0;
+        for (std::size_t i = 0; i < schedule.ops.size(); ++i) {
+            const Op& op = schedule.ops[i];
+            if (op.kind != OpKind::Reduce)
+                continue;
+            ++owners;
+            EXPECT_EQ(op.waitCount, overlap ? 1u : 0u);
+            if (overlap) {
+                const Wait& wait = schedule.waits[op.firstWait];
+                EXPECT_TRUE(wait.blocksHost);
+                EXPECT_GE(wait.op, before);
+                EXPECT_EQ(schedule.ops[static_cast<std::size_t>(wait.op)].stream, Stream::Reduce);
+            }
+            before = static_cast<OpId>(i);
+        }
+        EXPECT_EQ(owners, 9);
+    }
 }
 
 // Communication in fp32 doubles the bytes, not the elements.

@@ -152,6 +152,23 @@ const std::vector<std::pair<std::string, StrategyOptions>>& everyDeepSpeed()
                 continue;
             add(name + " scattered", stage, [](O& o) { o.contiguousGradients = false; });
             add(name + " all-reduce", stage, [](O& o) { o.reduceScatter = false; });
+            for (const bool owners : {true, false})
+                for (const bool overlap : {true, false}) {
+                    if (stage == 3)
+                        continue;
+                    const std::string kind =
+                        (owners ? " to owners" : " together") + std::string(overlap ? " overlap" : "");
+                    const auto reduced = [&](O& o) {
+                        o.useMultiRankBucketAllreduce = !owners;
+                        o.overlapComm = overlap;
+                    };
+                    if (owners)
+                        add(name + kind, stage, reduced);
+                    add(name + kind + " fp32", stage, [&](O& o) {
+                        reduced(o);
+                        o.communicationDtype = DType::Fp32;
+                    });
+                }
             for (const bool pinned : {true, false})
                 for (const bool overlap : {true, false})
                     add(name + " offload" + (pinned ? "" : " pageable") + (overlap ? " overlap" : ""), stage,

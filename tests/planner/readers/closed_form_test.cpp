@@ -22,11 +22,12 @@ const std::vector<Model>& models()
     return all;
 }
 
-/// Those of everyStrategy() and DeepSpeed's predefined ones.
+/// Those of everyStrategy() and everyDeepSpeed(), and DeepSpeed's predefined ones.
 const std::vector<std::pair<std::string, StrategyOptions>>& strategies()
 {
     static const auto all = [] {
         auto list = everyStrategy();
+        list.insert(list.end(), everyDeepSpeed().begin(), everyDeepSpeed().end());
         for (const std::string& name : strategyNames())
             if (name.rfind("deepspeed", 0) == 0)
                 list.emplace_back(name, strategyByName(name, 4)->options);

@@ -153,6 +153,7 @@ RC_GTEST_PROP(TimeFormProperty, EqualsTheSimulationOfEveryFramework, ())
 {
     static const auto strategies = [] {
         auto list = everyStrategy();
+        list.insert(list.end(), everyDeepSpeed().begin(), everyDeepSpeed().end());
         for (const std::string& name : strategyNames())
             if (name.rfind("megatron", 0) != 0) // cut into slices first
                 list.emplace_back(name, strategyByName(name, 4)->options);
