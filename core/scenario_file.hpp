@@ -31,9 +31,9 @@ Json toJson(const Strategy& strategy);
 /// The predefined names: "ddp", "fsdp1-full-shard", ..., "deepspeed-zero3-offload-nvme".
 std::vector<std::string> strategyNames();
 
-/// The strategy of that predefined name, with how the model is split besides where "-tp8sp-pp4v2-cp2u-ep8-etp1" or a
-/// part of it stands behind ("sp": the sequence is split too; "v2": two chunks a stage, interleaved; "ag", "u":
-/// all-gather, Ulysses; "etp": expert_tensor). Nothing when there is none. gpusPerNode fills hybrid group sizes.
+/// The strategy of that predefined name, with what a search writes behind it: "-8" (ranks of a shard group), parts of
+/// ZeRO++ "-qwz-hpz-qgz", "-offload..." and how the model is split, "-tp8sp-pp4v2-cp2u-ep8-etp1" (scenarios/README.md).
+/// Nothing when there is none. gpusPerNode fills the sizes of groups; 0: a node may have as many as the name says.
 std::optional<Strategy> strategyByName(const std::string& name, int gpusPerNode);
 
 } // namespace shardwright

@@ -134,6 +134,81 @@ bool take(std::string_view& text, std::string_view word)
     return true;
 }
 
+/// What stands behind a predefined name and is an option of its framework: "-8" (ranks of a shard group),
+/// "-qwz-hpz-qgz" or some of them, "-offload...", in this order. Each adds what the name has not said; what it cannot
+/// add stays.
+struct TakeOptions {
+    std::string_view& text;
+    int gpusPerNode;
+
+    void operator()(DdpOptions& /*options*/) const {}
+    void operator()(MegatronOptions& /*options*/) const {}
+
+    void operator()(Fsdp1Options& options) const
+    {
+        if (options.sharding == ShardingStrategy::HybridShard || options.sharding == ShardingStrategy::HybridShardZero2)
+            group(options.shardGroup);
+        if (!options.offloadParams)
+            options.offloadParams = take(text, "-offload");
+    }
+
+    void operator()(Fsdp2Options& options) const
+    {
+        if (options.replicate == 0)
+            groupOfANode();
+        if (!options.offloadParams)
+            options.offloadParams = take(text, "-offload");
+    }
+
+    void operator()(DeepSpeedOptions& options) const
+    {
+        if (options.micsShardSize > 0)
+            group(options.micsShardSize);
+        if (options.offloadOptimizer != OffloadDevice::None)
+            return;
+        if (options.stage == 3) {
+            if (!options.quantizedWeights)
+                options.quantizedWeights = take(text, "-qwz");
+            if (options.hpzPartitionSize <= 1 && take(text, "-hpz"))
+                options.hpzPartitionSize = gpusPerNode;
+            if (!options.quantizedGradients)
+                options.quantizedGradients = take(text, "-qgz");
+            if (take(text, "-offload-cpu"))
+                options.offloadOptimizer = options.offloadParam = OffloadDevice::Cpu;
+            else if (take(text, "-offload-nvme"))
+                options.offloadOptimizer = options.offloadParam = OffloadDevice::Nvme;
+        }
+        if (take(text, "-offload-optimizer-cpu"))
+            options.offloadOptimizer = OffloadDevice::Cpu;
+    }
+
+    void operator()(NativeOptions& options) const { options.offloadOptimizer = take(text, "-offload-optimizer-cpu"); }
+
+private:
+    bool group(std::int64_t& ranks) const
+    {
+        std::string_view rest = text;
+        if (!take(rest, "-"))
+            return false;
+        const std::int64_t number = takeNumber(rest);
+        if (number == 0)
+            return false;
+        ranks = number;
+        text = rest;
+        return true;
+    }
+
+    /// FSDP2 is told replicas and not ranks: of a node there is one, however many nodes, where nothing splits the
+    /// model.
+    void groupOfANode() const
+    {
+        const std::string_view before = text;
+        std::int64_t ranks = 0;
+        if (group(ranks) && ((gpusPerNode > 0 && ranks != gpusPerNode) || (!text.empty() && text != "-offload")))
+            text = before;
+    }
+};
+
 /// "-tp8sp-pp4v2-cp2-ep8-etp1", in this order, each part once or not at all. Nothing where it is anything else.
 std::optional<Parallelism> parallelismFromSuffix(std::string_view text)
 {
@@ -176,15 +251,22 @@ std::optional<Strategy> strategyByName(const std::string& name, int gpusPerNode)
     for (const Predefined& entry : predefinedStrategies())
         if (entry.name == name)
             return Strategy{name, entry.options(gpusPerNode)};
-    // The longest name that it begins with, and how the model is split besides.
+    // The longest name that it begins with, its options, and how the model is split besides.
     const Predefined* longest = nullptr;
     for (const Predefined& entry : predefinedStrategies())
         if (name.rfind(entry.name + "-", 0) == 0 && (longest == nullptr || entry.name.size() > longest->name.size()))
             longest = &entry;
     if (longest == nullptr)
         return std::nullopt;
-    const auto parallelism = parallelismFromSuffix(std::string_view(name).substr(longest->name.size()));
-    return parallelism ? std::optional(Strategy{name, longest->options(gpusPerNode), *parallelism}) : std::nullopt;
+    std::string_view rest = std::string_view(name).substr(longest->name.size());
+    constexpr int kSomeNode = 8; // where only the name is in question
+    Strategy strategy{name, longest->options(gpusPerNode > 0 ? gpusPerNode : kSomeNode)};
+    std::visit(TakeOptions{rest, gpusPerNode}, strategy.options);
+    const auto parallelism = parallelismFromSuffix(rest);
+    if (!parallelism)
+        return std::nullopt;
+    strategy.parallelism = *parallelism;
+    return strategy;
 }
 
 } // namespace shardwright

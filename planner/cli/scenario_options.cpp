@@ -221,6 +221,7 @@ void ScenarioOptions::applyStrategies(Json& document, const std::optional<std::s
     else
         return;
     const char* option = only ? "--strategy" : kStrategies;
+    constexpr int kAnyNode = 0;      // which the cluster has is not known yet
     std::map<std::string, Json> own; // spelled out in the scenario
     if (const auto list = document.find("strategies"); list != document.end() && list->is_array())
         for (const Json& element : *list)
@@ -234,7 +235,7 @@ void ScenarioOptions::applyStrategies(Json& document, const std::optional<std::s
         const bool isAll = name == "all" && !only;
         if (const auto it = own.find(name); it != own.end())
             chosen.push_back(it->second);
-        else if (isAll || std::find(known.begin(), known.end(), name) != known.end())
+        else if (isAll || strategyByName(name, kAnyNode))
             chosen.push_back(name);
         else if (const std::string nearest = nearestWord(name, known); !nearest.empty())
             findings.add(option, fmt::format("there is no strategy \"{}\"", withoutControls(name)),

@@ -59,6 +59,37 @@ TEST(StrategyNames, TakeModelParallelismBehindThem)
         EXPECT_FALSE(strategyByName(wrong, 8)) << wrong;
 }
 
+TEST(StrategyNames, TakeWhatASearchWritesBehindThem)
+{
+    const auto deepSpeed = [](const char* name) {
+        return std::get<DeepSpeedOptions>(strategyByName(name, 8)->options);
+    };
+    const DeepSpeedOptions all = deepSpeed("deepspeed-zero3-qwz-hpz-qgz-offload-cpu");
+    EXPECT_EQ(all.stage, 3);
+    EXPECT_TRUE(all.quantizedWeights && all.quantizedGradients);
+    EXPECT_EQ(all.hpzPartitionSize, 8);
+    EXPECT_EQ(all.offloadParam, OffloadDevice::Cpu);
+    EXPECT_EQ(deepSpeed("deepspeed-zero3-qwz-hpz-qgz"), deepSpeed("deepspeed-zeropp"));
+    EXPECT_EQ(deepSpeed("deepspeed-mics-4-qwz").micsShardSize, 4);
+    EXPECT_EQ(deepSpeed("deepspeed-zero0-offload-optimizer-cpu").offloadOptimizer, OffloadDevice::Cpu);
+    const Strategy fsdp1 = *strategyByName("fsdp1-hybrid-shard-zero2-4-offload", 8);
+    EXPECT_EQ(std::get<Fsdp1Options>(fsdp1.options).sharding, ShardingStrategy::HybridShardZero2);
+    EXPECT_EQ(std::get<Fsdp1Options>(fsdp1.options).shardGroup, 4);
+    EXPECT_TRUE(std::get<Fsdp1Options>(fsdp1.options).offloadParams);
+    const Strategy fsdp2 = *strategyByName("fsdp2-shard-grad-op-offload-tp2", 8);
+    EXPECT_TRUE(std::get<Fsdp2Options>(fsdp2.options).offloadParams);
+    EXPECT_EQ(fsdp2.parallelism.tensor, 2);
+    EXPECT_TRUE(strategyByName("fsdp2-hybrid-shard-8", 8));
+    EXPECT_TRUE(strategyByName("fsdp2-hybrid-shard-4", 0)); // nodes of four GPUs there may be
+    EXPECT_TRUE(strategyByName("deepspeed-mics-4-qwz", 0));
+    for (const char* wrong :
+         {"ddp-offload", "ddp-8", "fsdp1-full-shard-8", "fsdp1-full-shard-offload-offload", "fsdp2-hybrid-shard-4",
+          "fsdp2-hybrid-shard-8-tp2", "deepspeed-zero2-qwz", "deepspeed-zero2-offload-cpu", "deepspeed-zero3-qgz-qwz",
+          "deepspeed-zeropp-qwz", "deepspeed-mics-0", "deepspeed-mics-", "deepspeed-zero3-offload-cpu-qwz",
+          "megatron-offload", "native-zero3-offload"})
+        EXPECT_FALSE(strategyByName(wrong, 8)) << wrong;
+}
+
 TEST(StrategyNames, HybridOnesFollowTheNode)
 {
     EXPECT_EQ(std::get<DeepSpeedOptions>(strategyByName("deepspeed-zeropp", 4)->options).hpzPartitionSize, 4);

@@ -167,6 +167,40 @@ TEST(SearchCandidatesTest, PredefinedStrategiesAreAmongThem)
     }
 }
 
+/// What a search prints can be asked for: of FSDP2's groups only those of a node, beside a model in one piece, as
+/// fully_shard is told replicas.
+TEST(SearchCandidatesTest, TheirNamesAreUnderstood)
+{
+    const Scenario asked = scenario(2);
+    const Space space = wideSpace(asked);
+    const Candidates candidates(asked, space);
+    Candidate candidate = candidates.start();
+    int understood = 0;
+    for (const Path& path : allPaths(candidates)) {
+        const Assignment so = candidates.assignment(path);
+        if (candidates.accumulation(so) == 0)
+            continue; // how many ranks shard is then unknown
+        candidates.apply(so, candidate);
+        const std::string name = candidates.strategyName(so);
+        const bool fsdp2Group = so.framework == Framework::Fsdp2 && so.shardGroup != kWholeGroup;
+        const auto strategy = strategyByName(name, candidate.cluster.gpusPerNode);
+        if (fsdp2Group && (so.shardGroup != candidate.cluster.gpusPerNode || so.modelRanks() > 1)) {
+            EXPECT_FALSE(strategy) << name;
+            continue;
+        }
+        ASSERT_TRUE(strategy) << name;
+        StrategyOptions options = strategy->options;
+        if (fsdp2Group) {
+            EXPECT_EQ(std::get<Fsdp2Options>(options).replicate, 0) << name; // one a node
+            std::get<Fsdp2Options>(options).replicate = candidate.cluster.nodes;
+        }
+        EXPECT_EQ(options, candidate.strategy.options) << name;
+        EXPECT_EQ(strategy->parallelism, candidate.strategy.parallelism) << name;
+        ++understood;
+    }
+    EXPECT_GT(understood, 1000);
+}
+
 } // namespace
 
 } // namespace shardwright::search
