@@ -27,11 +27,13 @@ std::optional<Dimension> quantityOf(MeasuredKind kind)
     case MeasuredKind::HostOptimizerSeconds: return Dimension::Seconds;
     case MeasuredKind::Speedup:
     case MeasuredKind::ActivationRatio: return Dimension::Ratio;
-    case MeasuredKind::TflopsPerGpu: return Dimension::Teraflops;
+    case MeasuredKind::TflopsPerGpu:
+    case MeasuredKind::HardwareTflopsPerGpu: return Dimension::Teraflops;
     case MeasuredKind::LargestModel: return Dimension::Parameters;
     case MeasuredKind::Fits:
     case MeasuredKind::OutOfMemory:
-    case MeasuredKind::SlowerPerGpu: break;
+    case MeasuredKind::SlowerPerGpu:
+    case MeasuredKind::MoreGpuMemory: break;
     }
     return std::nullopt;
 }

@@ -20,7 +20,8 @@ namespace shardwright {
 /// seconds: what a profiler adds up of a step's collectives of that sort, hidden or not; host optimizer seconds: the
 /// optimizer's own time on the host. Speedup: the step time of another strategy (`over`) by that of this one;
 /// activation ratio: the activations at the peak by those of `over`; slower per GPU: fewer tokens a second and GPU than
-/// `over`.
+/// `over`; more GPU memory: used at the peak, than `over`. TFLOP/s count the FLOPs of the model; hardware TFLOP/s those
+/// that recomputation repeats besides.
 enum class MeasuredKind : std::uint8_t {
     GpuAllocated,
     GpuReserved,
@@ -40,10 +41,12 @@ enum class MeasuredKind : std::uint8_t {
     ReduceScatterSeconds,
     HostOptimizerSeconds,
     ActivationRatio,
-    SlowerPerGpu
+    SlowerPerGpu,
+    HardwareTflopsPerGpu,
+    MoreGpuMemory
 };
 template <> struct EnumNames<MeasuredKind> {
-    static constexpr std::array<std::pair<MeasuredKind, std::string_view>, 19> table{
+    static constexpr std::array<std::pair<MeasuredKind, std::string_view>, 21> table{
         {{MeasuredKind::GpuAllocated, "gpu-allocated"},
          {MeasuredKind::GpuReserved, "gpu-reserved"},
          {MeasuredKind::GpuUsed, "gpu-used"},
@@ -62,19 +65,23 @@ template <> struct EnumNames<MeasuredKind> {
          {MeasuredKind::ReduceScatterSeconds, "reduce-scatter-seconds"},
          {MeasuredKind::HostOptimizerSeconds, "host-optimizer-seconds"},
          {MeasuredKind::ActivationRatio, "activation-ratio"},
-         {MeasuredKind::SlowerPerGpu, "slower-per-gpu"}}};
+         {MeasuredKind::SlowerPerGpu, "slower-per-gpu"},
+         {MeasuredKind::HardwareTflopsPerGpu, "hardware-tflops-per-gpu"},
+         {MeasuredKind::MoreGpuMemory, "more-gpu-memory"}}};
 };
 
 /// Says yes or no, without a value.
 constexpr bool isVerdict(MeasuredKind kind)
 {
-    return kind == MeasuredKind::Fits || kind == MeasuredKind::OutOfMemory || kind == MeasuredKind::SlowerPerGpu;
+    return kind == MeasuredKind::Fits || kind == MeasuredKind::OutOfMemory || kind == MeasuredKind::SlowerPerGpu ||
+           kind == MeasuredKind::MoreGpuMemory;
 }
 
 /// Is about two plans.
 constexpr bool isOverAnother(MeasuredKind kind)
 {
-    return kind == MeasuredKind::Speedup || kind == MeasuredKind::ActivationRatio || kind == MeasuredKind::SlowerPerGpu;
+    return kind == MeasuredKind::Speedup || kind == MeasuredKind::ActivationRatio ||
+           kind == MeasuredKind::SlowerPerGpu || kind == MeasuredKind::MoreGpuMemory;
 }
 
 /// When in the run the figure was taken.

@@ -57,6 +57,7 @@ std::optional<Bytes> predictedBytes(const PublishedFigure& figure, const Plan& p
     case MeasuredKind::InterNodeBytes: return plan.traffic.interNodeBytesPerNode;
     case MeasuredKind::StepSeconds:
     case MeasuredKind::TflopsPerGpu:
+    case MeasuredKind::HardwareTflopsPerGpu:
     case MeasuredKind::Fits:
     case MeasuredKind::OutOfMemory:
     case MeasuredKind::LargestModel:
@@ -66,9 +67,18 @@ std::optional<Bytes> predictedBytes(const PublishedFigure& figure, const Plan& p
     case MeasuredKind::ReduceScatterSeconds:
     case MeasuredKind::HostOptimizerSeconds:
     case MeasuredKind::ActivationRatio:
-    case MeasuredKind::SlowerPerGpu: break;
+    case MeasuredKind::SlowerPerGpu:
+    case MeasuredKind::MoreGpuMemory: break;
     }
     return std::nullopt;
+}
+
+/// Of a step's speed; nothing where the cluster names no peak to tell recomputation's share by.
+std::optional<double> teraflops(MeasuredKind kind, const StepTime& step)
+{
+    if (kind == MeasuredKind::TflopsPerGpu)
+        return step.tflopsPerGpu;
+    return step.mfu > 0 ? std::optional(step.tflopsPerGpu * step.hfu / step.mfu) : std::nullopt;
 }
 
 /// Of a figure about two plans that are both possible.
@@ -78,6 +88,8 @@ std::optional<double> ratio(MeasuredKind kind, const Plan& plan, const Plan& ove
         const Bytes of = activationsOf(over);
         return of > Bytes(0) ? std::optional(activationsOf(plan).asDouble() / of.asDouble()) : std::nullopt;
     }
+    if (kind == MeasuredKind::MoreGpuMemory)
+        return plan.gpu.peakUsed.asDouble() / over.gpu.peakUsed.asDouble();
     if (!plan.step || !over.step)
         return std::nullopt;
     return kind == MeasuredKind::Speedup ? over.step->seconds / plan.step->seconds
@@ -101,6 +113,9 @@ void predict(const PublishedFigure& figure, const FigureContext& context, const 
         return;
     } else if (figure.kind == MeasuredKind::StepSeconds && plan.step)
         row.predicted = plan.step->seconds;
+    else if ((figure.kind == MeasuredKind::TflopsPerGpu || figure.kind == MeasuredKind::HardwareTflopsPerGpu) &&
+             plan.step)
+        row.predicted = teraflops(figure.kind, *plan.step);
     else if (context.hostOptimizer)
         row.predicted = context.hostOptimizer;
     else if (context.pass)
@@ -110,7 +125,8 @@ void predict(const PublishedFigure& figure, const FigureContext& context, const 
     if (!row.predicted)
         return;
     if (isVerdict(figure.kind)) {
-        row.outcome = *row.predicted < 1 ? FigureOutcome::ToldRight : FigureOutcome::ToldWrong;
+        const bool right = figure.kind == MeasuredKind::MoreGpuMemory ? *row.predicted > 1 : *row.predicted < 1;
+        row.outcome = right ? FigureOutcome::ToldRight : FigureOutcome::ToldWrong;
         return;
     }
     row.outcome = FigureOutcome::Predicted;

@@ -17,7 +17,7 @@ enum class FigureOutcome : std::uint8_t { Predicted, ToldRight, ToldWrong, NotPr
 template <> struct EnumNames<FigureOutcome> {
     static constexpr std::array<std::pair<FigureOutcome, std::string_view>, 5> table{
         {{FigureOutcome::Predicted, "predicted"},        // a number beside the published number
-         {FigureOutcome::ToldRight, "told-right"},       // "fits", "out of memory", "slower", as the plan says
+         {FigureOutcome::ToldRight, "told-right"},       // "fits", "out of memory", "slower", "more", as it says
          {FigureOutcome::ToldWrong, "told-wrong"},       // or not
          {FigureOutcome::NotPredicted, "not-predicted"}, // plans have no such figure
          {FigureOutcome::NotPossible, "not-possible"}}}; // the framework's rules refuse the combination

@@ -46,6 +46,7 @@ LedgerQuantity quantityOf(MeasuredKind kind)
     case MeasuredKind::Fits:
     case MeasuredKind::OutOfMemory: return LedgerQuantity::Verdict;
     case MeasuredKind::TflopsPerGpu: // in each source's own count of operations
+    case MeasuredKind::HardwareTflopsPerGpu:
     case MeasuredKind::LargestModel:
     case MeasuredKind::InterNodeBytes:
     case MeasuredKind::Speedup:
@@ -54,7 +55,8 @@ LedgerQuantity quantityOf(MeasuredKind kind)
     case MeasuredKind::ReduceScatterSeconds:
     case MeasuredKind::HostOptimizerSeconds: // what the cost of it was taken from
     case MeasuredKind::ActivationRatio:
-    case MeasuredKind::SlowerPerGpu: break;
+    case MeasuredKind::SlowerPerGpu:
+    case MeasuredKind::MoreGpuMemory: break;
     }
     return LedgerQuantity::Other;
 }

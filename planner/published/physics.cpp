@@ -16,6 +16,7 @@ constexpr double kRounding = 0.01;
 constexpr double kUnsureBandwidth = 1.25;
 
 constexpr double kTera = 1e12;
+constexpr double kBillion = 1e9;
 
 double bandwidthBound(const Figure& figure)
 {
@@ -166,14 +167,16 @@ void checkLargestModel(const Scenario& scenario, const PublishedFigure& figure, 
     const double scale = figure.value / static_cast<double>(scenario.model.parameters());
     const double onGpu = plan.states.total().asDouble() * scale;
     if (onGpu > plan.gpu.capacity.asDouble() * (1 + kRounding))
-        reasons.push_back(fmt::format("the model states of {:.3g} parameters take {:.1f} GiB on each GPU of {:.1f}",
-                                      figure.value, onGpu / kGiB, plan.gpu.capacity.asDouble() / kGiB));
+        reasons.push_back(
+            fmt::format("the model states of {:.4g} billion parameters take {:.1f} GiB on a GPU that has {:.1f}",
+                        figure.value / kBillion, onGpu / kGiB, plan.gpu.capacity.asDouble() / kGiB));
     const double onHost = hostStates(plan) * scenario.cluster.gpusPerNode * scale;
     const double host = scenario.cluster.hostMemory.value;
     if (host > 0 && onHost > host * (1 + kRounding))
-        reasons.push_back(fmt::format("the model states of {:.3g} parameters take {:.0f} GB of host memory per node of "
-                                      "{:.0f}",
-                                      figure.value, onHost / kGB, host / kGB));
+        reasons.push_back(
+            fmt::format("the model states of {:.4g} billion parameters take {:.0f} GB of host memory on a "
+                        "node that has {:.0f}",
+                        figure.value / kBillion, onHost / kGB, host / kGB));
 }
 
 } // namespace
@@ -266,7 +269,8 @@ std::vector<std::string> objections(const Scenario& scenario, const PublishedFig
     case MeasuredKind::GpuHeld: checkGpuBytes(figure, plan, reasons); break;
     case MeasuredKind::HostUsed: checkHostBytes(figure, plan, scenario.cluster, reasons); break;
     case MeasuredKind::StepSeconds: checkStepSeconds(scenario, figure, plan, reasons); break;
-    case MeasuredKind::TflopsPerGpu: checkTeraflops(scenario, figure, plan, reasons); break;
+    case MeasuredKind::TflopsPerGpu:
+    case MeasuredKind::HardwareTflopsPerGpu: checkTeraflops(scenario, figure, plan, reasons); break;
     case MeasuredKind::LargestModel: checkLargestModel(scenario, figure, plan, reasons); break;
     case MeasuredKind::Fits:
         if (plan.states.total() > plan.gpu.capacity)
@@ -282,7 +286,8 @@ std::vector<std::string> objections(const Scenario& scenario, const PublishedFig
     case MeasuredKind::ReduceScatterSeconds:
     case MeasuredKind::HostOptimizerSeconds:
     case MeasuredKind::ActivationRatio:
-    case MeasuredKind::SlowerPerGpu: break;
+    case MeasuredKind::SlowerPerGpu:
+    case MeasuredKind::MoreGpuMemory: break;
     }
     return reasons;
 }

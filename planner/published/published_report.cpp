@@ -39,11 +39,13 @@ Measure measureOf(MeasuredKind kind)
     case MeasuredKind::ReduceScatterSeconds: return {"ms", 1e-3};
     case MeasuredKind::Speedup:
     case MeasuredKind::ActivationRatio: return {"x", 1};
-    case MeasuredKind::TflopsPerGpu: return {"TFLOP/s", 1};
+    case MeasuredKind::TflopsPerGpu:
+    case MeasuredKind::HardwareTflopsPerGpu: return {"TFLOP/s", 1};
     case MeasuredKind::LargestModel: return {"billion", 1e9};
+    case MeasuredKind::SlowerPerGpu:
+    case MeasuredKind::MoreGpuMemory: return {"x", 1};
     case MeasuredKind::Fits:
-    case MeasuredKind::OutOfMemory:
-    case MeasuredKind::SlowerPerGpu: break;
+    case MeasuredKind::OutOfMemory: break;
     }
     return {"", 1};
 }
@@ -204,7 +206,7 @@ Table publishedTable(const std::vector<FigureComparison>& figures)
     for (const FigureComparison& figure : figures) {
         const Measure measure = measureOf(figure.kind);
         const bool number = !isVerdict(figure.kind);
-        const bool predicted = number && figure.predicted;
+        const bool predicted = figure.predicted && (number || isOverAnother(figure.kind)); // verdicts: by how much
         table.addRow({Cell(withoutControls(figure.scenario)), Cell(withoutControls(figure.strategy)),
                       Cell(kindText(figure)), Cell(number ? hundredths(figure.published / measure.divisor) : "-"),
                       Cell(predicted ? hundredths(*figure.predicted / measure.divisor) : "-"), Cell(measure.unit),

@@ -63,6 +63,59 @@ TEST(CompareFigure, everyKindMeetsItsOwnField)
     EXPECT_DOUBLE_EQ(compareFigure(namedScenario(), afterInit, plan).predicted.value_or(-1), 3.5e9);
 }
 
+/// 140 TFLOP/s of the model at an MFU of 0.45 and an HFU of 0.6: with what is computed twice a third more.
+TEST(CompareFigure, teraflopsAreOfTheModelOrOfTheHardware)
+{
+    Plan plan = planOf(20_GB);
+    const auto predicted = [&](MeasuredKind kind) {
+        return compareFigure(namedScenario(), figureOf(kind, 100), plan).predicted.value_or(-1);
+    };
+    EXPECT_DOUBLE_EQ(predicted(MeasuredKind::TflopsPerGpu), -1);
+    StepTime step;
+    step.seconds = 4;
+    step.tflopsPerGpu = 140;
+    plan.step = step;
+    EXPECT_DOUBLE_EQ(predicted(MeasuredKind::TflopsPerGpu), 140);
+    EXPECT_DOUBLE_EQ(predicted(MeasuredKind::HardwareTflopsPerGpu), -1) << "no peak is known";
+    plan.step->mfu = 0.45;
+    plan.step->hfu = 0.6;
+    EXPECT_NEAR(predicted(MeasuredKind::HardwareTflopsPerGpu), 140 * 4.0 / 3, 1e-9);
+}
+
+TEST(CompareFigure, moreMemoryIsOfTwoPlans)
+{
+    const Plan small = planOf(20_GB);
+    const Plan large = planOf(42_GB); // 44 GB used beside 22
+    const auto rowOf = [](const Plan& plan, const Plan& over) {
+        FigureContext context;
+        context.over = &over;
+        return compareFigure(namedScenario(), figureOf(MeasuredKind::MoreGpuMemory, 0), plan, context);
+    };
+    EXPECT_EQ(rowOf(large, small).outcome, FigureOutcome::ToldRight);
+    EXPECT_DOUBLE_EQ(rowOf(large, small).predicted.value(), 2);
+    EXPECT_EQ(rowOf(small, large).outcome, FigureOutcome::ToldWrong);
+    EXPECT_EQ(rowOf(small, small).outcome, FigureOutcome::ToldWrong);
+}
+
+/// What guides and papers say of the options, without figures, stands beside the plans of the scenarios that ship.
+TEST(CompareFigure, whatIsSaidOfTheOptionsIsToldRight)
+{
+    int told = 0;
+    for (const char* name : {"llama-2-7b-8xa100", "offload-7b-8xa100", "zeropp-13b-4x8-ethernet", "hybrid-shard-2x8"})
+        for (const FigureComparison& row :
+             comparePublished(readScenario(homeFolder() + "/scenarios/" + name + ".json"))) {
+            if (isVerdict(row.kind)) {
+                EXPECT_EQ(row.outcome, FigureOutcome::ToldRight)
+                    << name << ": " << row.strategy << ' ' << nameOf(row.kind);
+                ++told;
+            } else if (row.kind == MeasuredKind::Speedup && row.published == 1) { // "does not matter"
+                EXPECT_NEAR(row.predicted.value(), 1, 0.02) << name << ": " << row.strategy;
+                ++told;
+            }
+        }
+    EXPECT_GE(told, 11);
+}
+
 TEST(CompareFigure, speedupsAndProfiledCollectivesAreOfTheScenariosOwnPlans)
 {
     Scenario scenario = readScenario(homeFolder() + "/scenarios/prefetch-7b-8xa100.json");
