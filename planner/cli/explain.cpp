@@ -7,7 +7,6 @@
 #include "planner/cli/output.hpp"
 #include "planner/cli/planning.hpp"
 #include "planner/cli/scenario_options.hpp"
-#include "planner/recommendation.hpp"
 #include "planner/report/explain_report.hpp"
 #include "planner/report/result_json.hpp"
 
@@ -23,33 +22,16 @@ constexpr const char* kHelp = R"(Examples:
 Each number with its formula and inputs, where the inputs come from, what is assumed and what is left out. --format
 json adds every live buffer at the peak and the memory after every operation of the step.)";
 
-constexpr const char* kRecommended = "recommended";
-
 struct Options {
     ScenarioOptions question;
     OutputOptions output;
     std::string strategy;
 };
 
-/// The scenario with the strategy alone; "recommended" is what compare recommends. Nothing when nothing fits.
-std::optional<Scenario> asked(const Options& options)
-{
-    if (options.strategy != kRecommended)
-        return options.question.read(options.strategy);
-    Scenario scenario = options.question.read();
-    PlanDetail detail;
-    detail.curve = false;
-    detail.suggest = false;
-    const auto index = recommend(plansOf(scenario, detail));
-    if (!index)
-        return std::nullopt;
-    scenario.strategies = {Strategy(scenario.strategies[*index])};
-    return scenario;
-}
-
 ExitCode explain(const Options& options)
 {
-    const auto read = asked(options);
+    const auto read = options.strategy == kRecommended ? withRecommended(options.question.read())
+                                                       : options.question.read(options.strategy);
     if (!read) {
         printErr("nothing fits; `shardplan compare` says what would\n");
         return ExitCode::No;

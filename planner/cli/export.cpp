@@ -32,8 +32,6 @@ struct Options {
     std::string script = "train.py";
 };
 
-constexpr const char* kRecommended = "recommended";
-
 /// Whether files of the format can tell a framework with these options.
 bool canTell(ConfigFormat format, const StrategyOptions& options)
 {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "core/diagnostics.hpp"
+#include "planner/recommendation.hpp"
 
 namespace shardwright::cli {
 
@@ -21,6 +22,18 @@ std::vector<Plan> plansOf(const Scenario& scenario, const PlanDetail& detail)
         }
     }
     return plans;
+}
+
+std::optional<Scenario> withRecommended(Scenario scenario)
+{
+    PlanDetail detail;
+    detail.curve = false;
+    detail.suggest = false;
+    const auto index = recommend(plansOf(scenario, detail));
+    if (!index)
+        return std::nullopt;
+    scenario.strategies = {Strategy(scenario.strategies[*index])};
+    return scenario;
 }
 
 } // namespace shardwright::cli

@@ -1,6 +1,6 @@
 #pragma once
 
-// What compare, explain, export and batch share: plans of a scenario, and which to take with the reason.
+// What compare, explain, trace, export and batch share: plans of a scenario, and which to take.
 
 #include <optional>
 #include <string>
@@ -14,5 +14,11 @@ namespace shardwright::cli {
 
 /// The plans of all strategies. Numbers that leave 64 bits become an InputError that names the scenario and strategy.
 std::vector<Plan> plansOf(const Scenario& scenario, const PlanDetail& detail);
+
+/// What --strategy takes for the one that `compare` recommends.
+constexpr const char* kRecommended = "recommended";
+
+/// The scenario with the strategy alone that is recommended of it; nothing when nothing fits.
+std::optional<Scenario> withRecommended(Scenario scenario);
 
 } // namespace shardwright::cli

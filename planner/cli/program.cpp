@@ -15,8 +15,9 @@ namespace shardwright::cli {
 namespace {
 
 constexpr const char* kDescription =
-    "Plans sharded training: what each option of PyTorch DDP, FSDP and DeepSpeed ZeRO costs in memory and traffic,\n"
-    "which one to take, and the config file to launch it.";
+    "Plans sharded training: what each option of PyTorch DDP, FSDP, DeepSpeed ZeRO and Megatron-LM takes in memory, "
+    "time\n"
+    "and traffic, which one to take, the proven best of a whole space of them, and the config file to launch it.";
 
 constexpr const char* kExamples = R"(Examples:
   shardplan compare scenarios/llama-2-7b-8xa100.json

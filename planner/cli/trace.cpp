@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/cli/streams.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/output.hpp"
 #include "planner/cli/planning.hpp"
@@ -57,7 +58,13 @@ Rank traced(const PlanInput& input, std::string name)
 
 ExitCode trace(const Options& options)
 {
-    const Scenario scenario = options.question.read(options.strategy);
+    const auto read = options.strategy == kRecommended ? withRecommended(options.question.read())
+                                                       : options.question.read(options.strategy);
+    if (!read) {
+        printErr("nothing fits; `shardplan compare` says what would\n");
+        return ExitCode::No;
+    }
+    const Scenario& scenario = *read;
     const Strategy& strategy = scenario.strategies.front();
     PlanDetail detail;
     detail.curve = false;
@@ -89,7 +96,8 @@ Command addTrace(CLI::App& root, Findings& findings)
     auto options = std::make_shared<Options>();
     CLI::App* app = root.add_subcommand("trace", "One simulated step as a trace for Perfetto");
     app->footer(kHelp);
-    app->add_option("--strategy", options->strategy, "the strategy to trace (`shardplan strategies`)")
+    app->add_option("--strategy", options->strategy,
+                    "the strategy to trace (`shardplan strategies`), or \"recommended\"")
         ->type_name("NAME")
         ->required();
     options->question.add(*app, ScenarioOptions::Strategies::One);

@@ -161,6 +161,19 @@ TEST(CliContract, WithoutStrategiesEveryPredefinedOneIsCompared)
     EXPECT_EQ(result["cluster"]["nodes"], 2);
 }
 
+/// Also one that a search names and no list of predefined ones holds.
+TEST(CliContract, TraceDrawsTheStrategyThatIsRecommendedOrNamed)
+{
+    const Json compared = shardplanJson({"compare", kScenario7b, "--format", "json"});
+    const auto traced = [](const std::string& name) {
+        return shardplanJson({"trace", kScenario7b, "--strategy", name})["otherData"]["strategy"];
+    };
+    EXPECT_EQ(traced("recommended"), compared["recommended"]);
+    EXPECT_EQ(traced("fsdp2-shard-grad-op-offload"), "fsdp2-shard-grad-op-offload");
+    EXPECT_EQ(shardplan({"trace", kScenario7b, "--strategy", "recommended", "--sequence-length", "100000000"}).exitCode,
+              1);
+}
+
 TEST(CliContract, NothingFittingIsNull)
 {
     const Ran ran = shardplan({"compare", kScenario7b, "--strategies", "ddp", "--format", "json"});
