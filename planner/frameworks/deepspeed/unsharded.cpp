@@ -124,6 +124,22 @@ public:
         return states;
     }
 
+    std::vector<Note> assumptions() const override
+    {
+        std::vector<Note> notes = DeepSpeedRules::assumptions();
+        if (!exchanges())
+            return notes;
+        notes.push_back({"the step is one of those after the optimizer's warm-up (freeze_step, 0/1 Adam: "
+                         "var_freeze_step; 100000 where nothing is said), in which gradients go round whole",
+                         Provenance::Vendor, "runtime/fp16/onebit/adam.py, lamb.py, zoadam.py"});
+        if (m_training.optimizer == Optimizer::ZeroOneAdam)
+            notes.push_back({"the step is one that exchanges: 0/1 Adam's local steps send nothing. Their interval "
+                             "doubles every local_step_scaler (32678) steps up to local_step_clipper (16), so that "
+                             "late in a run one step of 16 exchanges",
+                             Provenance::Vendor, "runtime/fp16/onebit/zoadam.py step"});
+        return notes;
+    }
+
     Schedule emit() const override { return Emission(*this, false).run(); }
     Schedule emitToRun() const override { return Emission(*this, compressed()).run(); }
 

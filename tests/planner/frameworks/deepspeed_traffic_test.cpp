@@ -1,5 +1,7 @@
 // What travels, in units of Psi and in bytes.
 
+#include <algorithm>
+
 #include <gtest/gtest.h>
 
 #include "tests/planner/frameworks/deepspeed_support.hpp"
@@ -186,6 +188,27 @@ TEST(DeepSpeedTraffic, OneBitAdamSendsSigns)
     // Signs, padded to whole bytes of each of 8 ranks, and a scale for each of them.
     const double oneHop = static_cast<double>(roundUp(kTinyParameters, 8 * 8)) / 8 + 4 * 8;
     EXPECT_DOUBLE_EQ(question.traffic().psi, 2 * oneHop / 2 / kTinyParameters);
+}
+
+// Which of its steps is planned is said; 0/1 Adam's local steps, which send nothing, besides.
+TEST(DeepSpeedTraffic, OneBitOptimizersSayWhichStepIsPlanned)
+{
+    Question question;
+    question.options().stage = 0;
+    question.training.precision.mixed = DType::Fp16;
+    const auto says = [&](const char* word) {
+        const std::vector<Note> notes = question.rules()->assumptions();
+        return std::count_if(notes.begin(), notes.end(),
+                             [&](const Note& note) { return note.text.find(word) != std::string::npos; });
+    };
+    EXPECT_EQ(says("freeze_step"), 0);
+    for (const Optimizer optimizer : {Optimizer::OneBitAdam, Optimizer::OneBitLamb, Optimizer::ZeroOneAdam}) {
+        question.training.optimizer = optimizer;
+        EXPECT_EQ(says("freeze_step"), 1);
+        EXPECT_EQ(says("local_step_clipper"), optimizer == Optimizer::ZeroOneAdam ? 1 : 0);
+    }
+    question.cluster.gpusPerNode = 1;
+    EXPECT_EQ(says("freeze_step"), 0) << "one rank compresses nothing";
 }
 
 TEST(DeepSpeedTraffic, OneRankSendsNothing)
