@@ -54,7 +54,9 @@ Table rateTable(const Plan& plan)
     if (step.mfu > 0) {
         table.addRow({"MFU", percent(step.mfu),
                       "these over the GPU's dense peak in the compute dtype (PaLM, arXiv 2204.02311)"});
-        table.addRow({"HFU", percent(step.hfu), "with recomputation"});
+        table.addRow({"HFU", percent(step.hfu),
+                      "what the GPU carries out: with recomputation, without the half of causal attention that fused "
+                      "kernels skip"});
     }
     const StepCost& cost = plan.cost;
     if (cost.dollarsPerStep)
