@@ -4,6 +4,7 @@
 #include <benchmark/benchmark.h>
 
 #include "core/cluster_file.hpp"
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 #include "planner/search/inverse.hpp"
 #include "planner/search/memory_check.hpp"

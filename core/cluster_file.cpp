@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "core/catalogue.hpp"
+#include "core/json_cursor.hpp"
 #include "core/quantity.hpp"
 
 namespace shardwright {

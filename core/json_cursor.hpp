@@ -14,10 +14,9 @@
 
 #include "core/diagnostics.hpp"
 #include "core/enum_names.hpp"
+#include "core/json.hpp"
 
 namespace shardwright {
-
-using Json = nlohmann::ordered_json;
 
 struct JsonSyntax {
     bool comments = false; // DeepSpeed reads its JSON through hjson: comments are allowed

@@ -1,5 +1,7 @@
 #include "core/measurement.hpp"
 
+#include "core/json_cursor.hpp"
+
 namespace shardwright {
 
 namespace {

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "core/catalogue.hpp"
+#include "core/json_cursor.hpp"
 #include "core/model_families/families.hpp"
 
 namespace shardwright {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 #include "core/scenario_file.hpp"
 #include "core/schedule_json.hpp"

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/json_cursor.hpp"
 #include "core/quantity.hpp"
 
 namespace shardwright {

@@ -3,6 +3,8 @@
 #include <charconv>
 #include <cmath>
 
+#include "core/json_cursor.hpp"
+
 namespace shardwright {
 
 namespace {

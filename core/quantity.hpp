@@ -7,7 +7,7 @@
 #include <string>
 
 #include "core/cluster.hpp"
-#include "core/json_cursor.hpp"
+#include "core/json.hpp"
 
 namespace shardwright {
 

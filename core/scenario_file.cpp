@@ -6,6 +6,7 @@
 
 #include "core/catalogue.hpp"
 #include "core/cluster_file.hpp"
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 #include "core/published_file.hpp"
 

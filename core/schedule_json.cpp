@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include "core/json_cursor.hpp"
+
 namespace shardwright {
 
 template <> struct EnumNames<Lifetime> {

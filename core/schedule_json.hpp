@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "core/json_cursor.hpp"
+#include "core/json.hpp"
 #include "core/plan_file.hpp"
 
 namespace shardwright {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/json_cursor.hpp"
 #include "planner/frameworks/rules.hpp"
 #include "planner/plan_builder.hpp"
 #include "planner/readers/host_link.hpp"

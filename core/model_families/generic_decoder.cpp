@@ -1,6 +1,7 @@
 // generic-decoder: Shardwright's own description of a decoder that no Hugging Face class stands for (GPT-3 175B, the
 // models of papers). Unlike Hugging Face's configs it is read strictly: a key it does not know is an error.
 
+#include "core/json_cursor.hpp"
 #include "core/model_families/families.hpp"
 
 namespace shardwright {

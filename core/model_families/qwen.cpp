@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <set>
 
+#include "core/json_cursor.hpp"
 #include "core/model_families/families.hpp"
 
 namespace shardwright {

@@ -8,6 +8,7 @@
 #include "core/cli/long_run.hpp"
 #include "core/cli/streams.hpp"
 #include "core/cluster_file.hpp"
+#include "core/json_cursor.hpp"
 #include "executor/cli/commands.hpp"
 #include "executor/cli/output.hpp"
 #include "executor/run/calibration.hpp"

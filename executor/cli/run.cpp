@@ -10,6 +10,7 @@
 
 #include "core/cli/long_run.hpp"
 #include "core/cli/streams.hpp"
+#include "core/json_cursor.hpp"
 #include "core/validation.hpp"
 #include "executor/cli/commands.hpp"
 #include "executor/cli/output.hpp"

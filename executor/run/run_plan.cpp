@@ -13,6 +13,7 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 
+#include "core/json_cursor.hpp"
 #include "executor/run/gather_text.hpp"
 #include "executor/run/machine.hpp"
 #include "executor/state/checkpoint.hpp"

@@ -5,6 +5,7 @@
 
 #include "core/cli/long_run.hpp"
 #include "core/cli/streams.hpp"
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/line_reader.hpp"

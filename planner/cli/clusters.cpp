@@ -6,6 +6,7 @@
 
 #include "core/catalogue.hpp"
 #include "core/cluster_file.hpp"
+#include "core/json_cursor.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/output.hpp"
 #include "planner/cli/rows.hpp"

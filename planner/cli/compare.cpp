@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/json_cursor.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/output.hpp"
 #include "planner/cli/planning.hpp"

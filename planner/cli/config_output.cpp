@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "core/cli/streams.hpp"
+#include "core/json_cursor.hpp"
 #include "planner/report/result_json.hpp"
 #include "planner/report/text_width.hpp"
 

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "core/json_cursor.hpp"
+#include "core/json.hpp"
 #include "planner/cli/output.hpp"
 #include "planner/configs/configs.hpp"
 

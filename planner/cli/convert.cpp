@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/config_output.hpp"

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include "core/cli/streams.hpp"
+#include "core/json_cursor.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/output.hpp"
 #include "planner/cli/planning.hpp"

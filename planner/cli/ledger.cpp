@@ -6,6 +6,7 @@
 #include <fmt/ranges.h>
 
 #include "core/cli/long_run.hpp"
+#include "core/json_cursor.hpp"
 #include "core/plain_text.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/output.hpp"

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "core/catalogue.hpp"
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/output.hpp"

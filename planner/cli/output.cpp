@@ -14,6 +14,7 @@
 #include <fmt/format.h>
 
 #include "core/cli/streams.hpp"
+#include "core/json_cursor.hpp"
 #include "core/plain_text.hpp"
 
 namespace shardwright {

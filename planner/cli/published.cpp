@@ -1,5 +1,6 @@
 #include "planner/cli/published.hpp"
 
+#include "core/json_cursor.hpp"
 #include "planner/published/comparison.hpp"
 #include "planner/published/published_files.hpp"
 #include "planner/published/published_report.hpp"

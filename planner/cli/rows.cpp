@@ -1,5 +1,6 @@
 #include "planner/cli/rows.hpp"
 
+#include "core/json_cursor.hpp"
 #include "planner/report/number_format.hpp"
 #include "planner/report/result_json.hpp"
 #include "planner/report/table.hpp"

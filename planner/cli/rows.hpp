@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "core/json_cursor.hpp"
+#include "core/json.hpp"
 #include "planner/cli/output.hpp"
 
 namespace shardwright::cli {

@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/json_cursor.hpp"
 #include "core/plain_text.hpp"
 #include "core/scenario_file.hpp"
 

@@ -7,7 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "core/json_cursor.hpp"
+#include "core/diagnostics.hpp"
+#include "core/json.hpp"
 #include "core/scenario.hpp"
 
 namespace CLI {

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "core/cli/long_run.hpp"
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/output.hpp"

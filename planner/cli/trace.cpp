@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "core/cli/streams.hpp"
+#include "core/json_cursor.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/output.hpp"
 #include "planner/cli/planning.hpp"

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "core/json_cursor.hpp"
 #include "core/validation.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/output.hpp"

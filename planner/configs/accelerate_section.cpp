@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <charconv>
 
+#include "core/json_cursor.hpp"
+
 namespace shardwright {
 
 namespace {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "core/deepspeed_options.hpp"
+#include "core/json_cursor.hpp"
 #include "planner/configs/accelerate_section.hpp"
 #include "planner/configs/accelerate_yaml.hpp"
 #include "planner/configs/yaml.hpp"

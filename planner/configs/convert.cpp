@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include "core/json_cursor.hpp"
 #include "planner/configs/convert_strategy.hpp"
 
 namespace shardwright {

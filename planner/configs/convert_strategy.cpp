@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "core/deepspeed_options.hpp"
+#include "core/json_cursor.hpp"
 
 namespace shardwright {
 

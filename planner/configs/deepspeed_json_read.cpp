@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "core/deepspeed_options.hpp"
+#include "core/json_cursor.hpp"
 #include "planner/configs/deepspeed_json.hpp"
 #include "planner/configs/deepspeed_keys.hpp"
 #include "planner/configs/hjson.hpp"

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "core/deepspeed_options.hpp"
+#include "core/json_cursor.hpp"
 #include "planner/configs/deepspeed_json.hpp"
 
 namespace shardwright {

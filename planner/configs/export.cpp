@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "core/deepspeed_options.hpp"
+#include "core/json_cursor.hpp"
 #include "planner/configs/configs.hpp"
 #include "planner/configs/yaml.hpp"
 #include "planner/frameworks/rules.hpp"

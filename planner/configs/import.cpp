@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "core/cluster_file.hpp"
+#include "core/json_cursor.hpp"
 #include "planner/configs/configs.hpp"
 #include "planner/configs/hjson.hpp"
 

@@ -8,6 +8,7 @@
 #include <yaml-cpp/exceptions.h>
 #include <yaml-cpp/parser.h>
 
+#include "core/json_cursor.hpp"
 #include "planner/configs/yaml.hpp"
 #include "planner/configs/yaml_scalar.hpp"
 

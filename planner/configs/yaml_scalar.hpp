@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "core/json_cursor.hpp"
+#include "core/json.hpp"
 
 namespace shardwright {
 

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include "core/json_cursor.hpp"
 #include "planner/configs/yaml.hpp"
 #include "planner/configs/yaml_scalar.hpp"
 

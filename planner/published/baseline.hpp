@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "core/json_cursor.hpp"
+#include "core/json.hpp"
 #include "planner/published/ledger.hpp"
 
 namespace shardwright {

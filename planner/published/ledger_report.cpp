@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "core/json_cursor.hpp"
 #include "core/plain_text.hpp"
 #include "planner/published/published_report.hpp"
 #include "planner/report/number_format.hpp"

@@ -2,7 +2,7 @@
 
 // The accuracy ledger, for people and for programs.
 
-#include "core/json_cursor.hpp"
+#include "core/json.hpp"
 #include "planner/published/ledger.hpp"
 #include "planner/report/table.hpp"
 

@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "core/catalogue.hpp"
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 
 namespace shardwright {

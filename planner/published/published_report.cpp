@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "core/json_cursor.hpp"
 #include "core/plain_text.hpp"
 #include "planner/report/number_format.hpp"
 #include "planner/report/text_width.hpp"

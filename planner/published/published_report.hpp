@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "core/json_cursor.hpp"
+#include "core/json.hpp"
 #include "planner/published/comparison.hpp"
 #include "planner/report/table.hpp"
 

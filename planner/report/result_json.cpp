@@ -3,6 +3,7 @@
 #include <cmath>
 #include <functional>
 
+#include "core/json_cursor.hpp"
 #include "planner/report/table.hpp"
 #include "planner/report/time_parts.hpp"
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "core/json_cursor.hpp"
+#include "core/json.hpp"
 #include "core/plan.hpp"
 #include "core/scenario.hpp"
 

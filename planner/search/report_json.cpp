@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/report/result_json.hpp"
 #include "planner/search/report.hpp"

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "core/json_cursor.hpp"
+#include "core/json.hpp"
 #include "core/scenario.hpp"
 
 namespace shardwright::search {

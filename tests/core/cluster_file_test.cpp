@@ -4,6 +4,7 @@
 
 #include "core/catalogue.hpp"
 #include "core/cluster_file.hpp"
+#include "core/json_cursor.hpp"
 
 namespace shardwright {
 namespace {

@@ -2,6 +2,7 @@
 #include <rapidcheck/gtest.h>
 
 #include "core/deepspeed_options.hpp"
+#include "core/json_cursor.hpp"
 
 namespace shardwright {
 namespace {

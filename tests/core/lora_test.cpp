@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/diagnostics.hpp"
 #include "core/model_file.hpp"
 
 using namespace shardwright;

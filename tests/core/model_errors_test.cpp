@@ -7,6 +7,7 @@
 #include <rapidcheck/gtest.h>
 
 #include "core/catalogue.hpp"
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 
 using namespace shardwright;

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 
 using namespace shardwright;

@@ -1,5 +1,6 @@
 // plan.json by hand: what is written is read back, and what is wrong is named.
 
+#include "core/json_cursor.hpp"
 #include "core/plan_file.hpp"
 
 #include <functional>

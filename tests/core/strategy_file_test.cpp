@@ -3,6 +3,7 @@
 
 #include <set>
 
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 
 namespace shardwright {

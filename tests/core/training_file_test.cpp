@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 
 namespace shardwright {

@@ -1,5 +1,6 @@
 // The report can say no: every kind of figure, off by the least that counts.
 
+#include "core/json_cursor.hpp"
 #include "core/validation.hpp"
 
 #include <algorithm>

@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "core/cluster_file.hpp"
+#include "core/json_cursor.hpp"
 #include "executor/run/calibration.hpp"
 #include "tests/temporary_folder.hpp"
 

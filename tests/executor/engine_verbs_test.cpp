@@ -11,6 +11,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 #include "executor/comm/transports.hpp"
 #include "executor/elements.hpp"

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/json_cursor.hpp"
 #include "core/plan_file.hpp"
 #include "core/units.hpp"
 #include "executor/comm/transports.hpp"

@@ -5,7 +5,7 @@
 #include <random>
 #include <string>
 
-#include "core/json_cursor.hpp"
+#include "core/json.hpp"
 
 namespace shardwright {
 

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "core/plan_file.hpp"
 #include "executor/engine/rank_executor.hpp"
 #include "tests/paths.hpp"

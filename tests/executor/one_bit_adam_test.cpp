@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "tests/executor/comm/thread_ranks.hpp"
 #include "tests/executor/small_runs.hpp"
 #include "tests/temporary_folder.hpp"

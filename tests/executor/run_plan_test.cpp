@@ -1,5 +1,6 @@
 // Plans carried out on threads. What is compared with: the same model unsharded on one rank, and the planner's figures.
 
+#include "core/json_cursor.hpp"
 #include "executor/run/run_plan.hpp"
 
 #include <atomic>

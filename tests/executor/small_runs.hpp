@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "core/json_cursor.hpp"
+#include "core/json.hpp"
 #include "core/plan_file.hpp"
 #include "core/scenario.hpp"
 #include "executor/run/run_plan.hpp"

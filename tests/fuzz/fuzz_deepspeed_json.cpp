@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "core/json_cursor.hpp"
 #include "planner/configs/configs.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size)

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size)

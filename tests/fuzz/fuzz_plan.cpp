@@ -8,6 +8,7 @@
 #include <random>
 #include <string>
 
+#include "core/json_cursor.hpp"
 #include "core/plan_file.hpp"
 #include "core/units.hpp"
 #ifdef SHARDWRIGHT_HOSTILE_PLANS

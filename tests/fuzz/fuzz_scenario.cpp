@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 
 namespace {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/published/baseline.hpp"
 #include "planner/published/residual_bands.hpp"

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "planner/published/ledger_report.hpp"
 #include "planner/published/statistics.hpp"
 #include "tests/golden.hpp"

@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/published/baseline.hpp"
 #include "planner/published/published_files.hpp"

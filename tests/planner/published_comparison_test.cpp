@@ -7,6 +7,7 @@
 
 #include "core/catalogue.hpp"
 #include "core/diagnostics.hpp"
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/plan_builder.hpp"
 #include "planner/published/comparison.hpp"

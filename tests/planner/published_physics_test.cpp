@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/published/physics.hpp"
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "planner/published/published_report.hpp"
 #include "tests/paths.hpp"
 

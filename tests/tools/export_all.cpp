@@ -8,6 +8,7 @@
 #include <fmt/core.h>
 
 #include "core/deepspeed_options.hpp"
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/configs/configs.hpp"
 

@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 
 #include "core/cluster_file.hpp"
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/frameworks/rules.hpp"

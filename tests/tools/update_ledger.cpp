@@ -11,6 +11,7 @@
 
 #include "core/catalogue.hpp"
 #include "core/diagnostics.hpp"
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 #include "planner/published/baseline.hpp"
 #include "planner/published/residual_bands.hpp"

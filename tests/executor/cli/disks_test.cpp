@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "executor/state/safetensors.hpp"
 #include "tests/executor/cli/program.hpp"
 

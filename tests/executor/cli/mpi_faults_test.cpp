@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "tests/executor/cli/kept_checkpoints.hpp"
 #include "tests/executor/cli/program.hpp"
 #include "tests/paths.hpp"

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "executor/state/checkpoint.hpp"
 #include "tests/executor/cli/kept_checkpoints.hpp"
 #include "tests/executor/cli/program.hpp"

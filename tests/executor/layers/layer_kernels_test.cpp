@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 #include "executor/elements.hpp"
 #include "tests/executor/layers/program_player.hpp"

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "core/layer_refusals.hpp"
 #include "core/model_file.hpp"
 #include "tests/executor/layers/program_player.hpp"

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "core/json_cursor.hpp"
 #include "tests/paths.hpp"
 #include "tests/planner/cli/process.hpp"
 

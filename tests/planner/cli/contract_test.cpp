@@ -4,6 +4,7 @@
 
 #include <set>
 
+#include "core/json_cursor.hpp"
 #include "core/scenario_file.hpp"
 #include "tests/planner/cli/process.hpp"
 

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "tests/paths.hpp"
 #include "tests/planner/cli/process.hpp"
 

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "core/json_cursor.hpp"
 #include "tests/planner/cli/process.hpp"
 
 namespace shardwright::testing {

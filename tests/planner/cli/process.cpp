@@ -1,4 +1,5 @@
 #include "tests/planner/cli/process.hpp"
+#include "core/json_cursor.hpp"
 #include "tests/paths.hpp"
 
 #include <cerrno>

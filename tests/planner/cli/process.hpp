@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "core/json_cursor.hpp"
+#include "core/json.hpp"
 #include "tests/paths.hpp"
 #include "tests/temporary_folder.hpp"
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "tests/planner/cli/process.hpp"
 
 namespace shardwright {

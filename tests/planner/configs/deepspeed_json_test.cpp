@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "planner/configs/deepspeed_json.hpp"
 #include "planner/configs/hjson.hpp"
 

@@ -7,6 +7,7 @@
 
 #include "core/cluster_file.hpp"
 #include "core/deepspeed_options.hpp"
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 #include "planner/configs/configs.hpp"
 #include "tests/paths.hpp"

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "planner/configs/yaml.hpp"
 #include "planner/configs/yaml_scalar.hpp"
 

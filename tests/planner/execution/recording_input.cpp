@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 #include "planner/activations/activation_model.hpp"
 #include "tests/planner/execution/recorded_schedule.hpp"

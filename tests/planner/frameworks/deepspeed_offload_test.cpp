@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "tests/planner/frameworks/deepspeed_support.hpp"
 
 namespace shardwright::deepspeed_test {

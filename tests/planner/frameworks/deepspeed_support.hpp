@@ -4,6 +4,7 @@
 
 #include "core/catalogue.hpp"
 #include "core/cluster_file.hpp"
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 #include "planner/frameworks/rules.hpp"
 #include "planner/readers/memory_replay.hpp"

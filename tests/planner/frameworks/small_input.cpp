@@ -1,5 +1,6 @@
 #include "tests/planner/frameworks/small_input.hpp"
 
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 #include "planner/readers/traffic_sum.hpp"
 

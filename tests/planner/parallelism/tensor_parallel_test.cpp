@@ -5,6 +5,7 @@
 #include <rapidcheck/gtest.h>
 
 #include "core/cluster_file.hpp"
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 #include "planner/parallelism/model_slice.hpp"
 #include "planner/plan_builder.hpp"

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 #include "planner/parallelism/model_slice.hpp"
 #include "planner/readers/closed_form.hpp"

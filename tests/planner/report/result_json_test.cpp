@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/json_cursor.hpp"
 #include "planner/report/result_json.hpp"
 #include "tests/golden.hpp"
 #include "tests/paths.hpp"

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "core/cluster_file.hpp"
+#include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
 #include "core/scenario_file.hpp"
 
