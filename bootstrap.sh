@@ -74,9 +74,10 @@ build() {
 
 # Runs ctest and ends with one plain line of counts, made from ctest's own summary.
 run_ctest() {
-    local status=0 log
+    local status=0 log jobs
+    jobs=$(($(nproc) + ($(nproc) + 1) / 2)) # some tests mostly wait for processes
     log=$(mktemp)
-    ctest --test-dir "$root/$1" --output-on-failure --no-tests=error --parallel "$(nproc)" |
+    ctest --test-dir "$root/$1" --output-on-failure --no-tests=error --parallel "$jobs" |
         tee "$log" | grep -vE '^ +Start ' || status=$?
     sed -nE 's/.* ([0-9]+) tests? failed out of ([0-9]+).*/\1 \2/p' "$log" |
         while read -r failed total; do echo "$((total - failed)) passed, $failed failed"; done
