@@ -16,7 +16,11 @@ public:
 
     /// Seconds that no candidate equal to `input` but for how its framework shards falls short of: those of computing
     /// alone. Cheap. The candidate is not refused.
-    virtual double floor(const PlanInput& input, Structures& structures) = 0;
+    virtual double floor(const PlanInput& input, const Assignment& assignment, Structures& structures) = 0;
+
+    /// A closer floor of a candidate without a pipeline whose collectives off the compute stream take so long in a
+    /// step.
+    virtual double floorWith(const PlanInput&, const Assignment&, double /*collectives*/, Structures&) { return 0; }
 
     /// Whether a candidate would still be wanted if its step took so long.
     using IsWanted = std::function<bool(double)>;

@@ -120,7 +120,7 @@ double PlanExplorer::leastSeconds(const Assignment& assignment)
                 if (m_candidates.accumulation(so) == 0)
                     continue;
                 m_candidates.apply(so, m_candidate);
-                known->second = std::min(known->second, m_clock->floor(input(), m_structures));
+                known->second = std::min(known->second, m_clock->floor(input(), so, m_structures));
             }
     return known->second;
 }
@@ -154,7 +154,7 @@ std::optional<Score> PlanExplorer::floor(const Path& path)
                    (least - capacity).asDouble());
             return std::nullopt;
         }
-        return score(timed() ? m_clock->floor(input(), m_structures) : 0, least, so.gpus);
+        return score(timed() ? m_clock->floor(input(), so, m_structures) : 0, least, so.gpus);
     } catch (const NumberTooLarge&) {
         if (!complete(path)) // others below may do
             return score(0, Bytes(0), so.gpus);
@@ -174,25 +174,40 @@ std::optional<Score> PlanExplorer::evaluate(const Path& path, const Archive& arc
         return std::nullopt;
     }
     try {
-        const std::vector<Part>& parts = m_structures.partsOf(input(), so);
-        const MemoryVerdict memory = checkMemory(parts);
-        if (memory.obstacle) {
+        // Where time comes first, most candidates that have a room are too slow, and that is known sooner.
+        const bool timeFirst = timed() && !m_everyReason && m_measure != Measure::MemoryAndTime;
+        Bytes used; // as far as it is known
+        const auto mayGetIn = [&](double seconds) {
+            return archive.admits(score((1 - kSameSeconds) * seconds, used, so.gpus), path);
+        };
+        Structures::IsWorthIt isWorthIt;
+        if (timeFirst)
+            isWorthIt = [&](double collectives) {
+                return mayGetIn(m_clock->floorWith(input(), so, collectives, m_structures));
+            };
+        const std::vector<Part>& parts = m_structures.partsOf(input(), so, isWorthIt);
+        if (parts.empty())
+            return std::nullopt;
+        const auto hasRoom = [&] {
+            const MemoryVerdict memory = checkMemory(parts);
+            used = memory.used;
+            if (!memory.obstacle)
+                return true;
             if (!timed() && !keepsOutside && isOutside(memory.obstacle->obstacle))
                 m_outside.emplace(strategy, memory);
             m_tally.add(*memory.obstacle, path, 1, memory.miss);
-            return std::nullopt;
-        }
-        if (m_measure == Measure::FittingByFloor)
-            return score(0, memory.used, so.gpus);
-        const auto mayGetIn = [&](double seconds) {
-            return archive.admits(score((1 - kSameSeconds) * seconds, memory.used, so.gpus), path);
+            return false;
         };
+        if (!timeFirst && !hasRoom())
+            return std::nullopt;
+        if (m_measure == Measure::FittingByFloor)
+            return score(0, used, so.gpus);
         const double seconds = timed() ? m_clock->seconds(input(), parts, m_structures, mayGetIn) : 0;
         if (!std::isfinite(seconds)) {
             m_tally.add({Obstacle::Untimed, "the cluster leaves out what its step time depends on"}, path);
             return std::nullopt;
         }
-        if (!mayGetIn(seconds))
+        if (!mayGetIn(seconds) || (timeFirst && !(hasRoom() && mayGetIn(seconds))))
             return std::nullopt;
         return planned(path, so.gpus);
     } catch (const NumberTooLarge&) {

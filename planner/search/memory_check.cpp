@@ -87,7 +87,7 @@ double statesExcess(const PlanInput& input, const Assignment& assignment, Struct
 Bytes leastUsed(const PlanInput& input, const Assignment& assignment, Structures& structures)
 {
     const std::vector<Held>& held = structures.heldBy(input, assignment);
-    const std::vector<std::int64_t>& kept = structures.floorsOf(input).kept;
+    const std::vector<std::int64_t>& kept = structures.floorsOf(input, assignment).kept;
     Bytes most;
     for (std::size_t part = 0; part < held.size(); ++part)
         most = std::max(most, held[part].duringForward + Bytes(kept[part]));

@@ -11,9 +11,17 @@ namespace {
 
 class SimulatedClock final : public Clock {
 public:
-    double floor(const PlanInput& input, Structures& structures) override
+    double floor(const PlanInput& input, const Assignment& so, Structures& structures) override
     {
-        return (1 - kSameSeconds) * structures.floorsOf(input).seconds;
+        return (1 - kSameSeconds) * structures.floorsOf(input, so).seconds;
+    }
+
+    double floorWith(const PlanInput& input, const Assignment& so, double collectives, Structures& structures) override
+    {
+        StepLoad load = structures.floorsOf(input, so).computing;
+        load.collectives = collectives;
+        const double seconds = load.computeStream;
+        return (1 - kSameSeconds) * (seconds + lostBesideCollectives(input.cluster, load, seconds));
     }
 
     double seconds(const PlanInput& input, const std::vector<Part>& parts, Structures& structures,
@@ -26,7 +34,10 @@ public:
             const Schedule& schedule = part.stage->schedule;
             const OpTimes times =
                 opTimes(schedule, OpCosts(part.input, *part.stage->rules->activations(), schedule.sizes));
-            const double bound = busiest(schedule, times);
+            // What collectives take falls more slowly than the step grows: the shortest step is the shortest with them.
+            const double busy = busiest(schedule, times);
+            const double bound =
+                busy + (1 - kSameSeconds) * lostBesideCollectives(input.cluster, loadOf(schedule, times), busy);
             return isWanted(bound) ? stepSeconds(part.input, schedule, times) : bound;
         }
         const Pipeline& pipeline = structures.pipeline();

@@ -49,6 +49,46 @@ private:
     int m_embedding = -1;
 };
 
+StepLoad times(const StepLoad& load, std::int64_t count)
+{
+    const auto factor = static_cast<double>(count);
+    return {factor * load.computeStream, factor * load.kernels, factor * load.collectives};
+}
+
+void addTo(StepLoad& load, const StepLoad& more)
+{
+    load.computeStream += more.computeStream;
+    load.kernels += more.kernels;
+    load.collectives += more.collectives;
+}
+
+/// A step of a pipeline whose stages have these passes and at least these loads, `loads` with all of their collectives:
+/// they are none where they are not known.
+///
+/// A stage's own schedule takes T, its passes in the pipeline x, and the step max(e, x) + max(0, T - x) + lost(T) at
+/// least, where e is when the stage can be done with its passes at the earliest. That is at least e' + lost(e') for any
+/// e' up to max(e, T), since T + lost(T) never falls when T grows; and lost() never falls when there is more computing.
+double pipelineFloor(const Cluster& cluster, const PipelineShape& shape, const std::vector<StageSeconds>& kinds,
+                     const std::vector<StepLoad>& loads, const std::vector<std::size_t>& kindOf, double transfer)
+{
+    double floor = pipelineBound(shape, kinds, kindOf, transfer);
+    if (loads.empty())
+        return floor;
+    const StepLoad& first = loads[kindOf.front()];
+    double ahead = 0; // first chunks of the stages before, forward
+    double back = 0;  // and backward
+    for (const std::size_t kind : kindOf) {
+        const StepLoad& load = loads[kind];
+        const double ends = ahead + load.computeStream;
+        floor = std::max(floor, ends + lostBesideCollectives(cluster, load, load.computeStream));
+        // The first stage ends last.
+        floor = std::max(floor, ends + back + lostBesideCollectives(cluster, first, ends + back));
+        ahead += kinds[kind].forward.front() + transfer;
+        back += kinds[kind].backward.front() + transfer;
+    }
+    return floor;
+}
+
 } // namespace
 
 /// A checkpoint of several blocks recomputes at least what checkpoints of them would, and forward passes are the same.
@@ -81,11 +121,10 @@ public:
         m_activations.defineSizes(sizes, part.training);
         const OpCosts costs(part, m_activations, sizes);
         for (const Kind& kind : m_kinds)
-            layers.of[kind.type][kind.checkpointed ? 1 : 0] = {seconds(kind.forward, costs),
-                                                               seconds(kind.backward, costs),
-                                                               keptBy(kind.forward, sizes), inputOf(kind, sizes), true};
+            layers.of[kind.type][kind.checkpointed ? 1 : 0] =
+                timed(kind.forward, kind.backward, costs, keptBy(kind.forward, sizes), inputOf(kind, sizes));
         if (m_lossForward.end > 0)
-            layers.loss = {seconds(m_lossForward, costs), seconds(m_lossBackward, costs), 0, 0, true};
+            layers.loss = timed(m_lossForward, m_lossBackward, costs, 0, 0);
         if (m_sent < 0)
             return;
         const Op& send = m_schedule.ops[static_cast<std::size_t>(m_sent)];
@@ -146,13 +185,22 @@ private:
             kind->backward = during([&] { walk.backward(builder, kind->layer, nobody); });
     }
 
-    double seconds(const Ops& ops, const OpCosts& costs) const
+    Layer timed(const Ops& forward, const Ops& backward, const OpCosts& costs, std::int64_t kept,
+                std::int64_t input) const
     {
-        double sum = 0;
+        const StepLoad ahead = loadOf(forward, costs);
+        const StepLoad back = loadOf(backward, costs);
+        Layer layer{ahead.computeStream, back.computeStream, ahead, kept, input, true};
+        addTo(layer.load, back);
+        return layer;
+    }
+
+    StepLoad loadOf(const Ops& ops, const OpCosts& costs) const
+    {
+        StepLoad load;
         for (std::uint32_t i = ops.first; i < ops.end; ++i)
-            if (m_schedule.ops[i].stream == Stream::Compute)
-                sum += costs.seconds(m_schedule.ops[i]);
-        return sum;
+            load.add(m_schedule.ops[i], costs.seconds(m_schedule.ops[i]));
+        return load;
     }
 
     std::int64_t inputOf(const Kind& kind, const SizeTable& sizes) const
@@ -193,6 +241,7 @@ private:
 /// One slice's passes.
 struct FloorTable::Sums {
     StageSeconds seconds;
+    StepLoad load;                  // of one micro-batch
     std::vector<std::int64_t> kept; // by chunk
 };
 
@@ -210,7 +259,8 @@ std::size_t FloorTable::Hash::operator()(const Key& key) const
     return static_cast<std::size_t>(hash ^ (hash >> 31U));
 }
 
-const StageFloors& FloorTable::of(const PlanInput& input, const std::vector<ModelSlice>* slices)
+const StageFloors& FloorTable::of(const PlanInput& input, const std::vector<ModelSlice>* slices,
+                                  const StepCollectives& collectives)
 {
     const Training& training = input.training;
     const Parallelism& p = input.strategy.parallelism;
@@ -232,13 +282,14 @@ const StageFloors& FloorTable::of(const PlanInput& input, const std::vector<Mode
                   training.gradientAccumulation,
                   p.pipeline,
                   p.virtualStages,
-                  training.checkpointSegment};
+                  training.checkpointSegment,
+                  collectives.strategy};
     const auto known = m_known.find(key);
     if (known != m_known.end())
         return known->second;
     if (m_known.size() >= kMostKnown)
         m_known.clear();
-    return m_known.emplace(key, workOut(input, slices, key)).first->second;
+    return m_known.emplace(key, workOut(input, slices, collectives, key)).first->second;
 }
 
 /// Makes sure that every layer of `part` is known.
@@ -262,13 +313,14 @@ void FloorTable::measure(const PlanInput& part, Walks& walks, Layers& layers)
 FloorTable::Sums FloorTable::sum(const PlanInput& part, const Layers& layers)
 {
     const std::size_t chunks = part.slice == nullptr ? 1 : part.slice->chunks.size();
-    Sums sums{{std::vector<double>(chunks, 0), std::vector<double>(chunks, 0), 0},
-              std::vector<std::int64_t>(chunks, 0)};
+    Sums sums{
+        {std::vector<double>(chunks, 0), std::vector<double>(chunks, 0), 0}, {}, std::vector<std::int64_t>(chunks, 0)};
     const CheckpointedLayers checkpointed(part.model, part.training);
     std::size_t chunk = 0;
     const auto add = [&](const Layer& layer) {
         sums.seconds.forward[chunk] += layer.forward;
         sums.seconds.backward[chunk] += layer.backward;
+        addTo(sums.load, layer.load);
         sums.kept[chunk] = checkedAdd(sums.kept[chunk], layer.kept);
     };
     for (std::size_t layer = 0; layer < part.model.layers.size(); ++layer) {
@@ -291,7 +343,8 @@ FloorTable::Sums FloorTable::sum(const PlanInput& part, const Layers& layers)
     return sums;
 }
 
-StageFloors FloorTable::workOut(const PlanInput& input, const std::vector<ModelSlice>* slices, const Key& key)
+StageFloors FloorTable::workOut(const PlanInput& input, const std::vector<ModelSlice>* slices,
+                                const StepCollectives& collectives, const Key& key)
 {
     constexpr std::size_t kOfWalks = 13; // values of the key that a walk's structure depends on, the first ones
     constexpr std::size_t kOfLayers = 15;
@@ -306,11 +359,15 @@ StageFloors FloorTable::workOut(const PlanInput& input, const std::vector<ModelS
     if (slices == nullptr) {
         measure(input, walks, layers);
         const Sums whole = sum(input, layers);
-        floors.seconds = whole.seconds.perMicroBatch() * static_cast<double>(shape.microBatches);
+        floors.computing = times(whole.load, shape.microBatches);
+        floors.seconds = floors.computing.computeStream;
         floors.kept = whole.kept;
         return floors;
     }
+    // A checkpoint of several blocks may send more than what was measured of single ones.
+    const bool collectivesKnown = collectives.strategy >= 0 && input.training.checkpointSegment == 1;
     std::vector<StageSeconds> kinds;
+    std::vector<StepLoad> loads;
     std::vector<std::size_t> kindOf(static_cast<std::size_t>(shape.stages));
     for (const ModelSlice& slice : *slices) {
         const PlanInput part = inputOf(input, slice);
@@ -323,15 +380,22 @@ StageFloors FloorTable::workOut(const PlanInput& input, const std::vector<ModelS
         floors.kept.push_back(kept);
         for (const std::int64_t stage : slice.alike)
             kindOf[static_cast<std::size_t>(stage)] = kinds.size();
+        if (collectivesKnown || shape.stages == 1)
+            loads.push_back(times(sums.load, shape.microBatches));
+        if (collectivesKnown)
+            loads.back().collectives += collectives.seconds[kinds.size()];
         kinds.push_back(std::move(sums.seconds));
     }
     if (shape.stages == 1) {
-        floors.seconds = kinds.front().perMicroBatch() * static_cast<double>(shape.microBatches);
+        floors.computing = loads.front();
+        floors.seconds = floors.computing.computeStream;
+        if (collectivesKnown)
+            floors.seconds += lostBesideCollectives(input.cluster, loads.front(), floors.seconds);
         return floors;
     }
     const double transfer =
         CollectiveCosts(input.cluster).seconds(OpKind::Send, layers.sent, localShape(input).pipelineGroup);
-    floors.seconds = pipelineBound(shape, kinds, kindOf, transfer);
+    floors.seconds = pipelineFloor(input.cluster, shape, kinds, loads, kindOf, transfer);
     return floors;
 }
 

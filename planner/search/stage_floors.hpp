@@ -10,18 +10,27 @@
 #include <vector>
 
 #include "planner/activations/activation_model.hpp"
+#include "planner/costs/overlap_costs.hpp"
 #include "planner/parallelism/model_slice.hpp"
 #include "planner/plan_input.hpp"
 
 namespace shardwright::search {
 
 struct StageFloors {
-    /// Of a step: each stage's passes, with the collectives that they wait for on their own stream, and what a stage
-    /// waits at least for the others.
+    /// Of a step: each stage's passes, with the collectives that they wait for on their own stream, what a stage waits
+    /// at least for the others and, where all its collectives are known, what they take from its computing.
     double seconds = 0;
+    /// Of a step without a pipeline: what its compute stream has at least.
+    StepLoad computing;
     /// By slice: bytes of GPU memory that the micro-batches in flight hold together when the stage turns to its first
     /// backward, the most of all its moments before that.
     std::vector<std::int64_t> kept;
+};
+
+/// A strategy's collectives beside those of its layers, over a step.
+struct StepCollectives {
+    std::int64_t strategy = -1;  // equal for equal ones; below zero: they are not known
+    std::vector<double> seconds; // by slice
 };
 
 /// Not thread-safe: one per thread. All candidates are of one model.
@@ -32,13 +41,15 @@ public:
 
     /// `slices`: of a candidate that needs them (sliceModel), which must outlive this; otherwise nothing. What is
     /// returned holds until the next call.
-    const StageFloors& of(const PlanInput& input, const std::vector<ModelSlice>* slices);
+    const StageFloors& of(const PlanInput& input, const std::vector<ModelSlice>* slices,
+                          const StepCollectives& collectives = {});
 
 private:
     /// One layer and one micro-batch.
     struct Layer {
-        double forward = 0;     // seconds
+        double forward = 0;     // seconds on the compute stream
         double backward = 0;    // recomputation included
+        StepLoad load;          // of both
         std::int64_t kept = 0;  // bytes on the GPU
         std::int64_t input = 0; // of them, what the layer reads
         bool known = false;
@@ -51,7 +62,7 @@ private:
     };
     class Walked;
     using Walks = std::vector<std::unique_ptr<Walked>>;
-    using Key = std::array<std::int64_t, 19>;
+    using Key = std::array<std::int64_t, 20>;
     struct Hash {
         std::size_t operator()(const Key& key) const;
     };
@@ -59,7 +70,8 @@ private:
 
     static void measure(const PlanInput& part, Walks& walks, Layers& layers);
     static Sums sum(const PlanInput& part, const Layers& layers);
-    StageFloors workOut(const PlanInput& input, const std::vector<ModelSlice>* slices, const Key& key);
+    StageFloors workOut(const PlanInput& input, const std::vector<ModelSlice>* slices,
+                        const StepCollectives& collectives, const Key& key);
 
     std::unordered_map<Key, StageFloors, Hash> m_known;
     std::unordered_map<Key, Layers, Hash> m_layers;

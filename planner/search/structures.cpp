@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "planner/frameworks/megatron/megatron_rules.hpp"
 #include "planner/frameworks/rules.hpp"
 #include "planner/frameworks/sharding.hpp"
 #include "planner/overheads.hpp"
@@ -19,12 +20,14 @@ template <typename E> std::int64_t number(E value)
     return static_cast<std::int64_t>(value);
 }
 
-Held heldBy(const PlanInput& part)
+/// Notes what the ranks of a part hold, and what they send beside their layers' own collectives.
+void note(const PlanInput& part, std::vector<Held>& held, StepCollectives& collectives)
 {
     Training training = part.training; // without checkpoints: they hold no states, and rules are made faster
     training.checkpointing = Checkpointing::None;
     training.checkpointSegment = 1;
-    const auto rules = makeRules({part.model, part.cluster, training, part.strategy, part.slice});
+    const PlanInput input{part.model, part.cluster, training, part.strategy, part.slice};
+    const auto rules = makeRules(input);
     const ModelStates states = rules->modelStates();
     Bytes overhead;
     for (const Overhead& each : gpuOverheads(part.cluster, rules->communicators()))
@@ -32,13 +35,22 @@ Held heldBy(const PlanInput& part)
     const Bytes all = states.total() + overhead;
     // Megatron-LM's gradients lie in buffers that it makes at the start (param_and_grad_buffer.py); elsewhere they may
     // come to be in backward.
-    const bool gradientsStay = std::holds_alternative<MegatronOptions>(part.strategy.options);
-    return {all, gradientsStay ? all : all - states.gradients};
+    const auto* megatron = dynamic_cast<const MegatronRules*>(rules.get());
+    held.push_back({all, megatron != nullptr ? all : all - states.gradients});
+    if (megatron == nullptr) {
+        collectives.strategy = -1;
+        return;
+    }
+    const OpCosts costs(input, *rules->activations(), rules->sizes());
+    double seconds = 0;
+    for (const Op& op : megatron->collectivesOfStep())
+        seconds += costs.seconds(op);
+    collectives.seconds.push_back(seconds);
 }
 
 } // namespace
 
-const std::vector<Held>& Structures::heldBy(const PlanInput& input, const Assignment& so, std::size_t slices)
+Structures::OfStrategy& Structures::strategyOf(const Assignment& so)
 {
     const StrategyKey key{number(so.framework),
                           number(so.sharding),
@@ -53,18 +65,38 @@ const std::vector<Held>& Structures::heldBy(const PlanInput& input, const Assign
                           so.context,
                           so.expert,
                           so.expertTensor};
-    std::vector<Held>& held = m_held[key];
+    if (m_lastStrategy == nullptr || m_lastStrategy->first != key) {
+        const auto [known, isNew] = m_strategies.try_emplace(key);
+        if (isNew)
+            known->second.collectives.strategy = static_cast<std::int64_t>(m_strategies.size());
+        m_lastStrategy = &*known;
+    }
+    return m_lastStrategy->second;
+}
+
+const std::vector<Held>& Structures::heldBy(const PlanInput& input, const Assignment& so, std::size_t slices)
+{
+    OfStrategy& strategy = strategyOf(so);
+    std::vector<Held>& held = strategy.held;
     if (!needsSlices(input)) {
         if (held.empty())
-            held.push_back(search::heldBy(input));
+            note(input, held, strategy.collectives);
         return held;
     }
     if (held.size() >= slices)
         return held;
     const std::vector<ModelSlice>& all = slicesOf(input);
     while (held.size() < std::min(slices, all.size()))
-        held.push_back(search::heldBy(inputOf(input, all[held.size()])));
+        note(inputOf(input, all[held.size()]), held, strategy.collectives);
     return held;
+}
+
+const StageFloors& Structures::floorsOf(const PlanInput& input, const Assignment& so)
+{
+    if (!needsSlices(input))
+        return m_floors.of(input, nullptr);
+    heldBy(input, so);
+    return m_floors.of(input, &slicesOf(input), strategyOf(so).collectives);
 }
 
 const std::vector<ModelSlice>& Structures::slicesOf(const PlanInput& input)
@@ -82,7 +114,7 @@ const std::vector<ModelSlice>& Structures::slicesOf(const PlanInput& input)
     return known != m_slices.end() ? known->second : m_slices.emplace(key, sliceModel(input)).first->second;
 }
 
-const std::vector<Part>& Structures::partsOf(const PlanInput& input, const Assignment& so)
+const std::vector<Part>& Structures::partsOf(const PlanInput& input, const Assignment& so, const IsWorthIt& isWorthIt)
 {
     m_parts.clear();
     if (so.pipeline > 1) {
@@ -110,19 +142,19 @@ const std::vector<Part>& Structures::partsOf(const PlanInput& input, const Assig
                   so.checkpointSegment,
                   accumulationShape(input.training.gradientAccumulation)};
     const PlanInput part = needsSlices(input) ? inputOf(input, slicesOf(input).front()) : input;
-    if (Structure* structure = structureOf(part, key)) {
-        m_parts.push_back({part, structure, nullptr});
-        return m_parts;
-    }
-    m_parts.push_back({part, nullptr, &m_schedule});
+    addPart(part, key, isWorthIt);
     return m_parts;
 }
 
-/// The compiled structure of a candidate, with its sizes; where there is none, nothing, and its schedule is written
-/// instead. Rules take all their options from what they are resized to: one whose rules, given the candidate's numbers,
+/// With the compiled structure of a candidate, with its sizes; where there is none, with its schedule, which is
+/// written. Rules take all their options from what they are resized to: one whose rules, given the candidate's numbers,
 /// come to the key that it was compiled for has the candidate's structure.
-Structure* Structures::structureOf(const PlanInput& part, const Key& key)
+void Structures::addPart(const PlanInput& part, const Key& key, const IsWorthIt& isWorthIt)
 {
+    const auto worthIt = [&](const CollectiveSums& collectives, const FrameworkRules& rules) {
+        return !isWorthIt || isWorthIt(collectives.seconds(OpCosts(part, *rules.activations(), rules.sizes()),
+                                                           part.training.gradientAccumulation));
+    };
     if (m_compiled >= kMostStructures || m_seen >= kMostSeen)
         dropOldest();
     Alike& alike = m_alike[key];
@@ -131,19 +163,35 @@ Structure* Structures::structureOf(const PlanInput& part, const Key& key)
                                     [&](const auto& structure) { return structure->closed.fits(part); });
     if (known != alike.compiled.end()) {
         std::rotate(alike.compiled.begin(), known, known + 1);
-    } else {
-        m_schedule.rules = makeRules(part);
-        const auto [seen, isNew] = alike.seen.try_emplace(m_schedule.rules->structureKey(), 0);
-        m_seen += isNew ? 1 : 0;
-        if (++seen->second < m_worthCompiling) {
-            m_schedule.schedule = m_schedule.rules->emit();
-            return nullptr;
-        }
-        alike.compiled.insert(alike.compiled.begin(), std::make_unique<Structure>(std::move(m_schedule.rules), part));
-        ++m_compiled;
+        Structure& structure = *alike.compiled.front();
+        structure.used = m_turn;
+        if (worthIt(structure.collectives, structure.closed.rules()))
+            m_parts.push_back({part, &structure, nullptr});
+        return;
     }
+    m_schedule.rules = makeRules(part);
+    const auto [at, isNew] = alike.seen.try_emplace(m_schedule.rules->structureKey());
+    Seen& seen = at->second;
+    m_seen += isNew ? 1 : 0;
+    if (!isNew && !worthIt(*seen.collectives, *m_schedule.rules))
+        return;
+    const bool compiles = ++seen.candidates >= m_worthCompiling;
+    if (isNew || !compiles)
+        m_schedule.schedule = m_schedule.rules->emit();
+    if (isNew) {
+        seen.collectives.emplace(m_schedule.schedule);
+        if (!worthIt(*seen.collectives, *m_schedule.rules))
+            return;
+    }
+    if (!compiles) {
+        m_parts.push_back({part, nullptr, &m_schedule});
+        return;
+    }
+    alike.compiled.insert(alike.compiled.begin(),
+                          std::make_unique<Structure>(std::move(m_schedule.rules), part, *seen.collectives));
+    ++m_compiled;
     alike.compiled.front()->used = m_turn;
-    return alike.compiled.front().get();
+    m_parts.push_back({part, alike.compiled.front().get(), nullptr});
 }
 
 /// The half of the compiled that was not asked for the longest, and what is known of others.

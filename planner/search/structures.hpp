@@ -3,6 +3,7 @@
 // The compiled structures that candidates share: closed forms of memory and traffic, step forms of time. Compiling one
 // takes milliseconds, asking one microseconds. A schedule that is read without being compiled takes half a millisecond.
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -13,14 +14,16 @@
 #include "planner/parallelism/pipeline_time.hpp"
 #include "planner/readers/closed_form.hpp"
 #include "planner/search/candidates.hpp"
+#include "planner/search/collective_sums.hpp"
 #include "planner/search/stage_floors.hpp"
 #include "planner/step_form.hpp"
 
 namespace shardwright::search {
 
 struct Structure {
-    Structure(std::unique_ptr<FrameworkRules> rules, const PlanInput& part)
-        : closed(std::move(rules), part.model), m_inOrder(part.cluster.gpu.isHostProcessor())
+    Structure(std::unique_ptr<FrameworkRules> rules, const PlanInput& part, CollectiveSums sums)
+        : closed(std::move(rules), part.model), collectives(std::move(sums)),
+          m_inOrder(part.cluster.gpu.isHostProcessor())
     {
     }
 
@@ -33,6 +36,7 @@ struct Structure {
     }
 
     ClosedForm closed;
+    CollectiveSums collectives;
     std::int64_t used = 0; // when it was last asked for
 
 private:
@@ -69,9 +73,14 @@ public:
 
     explicit Structures(std::int64_t worthCompiling = kWorthCompiling) : m_worthCompiling(worthCompiling) {}
 
+    /// Whether a candidate without a pipeline is still wanted when the collectives beside its computing take so many
+    /// seconds of a step: known before its schedule is written where another one had its structure.
+    using IsWorthIt = std::function<bool(double)>;
+
     /// The parts of a candidate that is not refused, one for each stage that differs, each structure with the sizes of
-    /// this candidate. They hold until the next call.
-    const std::vector<Part>& partsOf(const PlanInput& input, const Assignment& assignment);
+    /// this candidate; none where it is not worth it. They hold until the next call.
+    const std::vector<Part>& partsOf(const PlanInput& input, const Assignment& assignment,
+                                     const IsWorthIt& isWorthIt = {});
 
     /// The pipeline of the candidate last asked for by partsOf, which has one.
     const Pipeline& pipeline() const { return m_pipeline; }
@@ -83,20 +92,28 @@ public:
                                     std::size_t slices = SIZE_MAX);
 
     /// Of a candidate that is not refused; they hold until the next call.
-    const StageFloors& floorsOf(const PlanInput& input)
-    {
-        return m_floors.of(input, needsSlices(input) ? &slicesOf(input) : nullptr);
-    }
+    const StageFloors& floorsOf(const PlanInput& input, const Assignment& assignment);
 
 private:
     using Key = std::vector<std::int64_t>;
     using StrategyKey = std::array<std::int64_t, 13>;
+    /// A structure that is not compiled.
+    struct Seen {
+        std::int64_t candidates = 0;
+        std::optional<CollectiveSums> collectives;
+    };
     /// Candidates of equal options but for numbers of ranks and batches, which seldom change what happens in a step.
     struct Alike {
-        std::vector<std::unique_ptr<Structure>> compiled;   // those asked for last come first
-        std::unordered_map<std::string, std::int64_t> seen; // candidates of other structures, by their keys
+        std::vector<std::unique_ptr<Structure>> compiled; // those asked for last come first
+        std::unordered_map<std::string, Seen> seen;       // other structures, by their keys
     };
-    Structure* structureOf(const PlanInput& part, const Key& key);
+    /// What a strategy holds and sends whatever the micro-batch and the checkpointing: by slice, of those asked for.
+    struct OfStrategy {
+        std::vector<Held> held;
+        StepCollectives collectives;
+    };
+    void addPart(const PlanInput& part, const Key& key, const IsWorthIt& isWorthIt);
+    OfStrategy& strategyOf(const Assignment& assignment);
     void dropOldest();
 
     std::int64_t m_worthCompiling;
@@ -106,7 +123,8 @@ private:
     std::int64_t m_turn = 0;
     StageSchedule m_schedule; // of a candidate whose structure is not compiled
     std::map<Key, std::vector<ModelSlice>> m_slices;
-    std::map<StrategyKey, std::vector<Held>> m_held;
+    std::map<StrategyKey, OfStrategy> m_strategies;
+    std::pair<const StrategyKey, OfStrategy>* m_lastStrategy = nullptr; // candidates come strategy by strategy
     std::vector<Part> m_parts;
     Pipeline m_pipeline;
     FloorTable m_floors;

@@ -206,6 +206,32 @@ private:
     OpId m_lastReduce = -1;
 };
 
+std::vector<Op> MegatronRules::collectivesOfStep() const
+{
+    std::vector<Op> collectives;
+    const auto add = [&](OpKind kind, Stream stream, PayloadId payload, GroupId group) {
+        Op op;
+        op.kind = kind;
+        op.stream = stream;
+        op.phase = Phase::Optimizer;
+        op.payload = payload;
+        op.group = group;
+        collectives.push_back(op);
+    };
+    for (const Bucket& bucket : m_buckets) {
+        const Part& part = m_parts[bucket.part];
+        if (part.ranks == 1)
+            continue;
+        add(m_options.distributedOptimizer ? OpKind::ReduceScatter : OpKind::AllReduce, Stream::Reduce, bucket.reduce,
+            part.group);
+        if (m_options.distributedOptimizer && m_ranks > 1)
+            add(OpKind::AllGather, Stream::AllGather, bucket.gather, part.group);
+    }
+    if (m_slice.tiedAcrossStages)
+        add(OpKind::AllReduce, Stream::Reduce, m_tied, m_embeddingGroup);
+    return collectives;
+}
+
 Schedule MegatronRules::emit() const
 {
     return MegatronEmission(*this).run();

@@ -33,6 +33,10 @@ public:
     int communicators() const override;
     Schedule emit() const override;
 
+    /// What emit() reduces and gathers over data-parallel ranks in a step, and the sum of an embedding that two stages
+    /// share: all its collectives but those of the layers' walks, whatever the micro-batches and the checkpoints.
+    std::vector<Op> collectivesOfStep() const;
+
 private:
     friend class MegatronEmission;
 

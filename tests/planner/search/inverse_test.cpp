@@ -12,7 +12,7 @@ namespace {
 
 class StillClock final : public Clock {
 public:
-    double floor(const PlanInput&, Structures&) override { return 1; }
+    double floor(const PlanInput&, const Assignment&, Structures&) override { return 1; }
     double seconds(const PlanInput&, const std::vector<Part>&, Structures&, const IsWanted&) override { return 1; }
     double secondsOf(const PlanInput&, const Plan&) override { return 1; }
 };

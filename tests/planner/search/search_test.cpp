@@ -18,7 +18,7 @@ namespace {
 /// Seconds that have little to do with training, but are the same for the same candidate and never below their floor.
 class MadeUpClock final : public Clock {
 public:
-    double floor(const PlanInput& input, Structures&) override { return base(input); }
+    double floor(const PlanInput& input, const Assignment&, Structures&) override { return base(input); }
     static double base(const PlanInput& input)
     {
         const Training& training = input.training;

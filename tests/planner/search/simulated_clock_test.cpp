@@ -76,7 +76,7 @@ void holdAgainstPlans(const Scenario& asked)
         RC_ASSERT(plan.step.has_value() == std::isfinite(seconds));
         if (plan.step)
             RC_ASSERT(std::abs(seconds - plan.step->seconds) <= 1e-9 * seconds);
-        RC_ASSERT(clock->floor(input, structures) <= seconds);
+        RC_ASSERT(clock->floor(input, so, structures) <= seconds);
         RC_ASSERT(bound <= seconds);
         RC_ASSERT(leastUsed(input, so, structures) <= memory.used);
     }
