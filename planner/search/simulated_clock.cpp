@@ -18,7 +18,7 @@ public:
 
     double floorWith(const PlanInput& input, const Assignment& so, double collectives, Structures& structures) override
     {
-        StepLoad load = structures.floorsOf(input, so).computing;
+        StepLoad load = structures.floorsOf(input, so).loads.front();
         load.collectives = collectives;
         const double seconds = load.computeStream;
         return (1 - kSameSeconds) * (seconds + lostBesideCollectives(input.cluster, load, seconds));

@@ -62,27 +62,25 @@ void addTo(StepLoad& load, const StepLoad& more)
     load.collectives += more.collectives;
 }
 
-/// A step of a pipeline whose stages have these passes and at least these loads, `loads` with all of their collectives:
-/// they are none where they are not known.
+/// A step of a pipeline whose stages have these passes and at least these loads, which hold all collectives beside
+/// their computing.
 ///
 /// A stage's own schedule takes T, its passes in the pipeline x, and the step max(e, x) + max(0, T - x) + lost(T) at
 /// least, where e is when the stage can be done with its passes at the earliest. That is at least e' + lost(e') for any
 /// e' up to max(e, T), since T + lost(T) never falls when T grows; and lost() never falls when there is more computing.
-double pipelineFloor(const Cluster& cluster, const PipelineShape& shape, const std::vector<StageSeconds>& kinds,
-                     const std::vector<StepLoad>& loads, const std::vector<std::size_t>& kindOf, double transfer)
+double pipelineFloor(const Cluster& cluster, const std::vector<StageSeconds>& kinds, const std::vector<StepLoad>& loads,
+                     const std::vector<std::size_t>& kindOf, double transfer)
 {
-    double floor = pipelineBound(shape, kinds, kindOf, transfer);
-    if (loads.empty())
-        return floor;
     const StepLoad& first = loads[kindOf.front()];
+    double floor = 0;
     double ahead = 0; // first chunks of the stages before, forward
     double back = 0;  // and backward
     for (const std::size_t kind : kindOf) {
         const StepLoad& load = loads[kind];
         const double ends = ahead + load.computeStream;
-        floor = std::max(floor, ends + lostBesideCollectives(cluster, load, load.computeStream));
         // The first stage ends last.
-        floor = std::max(floor, ends + back + lostBesideCollectives(cluster, first, ends + back));
+        floor = std::max({floor, ends + lostBesideCollectives(cluster, load, load.computeStream),
+                          ends + back + lostBesideCollectives(cluster, first, ends + back)});
         ahead += kinds[kind].forward.front() + transfer;
         back += kinds[kind].backward.front() + transfer;
     }
@@ -359,15 +357,14 @@ StageFloors FloorTable::workOut(const PlanInput& input, const std::vector<ModelS
     if (slices == nullptr) {
         measure(input, walks, layers);
         const Sums whole = sum(input, layers);
-        floors.computing = times(whole.load, shape.microBatches);
-        floors.seconds = floors.computing.computeStream;
+        floors.loads = {times(whole.load, shape.microBatches)};
+        floors.seconds = floors.loads.front().computeStream;
         floors.kept = whole.kept;
         return floors;
     }
     // A checkpoint of several blocks may send more than what was measured of single ones.
     const bool collectivesKnown = collectives.strategy >= 0 && input.training.checkpointSegment == 1;
     std::vector<StageSeconds> kinds;
-    std::vector<StepLoad> loads;
     std::vector<std::size_t> kindOf(static_cast<std::size_t>(shape.stages));
     for (const ModelSlice& slice : *slices) {
         const PlanInput part = inputOf(input, slice);
@@ -380,22 +377,23 @@ StageFloors FloorTable::workOut(const PlanInput& input, const std::vector<ModelS
         floors.kept.push_back(kept);
         for (const std::int64_t stage : slice.alike)
             kindOf[static_cast<std::size_t>(stage)] = kinds.size();
-        if (collectivesKnown || shape.stages == 1)
-            loads.push_back(times(sums.load, shape.microBatches));
-        if (collectivesKnown)
-            loads.back().collectives += collectives.seconds[kinds.size()];
+        floors.loads.push_back(times(sums.load, shape.microBatches));
+        if (collectives.strategy >= 0)
+            floors.loads.back().collectives += collectives.seconds[kinds.size()];
         kinds.push_back(std::move(sums.seconds));
     }
     if (shape.stages == 1) {
-        floors.computing = loads.front();
-        floors.seconds = floors.computing.computeStream;
+        const StepLoad& load = floors.loads.front();
+        floors.seconds = load.computeStream;
         if (collectivesKnown)
-            floors.seconds += lostBesideCollectives(input.cluster, loads.front(), floors.seconds);
+            floors.seconds += lostBesideCollectives(input.cluster, load, load.computeStream);
         return floors;
     }
     const double transfer =
         CollectiveCosts(input.cluster).seconds(OpKind::Send, layers.sent, localShape(input).pipelineGroup);
-    floors.seconds = pipelineFloor(input.cluster, shape, kinds, loads, kindOf, transfer);
+    floors.seconds = pipelineBound(shape, kinds, kindOf, transfer);
+    if (collectivesKnown)
+        floors.seconds = std::max(floors.seconds, pipelineFloor(input.cluster, kinds, floors.loads, kindOf, transfer));
     return floors;
 }
 

@@ -20,8 +20,9 @@ struct StageFloors {
     /// Of a step: each stage's passes, with the collectives that they wait for on their own stream, what a stage waits
     /// at least for the others and, where all its collectives are known, what they take from its computing.
     double seconds = 0;
-    /// Of a step without a pipeline: what its compute stream has at least.
-    StepLoad computing;
+    /// By slice, of a step: what the compute stream has at least, and the collectives beside it, those of the strategy
+    /// where they are known.
+    std::vector<StepLoad> loads;
     /// By slice: bytes of GPU memory that the micro-batches in flight hold together when the stage turns to its first
     /// backward, the most of all its moments before that.
     std::vector<std::int64_t> kept;

@@ -152,8 +152,8 @@ const std::vector<Part>& Structures::partsOf(const PlanInput& input, const Assig
 void Structures::addPart(const PlanInput& part, const Key& key, const IsWorthIt& isWorthIt)
 {
     const auto worthIt = [&](const CollectiveSums& collectives, const FrameworkRules& rules) {
-        return !isWorthIt || isWorthIt(collectives.seconds(OpCosts(part, *rules.activations(), rules.sizes()),
-                                                           part.training.gradientAccumulation));
+        return isWorthIt(collectives.seconds(OpCosts(part, *rules.activations(), rules.sizes()),
+                                             part.training.gradientAccumulation));
     };
     if (m_compiled >= kMostStructures || m_seen >= kMostSeen)
         dropOldest();
@@ -165,7 +165,9 @@ void Structures::addPart(const PlanInput& part, const Key& key, const IsWorthIt&
         std::rotate(alike.compiled.begin(), known, known + 1);
         Structure& structure = *alike.compiled.front();
         structure.used = m_turn;
-        if (worthIt(structure.collectives, structure.closed.rules()))
+        if (isWorthIt && !structure.collectives)
+            structure.collectives.emplace(structure.closed.rules().emit());
+        if (!isWorthIt || worthIt(*structure.collectives, structure.closed.rules()))
             m_parts.push_back({part, &structure, nullptr});
         return;
     }
@@ -173,12 +175,14 @@ void Structures::addPart(const PlanInput& part, const Key& key, const IsWorthIt&
     const auto [at, isNew] = alike.seen.try_emplace(m_schedule.rules->structureKey());
     Seen& seen = at->second;
     m_seen += isNew ? 1 : 0;
-    if (!isNew && !worthIt(*seen.collectives, *m_schedule.rules))
+    const bool isSummed = seen.collectives.has_value();
+    if (isWorthIt && isSummed && !worthIt(*seen.collectives, *m_schedule.rules))
         return;
     const bool compiles = ++seen.candidates >= m_worthCompiling;
-    if (isNew || !compiles)
+    const bool sums = isWorthIt && !isSummed;
+    if (sums || !compiles)
         m_schedule.schedule = m_schedule.rules->emit();
-    if (isNew) {
+    if (sums) {
         seen.collectives.emplace(m_schedule.schedule);
         if (!worthIt(*seen.collectives, *m_schedule.rules))
             return;
@@ -188,7 +192,7 @@ void Structures::addPart(const PlanInput& part, const Key& key, const IsWorthIt&
         return;
     }
     alike.compiled.insert(alike.compiled.begin(),
-                          std::make_unique<Structure>(std::move(m_schedule.rules), part, *seen.collectives));
+                          std::make_unique<Structure>(std::move(m_schedule.rules), part, seen.collectives));
     ++m_compiled;
     alike.compiled.front()->used = m_turn;
     m_parts.push_back({part, alike.compiled.front().get(), nullptr});

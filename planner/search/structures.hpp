@@ -21,7 +21,7 @@
 namespace shardwright::search {
 
 struct Structure {
-    Structure(std::unique_ptr<FrameworkRules> rules, const PlanInput& part, CollectiveSums sums)
+    Structure(std::unique_ptr<FrameworkRules> rules, const PlanInput& part, std::optional<CollectiveSums> sums)
         : closed(std::move(rules), part.model), collectives(std::move(sums)),
           m_inOrder(part.cluster.gpu.isHostProcessor())
     {
@@ -36,8 +36,8 @@ struct Structure {
     }
 
     ClosedForm closed;
-    CollectiveSums collectives;
-    std::int64_t used = 0; // when it was last asked for
+    std::optional<CollectiveSums> collectives; // where they were asked for
+    std::int64_t used = 0;                     // when it was last asked for
 
 private:
     bool m_inOrder;

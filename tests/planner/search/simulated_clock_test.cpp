@@ -66,7 +66,12 @@ void holdAgainstPlans(const Scenario& asked)
         const PlanInput input{asked.model, candidate.cluster, candidate.training, candidate.strategy};
         if (!refusals(input).empty())
             continue;
-        const std::vector<Part>& parts = structures.partsOf(input, so);
+        std::optional<double> collectives;
+        const auto isWorthIt = [&](double seconds) {
+            collectives = seconds;
+            return true;
+        };
+        const std::vector<Part>& parts = structures.partsOf(input, so, isWorthIt);
         const MemoryVerdict memory = checkMemory(parts);
         const double bound = clock->seconds(input, parts, structures, [](double) { return false; });
         const double seconds = clock->seconds(input, parts, structures, [](double) { return true; });
@@ -78,6 +83,9 @@ void holdAgainstPlans(const Scenario& asked)
             RC_ASSERT(std::abs(seconds - plan.step->seconds) <= 1e-9 * seconds);
         RC_ASSERT(clock->floor(input, so, structures) <= seconds);
         RC_ASSERT(bound <= seconds);
+        RC_ASSERT(collectives.has_value() == (so.pipeline == 1));
+        if (collectives)
+            RC_ASSERT(clock->floorWith(input, so, *collectives, structures) <= seconds);
         RC_ASSERT(leastUsed(input, so, structures) <= memory.used);
     }
 }

@@ -4,9 +4,11 @@
 #include <functional>
 
 #include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
 
 #include "core/cluster_file.hpp"
 #include "planner/search/structures.hpp"
+#include "planner/step_time.hpp"
 #include "tests/planner/frameworks/small_input.hpp"
 
 namespace shardwright::search {
@@ -82,7 +84,93 @@ const std::vector<std::pair<std::string, Change>>& changes()
     return list;
 }
 
+template <typename T> T anyOf(std::initializer_list<T> values)
+{
+    return *rc::gen::elementOf(std::vector<T>(values));
+}
+
+Job anyJob()
+{
+    Job job;
+    job.cluster = readCluster(anyOf({"dgx-a100-80gb", "dgx-h100", "ethernet-a100-80gb"}));
+    job.cluster.nodes = anyOf({1, 2, 4});
+    if (anyOf({false, true}))
+        job.model = llamaOf({256, anyOf({1, 4, 8, 12}), 8, 32, 512, 2000, anyOf({false, true})});
+    MegatronOptions options;
+    options.distributedOptimizer = anyOf({false, true});
+    options.overlapGradReduce = anyOf({false, true});
+    options.overlapParamGather = options.distributedOptimizer && options.overlapGradReduce && anyOf({false, true});
+    options.tpCommOverlap = anyOf({false, true});
+    options.bucketSize = anyOf<std::int64_t>({1000, 100000, 40000000});
+    job.strategy.options = options;
+    Parallelism& p = job.strategy.parallelism;
+    p.tensor = anyOf({1, 2, 4});
+    p.sequenceParallel = p.tensor > 1 && anyOf({false, true});
+    p.pipeline = anyOf({1, 2, 4});
+    p.virtualStages = p.pipeline > 1 ? anyOf({1, 2}) : 1;
+    if (p.virtualStages > 1)
+        p.schedule = PipelineSchedule::Interleaved;
+    p.context = anyOf({1, 1, 2});
+    p.exchange = anyOf({ContextExchange::Ring, ContextExchange::AllGather, ContextExchange::Ulysses});
+    p.expert = anyOf({1, 2});
+    p.expertTensor = anyOf({0, 1});
+    job.training.sequenceLength = 128 * anyOf({1, 4, 16});
+    job.training.microBatch = anyOf({1, 2, 4});
+    job.training.gradientAccumulation = *rc::gen::inRange(1, 17);
+    job.training.checkpointing = anyOf({Checkpointing::None, Checkpointing::Selective, Checkpointing::Full});
+    const bool full = job.training.checkpointing == Checkpointing::Full;
+    job.training.checkpointEvery = full ? anyOf({1, 2}) : 1;
+    job.training.checkpointSegment = full && job.training.checkpointEvery == 1 ? anyOf({1, 2}) : 1;
+    return job;
+}
+
+/// What a stage's own schedule has, as its time is worked out: sends and receives take none.
+StepLoad loadOf(const PlanInput& part, const StageSchedule& stage)
+{
+    const Schedule& schedule = stage.schedule;
+    return loadOf(schedule, opTimes(schedule, OpCosts(part, *stage.rules->activations(), schedule.sizes)));
+}
+
+Assignment assignmentOf(const Job& job)
+{
+    const Parallelism& p = job.strategy.parallelism;
+    Assignment so;
+    so.framework = Framework::Megatron;
+    so.tensor = p.tensor;
+    so.pipeline = p.pipeline;
+    return so;
+}
+
 } // namespace
+
+/// Under Megatron-LM all collectives beside computing are known without a schedule, and what they take is part of a
+/// floor under the step.
+RC_GTEST_PROP(SearchStageFloorsTest, UnderMegatronAreBelowTheStepWithWhatItsCollectivesTake, ())
+{
+    const Job job = anyJob();
+    const PlanInput input = job.input();
+    if (!refusals(input).empty())
+        RC_DISCARD("refused");
+    Structures structures;
+    const StageFloors& floors = structures.floorsOf(input, assignmentOf(job));
+    const std::vector<ModelSlice> slices = sliceModel(input);
+    const std::vector<StageSchedule> stages = emitStages(input, slices);
+    for (std::size_t slice = 0; slice < slices.size(); ++slice) {
+        const StepLoad load = loadOf(inputOf(input, slices[slice]), stages[slice]);
+        RC_ASSERT(floors.loads[slice].computeStream <= load.computeStream * (1 + 1e-9));
+        RC_ASSERT(floors.loads[slice].kernels <= load.kernels * (1 + 1e-9));
+        if (job.training.checkpointSegment == 1)
+            RC_ASSERT(std::abs(floors.loads[slice].collectives - load.collectives) <= 1e-9 * load.collectives);
+    }
+    const PlanInput first = inputOf(input, slices.front());
+    const Schedule& schedule = stages.front().schedule;
+    const double seconds =
+        job.strategy.parallelism.pipeline > 1
+            ? *pipelineStepSeconds(input, slices, stages)
+            : stepSeconds(first, schedule,
+                          opTimes(schedule, OpCosts(first, *stages.front().rules->activations(), schedule.sizes)));
+    RC_ASSERT(floors.seconds <= seconds * (1 + 1e-9));
+}
 
 TEST(SearchStageFloorsTest, WhatIsKnownOfOneCandidateIsNotTakenForAnother)
 {
