@@ -1,6 +1,6 @@
 #include "planner/frameworks/sharding.hpp"
 
-#include <fmt/format.h>
+#include <fmt/compile.h>
 
 namespace shardwright {
 
@@ -8,16 +8,16 @@ std::string parallelismKey(const Parallelism& parallelism, const Training& train
 {
     if (parallelism.none())
         return {};
-    return fmt::format("t{} sp{} p{}/{}/{} m{} c{}/{} e{}/{}/{}", parallelism.tensor, parallelism.sequenceParallel,
-                       parallelism.pipeline, nameOf(parallelism.schedule), parallelism.virtualStages,
-                       parallelism.pipeline > 1 ? training.gradientAccumulation : 0, parallelism.context,
-                       nameOf(parallelism.exchange), parallelism.expert, parallelism.expertTensor,
+    return fmt::format(FMT_COMPILE("t{} sp{} p{}/{}/{} m{} c{}/{} e{}/{}/{}"), parallelism.tensor,
+                       parallelism.sequenceParallel, parallelism.pipeline, nameOf(parallelism.schedule),
+                       parallelism.virtualStages, parallelism.pipeline > 1 ? training.gradientAccumulation : 0,
+                       parallelism.context, nameOf(parallelism.exchange), parallelism.expert, parallelism.expertTensor,
                        parallelism.expertImbalance);
 }
 
 std::string activationStructureKey(const Training& training)
 {
-    return fmt::format("ac{}/{}/{} attn{} impl{} loss{} compile{} fused{} held{} G{} opt{} fp8{}/{} c{}",
+    return fmt::format(FMT_COMPILE("ac{}/{}/{} attn{} impl{} loss{} compile{} fused{} held{} G{} opt{} fp8{}/{} c{}"),
                        nameOf(training.checkpointing), training.checkpointEvery, training.checkpointSegment,
                        nameOf(training.attention), nameOf(training.implementation), nameOf(training.loss),
                        training.compile, training.fusedNorm, training.holdsLogits,

@@ -21,7 +21,7 @@ public:
 
     void forget() { m_known = m_next = m_likely = 0; }
 
-    /// What it came to from the state `before`, each time within `tolerance`; nothing where it is new.
+    /// The state `before`, each time within `tolerance`, and what it came to from there; nothing where it is new.
     const double* find(const double* before, double tolerance)
     {
         // States come in the order in which they came before.
@@ -32,19 +32,19 @@ public:
             while (i < m_before && std::abs(known[i] - before[i]) <= tolerance)
                 ++i;
             if (i == m_before)
-                return known + m_before;
+                return known;
         }
         return nullptr;
     }
 
-    /// Where to write what it came to from `before`.
+    /// Keeps the state `before`, behind which what it came to is to be written.
     double* remember(const double* before)
     {
         double* place = m_values.data() + m_next * (m_before + m_after);
         m_next = m_next + 1 < m_states ? m_next + 1 : 0;
         m_known = std::min(m_known + 1, m_states);
         std::copy_n(before, m_before, place);
-        return place + m_before;
+        return place;
     }
 
 private:

@@ -9,6 +9,7 @@ namespace shardwright {
 
 namespace {
 
+constexpr std::size_t kMostHandedOn = 4;     // waits, for which an operation that costs nothing is worth dropping
 constexpr std::size_t kFewestIterations = 4; // that a loop is worth
 constexpr std::size_t kLongestBody = 1024;
 constexpr std::size_t kMostLengths = 64;   // tried at one place
@@ -42,7 +43,12 @@ void TimeCompiler::run()
     collect();
     dropImpliedWaits();
     dropFree();
+    findStoodFor();
     dropImpliedWaits();
+    for (Segment& segment : m_segments)
+        for (std::int32_t i = segment.firstRaw; i < segment.endRaw; ++i)
+            if (m_raw[static_cast<std::size_t>(i)].alive)
+                segment.sequence.push_back(i);
     m_placed.assign(m_raw.size(), {});
     m_itemOf.assign(m_raw.size(), 0);
     for (const Raw& raw : m_raw)
@@ -109,12 +115,15 @@ void TimeCompiler::collect()
 }
 
 /// A wait says nothing where what comes before on the stream, what the host has waited for, or another wait comes after
-/// its target anyway.
+/// its target anyway. Where an operation that costs nothing is not needed for its place, those that await it await what
+/// it awaits, and so does the next one on its stream; what the host waits for, it waits for at the next operation.
 void TimeCompiler::dropImpliedWaits()
 {
     std::vector<Ended> ended(m_raw.size(), nothing());
     std::array<std::int32_t, kStreamCount> last = nothing();
     Ended host = nothing();
+    std::array<std::vector<Awaits>, kStreamCount> handedOn; // by what was dropped since the last one of the stream
+    std::vector<Awaits> handedOnByHost;
     const auto has = [this](const Ended& state, std::int32_t target) {
         return state[m_raw[static_cast<std::size_t>(target)].stream] >= target;
     };
@@ -122,28 +131,52 @@ void TimeCompiler::dropImpliedWaits()
         Raw& raw = m_raw[i];
         if (!raw.alive)
             continue;
-        std::sort(raw.waits.begin(), raw.waits.end(), [](const Awaits& a, const Awaits& b) {
+        std::vector<Awaits> waits = std::move(handedOn[raw.stream]);
+        handedOn[raw.stream].clear();
+        for (const Awaits& wait : raw.waits)
+            awaitInstead(wait, waits);
+        std::sort(waits.begin(), waits.end(), [](const Awaits& a, const Awaits& b) {
             return std::make_tuple(!a.blocksHost, -a.target) < std::make_tuple(!b.blocksHost, -b.target);
         });
-        std::vector<Awaits> needed;
-        for (const Awaits& wait : raw.waits)
+        for (const Awaits& wait : waits)
             if (wait.blocksHost && !has(host, wait.target)) {
                 join(host, ended[static_cast<std::size_t>(wait.target)]);
-                needed.push_back(wait);
+                handedOnByHost.push_back(wait);
             }
         Ended state = host;
         if (last[raw.stream] >= 0)
             join(state, ended[static_cast<std::size_t>(last[raw.stream])]);
-        for (const Awaits& wait : raw.waits)
+        raw.waits.clear();
+        for (const Awaits& wait : waits)
             if (!wait.blocksHost && !has(state, wait.target)) {
                 join(state, ended[static_cast<std::size_t>(wait.target)]);
-                needed.push_back(wait);
+                raw.waits.push_back(wait);
             }
-        raw.waits = std::move(needed);
+        if (raw.stoodFor && raw.waits.size() <= kMostHandedOn) {
+            raw.alive = false;
+            raw.standIn = last[raw.stream];
+            handedOn[raw.stream] = raw.waits;
+            continue;
+        }
+        raw.waits.insert(raw.waits.begin(), handedOnByHost.begin(), handedOnByHost.end());
+        handedOnByHost.clear();
         state[raw.stream] = static_cast<std::int32_t>(i);
         ended[i] = state;
         last[raw.stream] = static_cast<std::int32_t>(i);
     }
+}
+
+/// What stands for a wait whose target was dropped.
+void TimeCompiler::awaitInstead(const Awaits& wait, std::vector<Awaits>& waits) const
+{
+    const Raw& target = m_raw[static_cast<std::size_t>(wait.target)];
+    if (target.alive) {
+        waits.push_back(wait);
+        return;
+    }
+    waits.push_back({target.standIn, wait.blocksHost});
+    for (const Awaits& instead : target.waits)
+        waits.push_back({instead.target, wait.blocksHost});
 }
 
 void TimeCompiler::dropFree()
@@ -152,11 +185,10 @@ void TimeCompiler::dropFree()
         std::array<std::int32_t, kStreamCount> last = nothing();
         for (std::int32_t i = segment.firstRaw; i < segment.endRaw; ++i) {
             Raw& raw = m_raw[static_cast<std::size_t>(i)];
-            for (Awaits& wait : raw.waits) {
-                const Raw& target = m_raw[static_cast<std::size_t>(wait.target)];
-                if (!target.alive)
-                    wait.target = target.standIn;
-            }
+            std::vector<Awaits> waits;
+            for (const Awaits& wait : raw.waits)
+                awaitInstead(wait, waits);
+            raw.waits = std::move(waits);
             // The first of its stream stands for what an earlier segment, or the step before, left on it.
             raw.alive = !raw.free || !raw.waits.empty() || last[raw.stream] < 0;
             if (raw.alive)
@@ -164,9 +196,25 @@ void TimeCompiler::dropFree()
             else
                 raw.standIn = last[raw.stream];
         }
-        for (std::int32_t i = segment.firstRaw; i < segment.endRaw; ++i)
-            if (m_raw[static_cast<std::size_t>(i)].alive)
-                segment.sequence.push_back(i);
+    }
+}
+
+/// Between others of their stream in a segment: the one before holds their place, the next one takes over.
+void TimeCompiler::findStoodFor()
+{
+    for (const Segment& segment : m_segments) {
+        std::array<bool, kStreamCount> before{};
+        for (std::int32_t i = segment.firstRaw; i < segment.endRaw; ++i) {
+            Raw& raw = m_raw[static_cast<std::size_t>(i)];
+            raw.stoodFor = raw.alive && raw.free && before[raw.stream];
+            before[raw.stream] = before[raw.stream] || raw.alive;
+        }
+        std::array<bool, kStreamCount> after{};
+        for (std::int32_t i = segment.endRaw; i-- > segment.firstRaw;) {
+            Raw& raw = m_raw[static_cast<std::size_t>(i)];
+            raw.stoodFor &= after[raw.stream];
+            after[raw.stream] = after[raw.stream] || (raw.alive && !raw.stoodFor);
+        }
     }
 }
 

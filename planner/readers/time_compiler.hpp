@@ -19,14 +19,15 @@ private:
         std::int32_t target; // index into m_raw
         bool blocksHost;
     };
-    /// An operation of a step. What costs nothing and waits for nothing is not alive: the one before it on its stream
-    /// stands for it.
+    /// An operation of a step. What costs nothing and need not be there is not alive: the one before it on its stream
+    /// stands for it, with all that it waits for.
     struct Raw {
         std::uint32_t slot = 0;
         std::uint8_t stream = 0;
         std::int32_t layer = -1; // whose computing it is
         bool free = false;       // Allocate, Release
         bool alive = true;
+        bool stoodFor = false; // its stream has one before it and one after it in its segment
         bool awaited = false;
         std::int32_t standIn = -1;
         std::vector<Awaits> waits;
@@ -52,6 +53,8 @@ private:
 
     void collect();
     void dropImpliedWaits();
+    void awaitInstead(const Awaits& wait, std::vector<Awaits>& waits) const;
+    void findStoodFor();
     void dropFree();
     std::vector<int> signatures(const Segment& segment) const;
     void findLoops(Segment& segment);

@@ -21,6 +21,9 @@ double TimeForm::seconds(const std::vector<SlotTime>& times, const std::vector<s
 {
     fuseTimes(times);
     m_clocks = {};
+    // Steps come to the same from wherever they begin: from behind an optimizer step it is sooner.
+    if (m_apart)
+        runSegment(m_segments.back(), repeat.back());
     m_reachedSteps.assign(1, m_clocks);
     std::size_t together = 0;
     while (together == 0 && m_reachedSteps.size() <= kMostSteps) {
@@ -63,20 +66,17 @@ StepLoad TimeForm::load(const std::vector<SlotTime>& times, const std::vector<st
 void TimeForm::fuseTimes(const std::vector<SlotTime>& times)
 {
     m_once = 0;
-    for (Fused& fused : m_fused) {
-        double busy = 0;
-        double end = 0; // where the stream is free all along
-        double host = 0;
+    m_fusedTimes.clear();
+    for (const Fused& fused : m_fused) {
+        FusedTime of;
         for (std::uint32_t i = fused.firstSlot; i < fused.endSlot; ++i) {
             const SlotTime& time = times[m_fusedSlots[i]];
-            busy += time.seconds;
-            host += time.hostSeconds;
-            end = std::max(end, host) + time.seconds;
+            of.seconds += time.seconds;
+            of.hostSeconds += time.hostSeconds;
+            of.afterHost = std::max(of.afterHost, of.hostSeconds) + time.seconds;
         }
-        fused.seconds = busy;
-        fused.hostSeconds = host;
-        fused.afterHost = end;
-        m_once += end;
+        m_once += of.afterHost;
+        m_fusedTimes.push_back(of);
     }
     for (StretchKind& kind : m_stretchKinds)
         kind.memo.forget();
@@ -129,6 +129,7 @@ void TimeForm::runOnce(const SegmentForm& segment)
     for (const std::uint8_t stream : kind.streams)
         *state++ = std::max(0.0, m_clocks[stream] - host);
     if (const double* known = kind.memo.find(m_state.data(), sameState())) {
+        known += kind.streams.size();
         for (const std::uint8_t stream : kind.streams)
             m_clocks[stream] = host + *known++;
         m_clocks[kHostClock] = host + *known;
@@ -136,7 +137,7 @@ void TimeForm::runOnce(const SegmentForm& segment)
     }
     if (!kind.blocksHost && runAhead(kind))
         return;
-    double* after = kind.memo.remember(m_state.data());
+    double* after = kind.memo.remember(m_state.data()) + kind.streams.size();
     const Clocks before = m_clocks;
     const double lead = runNodes(segment);
     for (const std::uint8_t stream : kind.streams)
@@ -163,8 +164,9 @@ bool TimeForm::runAhead(SegmentKind& kind)
     const Clocks state = sinceFirst(kind, m_clocks);
     const double* known = kind.ahead.find(state.data(), sameState());
     const std::size_t streams = kind.streams.size();
-    if (known == nullptr || m_clocks[kHostClock] - since > known[streams])
+    if (known == nullptr || m_clocks[kHostClock] - since > known[2 * streams])
         return false;
+    known += streams;
     m_clocks[kHostClock] += known[streams + 1];
     for (const std::uint8_t stream : kind.streams)
         m_clocks[stream] = since + *known++;
@@ -175,7 +177,7 @@ void TimeForm::rememberAhead(SegmentKind& kind, const Clocks& before, double lea
 {
     const double since = before[kind.streams.front()];
     const Clocks state = sinceFirst(kind, before);
-    double* after = kind.ahead.remember(state.data());
+    double* after = kind.ahead.remember(state.data()) + kind.streams.size();
     for (const std::uint8_t stream : kind.streams)
         *after++ = m_clocks[stream] - since;
     *after++ = before[kHostClock] - since + lead;
@@ -187,36 +189,54 @@ double TimeForm::runStretch(const Stretch& stretch)
     StretchKind& kind = m_stretchKinds[stretch.kind];
     const double host = m_clocks[kHostClock];
     double* state = m_state.data();
+    *state++ = 0;
     for (const std::uint8_t stream : kind.streams)
         *state++ = std::max(0.0, m_clocks[stream] - host);
     for (std::size_t i = 0; i < kind.inputs; ++i)
         *state++ = std::max(0.0, awaited(m_inputs[stretch.firstInput + i]) - host);
-    const std::size_t items = stretch.endItem - stretch.firstItem;
-    if (const double* known = kind.memo.find(m_state.data(), sameState())) {
-        const double lead = *known++;
-        for (const std::uint8_t stream : kind.streams)
-            m_clocks[stream] = host + *known++;
-        m_clocks[kHostClock] = host + *known++;
-        for (std::uint32_t i = stretch.firstOutput; i < stretch.endOutput; ++i) {
-            const std::uint32_t offset = m_outputs[i];
-            const double end = host + known[offset];
-            m_ends[(m_position + offset) & m_mask] = end;
-            const std::int32_t reg = m_items[stretch.firstItem + offset].saveAs;
-            if (reg >= 0)
-                m_registers[static_cast<std::size_t>(reg)] = end;
-        }
-        m_position += items;
-        return lead;
+    const double* known = kind.memo.find(m_state.data(), sameState());
+    const double* values = known != nullptr ? known : playStretch(kind);
+    const double* ends = values + kind.program.firstEnd;
+    const double* busy = values + kind.busy();
+    for (std::uint32_t i = stretch.firstOutput; i < stretch.endOutput; ++i) {
+        const std::uint32_t offset = m_outputs[i];
+        double end = host + ends[offset];
+        if (!kind.drainOf.empty() && kind.drainOf[offset] >= 0)
+            end = std::max(end, m_clocks[kind.drains[static_cast<std::size_t>(kind.drainOf[offset])]] + busy[offset]);
+        m_ends[(m_position + offset) & m_mask] = end;
+        const std::int32_t reg = m_items[stretch.firstItem + offset].saveAs;
+        if (reg >= 0)
+            m_registers[static_cast<std::size_t>(reg)] = end;
     }
-    double* after = kind.memo.remember(m_state.data());
-    const double lead = runItems(stretch.firstItem, stretch.endItem);
-    *after++ = lead;
+    const std::uint16_t* last = kind.lastSteps.data();
     for (const std::uint8_t stream : kind.streams)
-        *after++ = m_clocks[stream] - host;
-    *after++ = m_clocks[kHostClock] - host;
-    for (std::size_t back = items; back > 0; --back)
-        *after++ = endOf(back) - host;
-    return lead;
+        m_clocks[stream] = host + ends[*last++];
+    for (const std::uint8_t stream : kind.drains) {
+        m_clocks[stream] = std::max(host + ends[*last], m_clocks[stream] + busy[*last]);
+        ++last;
+    }
+    m_clocks[kHostClock] = host + values[kind.host()];
+    m_position += kind.program.steps.size();
+    return values[kind.lead()];
+}
+
+/// Runs a stretch from the state at hand: its values.
+const double* TimeForm::playStretch(StretchKind& kind)
+{
+    double* values = kind.memo.remember(m_state.data());
+    const StretchProgram::Done done = kind.program.run(m_fusedTimes, values);
+    values[kind.lead()] = done.lead;
+    values[kind.host()] = done.host;
+    if (kind.drains.empty())
+        return values;
+    std::array<double, kStreamCount> sum{};
+    for (std::size_t i = 0; i < kind.drainOf.size(); ++i)
+        if (kind.drainOf[i] >= 0) {
+            double& busy = sum[static_cast<std::size_t>(kind.drainOf[i])];
+            busy += m_fusedTimes[kind.program.steps[i].fused].seconds;
+            values[kind.busy() + i] = busy;
+        }
+    return values;
 }
 
 double TimeForm::runNodes(const SegmentForm& segment)
@@ -301,7 +321,7 @@ double TimeForm::runItems(std::uint32_t first, std::uint32_t last)
     double host = m_clocks[kHostClock];
     for (std::uint32_t i = first; i < last; ++i) {
         const Item& item = m_items[i];
-        const Fused& fused = m_fused[item.fused];
+        const FusedTime& fused = m_fusedTimes[item.fused];
         double start = m_clocks[item.stream];
         for (std::uint32_t w = item.firstWait; w < item.firstWait + item.waits; ++w) {
             const Awaited& wait = m_waits[w];

@@ -15,6 +15,7 @@
 #include "planner/costs/overlap_costs.hpp"
 #include "planner/readers/steady_state.hpp"
 #include "planner/readers/stretch_memo.hpp"
+#include "planner/readers/stretch_program.hpp"
 
 namespace shardwright {
 
@@ -58,9 +59,6 @@ private:
     struct Fused {
         std::uint32_t firstSlot; // into m_fusedSlots
         std::uint32_t endSlot;
-        double seconds = 0;
-        double afterHost = 0; // from when the host turns to it to its end, where the stream is free all along
-        double hostSeconds = 0;
     };
     /// back > 0: what ended so many items ago; else what was saved in register -back.
     struct Awaited {
@@ -91,10 +89,19 @@ private:
     };
     /// What stretches of the same operations and waits have in common.
     struct StretchKind {
+        StretchProgram program;
         std::vector<std::uint8_t> streams;
-        std::size_t inputs = 0; // ends from before it that it waits for
-        StretchMemo
-            memo; // clocks of the streams and the inputs; the lead, clocks, the host's, and the ends of all items
+        // Streams on which it only leaves work: nothing in it waits for that, so that their clocks change no other
+        // end. They are run as if free; an end on them is that, or what they had before and have had since.
+        std::vector<std::uint8_t> drains;
+        std::vector<std::uint16_t> lastSteps; // by stream, then by drain
+        std::vector<std::int8_t> drainOf;     // by step: its place among the drains, or -1; empty without drains
+        std::size_t inputs = 0;               // ends from before it that it waits for
+        StretchMemo memo; // 0, clocks of the streams, inputs; ends, the lead, the host's clock, busy time of drains
+
+        std::size_t lead() const { return program.firstEnd + program.steps.size(); }
+        std::size_t host() const { return lead() + 1; }
+        std::size_t busy() const { return lead() + 2; } // of an item's drain up to its end, by step
     };
     struct Stretch {
         std::uint32_t firstItem = 0;
@@ -132,6 +139,7 @@ private:
     double runNodes(const SegmentForm& segment);
     double runLoop(const Node& node);
     double runStretch(const Stretch& stretch);
+    const double* playStretch(StretchKind& kind);
     double runItems(std::uint32_t first, std::uint32_t last);
     double& endOf(std::size_t back) { return m_ends[(m_position - back) & m_mask]; }
     double awaited(std::int32_t back)
@@ -143,6 +151,7 @@ private:
     std::vector<Op> m_slots;
     std::vector<std::uint32_t> m_fusedSlots;
     std::vector<Fused> m_fused;
+    std::vector<FusedTime> m_fusedTimes;
     std::vector<Item> m_items;
     std::vector<Awaited> m_waits;
     std::vector<Node> m_nodes;

@@ -20,8 +20,11 @@ TimeStretches::TimeStretches(TimeForm& form, const std::vector<std::uint32_t>& l
 
 void TimeStretches::find()
 {
-    for (TimeForm::Node& node : m_form.m_nodes)
-        cut(node);
+    for (const TimeForm::SegmentForm& segment : m_form.m_segments) {
+        const bool blocks = blocksHost(segment);
+        for (std::uint32_t node = segment.firstNode; node < segment.endNode; ++node)
+            cut(m_form.m_nodes[node], blocks);
+    }
     for (TimeForm::SegmentForm& segment : m_form.m_segments) {
         m_form.m_apart &= segment.alone;
         findOutputs(segment);
@@ -31,12 +34,12 @@ void TimeStretches::find()
     makeMemos();
     std::size_t longest = kStreamCount;
     for (const TimeForm::StretchKind& kind : m_form.m_stretchKinds)
-        longest = std::max(longest, kind.streams.size() + kind.inputs);
+        longest = std::max(longest, kind.program.firstEnd);
     m_form.m_state.assign(longest, 0);
 }
 
 /// Into the passes of layers where those are long enough.
-void TimeStretches::cut(TimeForm::Node& node)
+void TimeStretches::cut(TimeForm::Node& node, bool blocksHost)
 {
     node.firstStretch = node.endStretch = static_cast<std::uint32_t>(m_form.m_stretches.size());
     if (node.endItem - node.firstItem < kShortest)
@@ -50,26 +53,23 @@ void TimeStretches::cut(TimeForm::Node& node)
                 break;
             }
         end = std::min(end, first + kLongest);
-        addStretch(first, end);
+        addStretch(first, end, blocksHost);
         first = end;
     }
     node.endStretch = static_cast<std::uint32_t>(m_form.m_stretches.size());
 }
 
-void TimeStretches::addStretch(std::uint32_t first, std::uint32_t end)
+void TimeStretches::addStretch(std::uint32_t first, std::uint32_t end, bool blocksHost)
 {
     TimeForm::Stretch stretch;
     stretch.firstItem = first;
     stretch.endItem = end;
     stretch.firstInput = static_cast<std::uint32_t>(m_form.m_inputs.size());
-    TimeForm::StretchKind kind;
-    Signature signature;
+    Signature signature{blocksHost ? 1 : 0};
     std::vector<std::int32_t> inputs;
     for (std::uint32_t i = first; i < end; ++i) {
         const TimeForm::Item& item = m_form.m_items[i];
         m_stretchOf[i] = static_cast<std::int64_t>(m_form.m_stretches.size());
-        if (std::find(kind.streams.begin(), kind.streams.end(), item.stream) == kind.streams.end())
-            kind.streams.push_back(item.stream);
         signature.insert(signature.end(), {item.fused, item.stream, item.waits});
         for (std::uint32_t w = item.firstWait; w < item.firstWait + item.waits; ++w) {
             const TimeForm::Awaited& wait = m_form.m_waits[w];
@@ -92,8 +92,92 @@ void TimeStretches::addStretch(std::uint32_t first, std::uint32_t end)
     m_form.m_stretches.push_back(stretch);
     if (!isNew)
         return;
-    kind.inputs = inputs.size();
+    TimeForm::StretchKind kind;
+    setProgram(stretch, inputs, blocksHost, kind);
     m_form.m_stretchKinds.push_back(std::move(kind));
+}
+
+/// Work left on a stream counts for a host that runs ahead (TimeForm::SegmentKind::ahead): only of segments that block
+/// it, streams are drains.
+void TimeStretches::setProgram(const TimeForm::Stretch& stretch, const std::vector<std::int32_t>& inputs,
+                               bool blocksHost, TimeForm::StretchKind& kind) const
+{
+    std::array<bool, kStreamCount> used{};
+    std::array<bool, kStreamCount> awaited{};
+    const auto itemAt = [&](std::uint32_t i) -> const TimeForm::Item& { return m_form.m_items[stretch.firstItem + i]; };
+    const std::uint32_t items = stretch.endItem - stretch.firstItem;
+    const auto eachWait = [&](std::uint32_t i, const auto& visit) {
+        const TimeForm::Item& item = itemAt(i);
+        for (std::uint32_t w = item.firstWait; w < item.firstWait + item.waits; ++w) {
+            const TimeForm::Awaited& wait = m_form.m_waits[w];
+            const bool within = wait.back > 0 && wait.back <= static_cast<std::int32_t>(i);
+            visit(wait, within ? i - static_cast<std::uint32_t>(wait.back) : items);
+        }
+    };
+    for (std::uint32_t i = 0; i < items; ++i) {
+        used[itemAt(i).stream] = true;
+        eachWait(i, [&](const TimeForm::Awaited&, std::uint32_t target) {
+            if (target < items)
+                awaited[itemAt(target).stream] = true;
+        });
+    }
+    std::array<std::uint16_t, kStreamCount> previous{}; // value that says when each stream is free
+    for (std::size_t stream = 0; stream < kStreamCount; ++stream) {
+        const auto id = static_cast<std::uint8_t>(stream);
+        if (used[stream] && blocksHost && !awaited[stream])
+            kind.drains.push_back(id);
+        else if (used[stream]) {
+            kind.streams.push_back(id);
+            previous[stream] = static_cast<std::uint16_t>(kind.streams.size());
+        }
+    }
+    kind.inputs = inputs.size();
+    kind.program.firstEnd = 1 + kind.streams.size() + inputs.size();
+    std::array<std::uint16_t, kStreamCount> last{};
+    for (std::uint32_t i = 0; i < items; ++i) {
+        const TimeForm::Item& item = itemAt(i);
+        StretchProgram::Step step;
+        step.fused = item.fused;
+        step.previous = previous[item.stream];
+        eachWait(i, [&](const TimeForm::Awaited& wait, std::uint32_t target) {
+            const std::int32_t back = wait.back > 0 ? wait.back - static_cast<std::int32_t>(i) : wait.back;
+            const std::size_t value =
+                target < items
+                    ? kind.program.firstEnd + target
+                    : 1 + kind.streams.size() +
+                          static_cast<std::size_t>(std::find(inputs.begin(), inputs.end(), back) - inputs.begin());
+            std::uint16_t& place = wait.blocksHost ? step.hostAwaited : step.awaited;
+            if (place == StretchProgram::kNothing) {
+                place = static_cast<std::uint16_t>(value);
+                return;
+            }
+            kind.program.further.push_back({static_cast<std::uint16_t>(value), wait.blocksHost});
+            ++step.further;
+        });
+        kind.program.steps.push_back(step);
+        previous[item.stream] = static_cast<std::uint16_t>(kind.program.firstEnd + i);
+        last[item.stream] = static_cast<std::uint16_t>(i);
+        if (!kind.drains.empty()) {
+            const auto drain = std::find(kind.drains.begin(), kind.drains.end(), item.stream);
+            kind.drainOf.push_back(
+                static_cast<std::int8_t>(drain == kind.drains.end() ? -1 : drain - kind.drains.begin()));
+        }
+    }
+    for (const std::uint8_t stream : kind.streams)
+        kind.lastSteps.push_back(last[stream]);
+    for (const std::uint8_t stream : kind.drains)
+        kind.lastSteps.push_back(last[stream]);
+}
+
+bool TimeStretches::blocksHost(const TimeForm::SegmentForm& segment) const
+{
+    for (std::uint32_t n = segment.firstNode; n < segment.endNode; ++n)
+        for (std::uint32_t i = m_form.m_nodes[n].firstItem; i < m_form.m_nodes[n].endItem; ++i)
+            for (std::uint32_t w = m_form.m_items[i].firstWait;
+                 w < m_form.m_items[i].firstWait + m_form.m_items[i].waits; ++w)
+                if (m_form.m_waits[w].blocksHost)
+                    return true;
+    return false;
 }
 
 /// Goes through the segment as it runs: whose ends are looked back at from where.
@@ -154,8 +238,8 @@ void TimeStretches::makeMemos()
     for (const TimeForm::Stretch& stretch : m_form.m_stretches) {
         TimeForm::StretchKind& kind = m_form.m_stretchKinds[stretch.kind];
         const std::size_t states = std::min(most[stretch.kind] + kFewestStates, kMostStates);
-        kind.memo = StretchMemo(kind.streams.size() + kind.inputs,
-                                kind.streams.size() + 2 + (stretch.endItem - stretch.firstItem), states);
+        const std::size_t items = kind.program.steps.size();
+        kind.memo = StretchMemo(kind.program.firstEnd, items + 2 + (kind.drains.empty() ? 0 : items), states);
     }
 }
 
@@ -166,7 +250,6 @@ void TimeStretches::nameSegment(TimeForm::SegmentForm& segment)
     const auto named = [&](std::int32_t reg) {
         return registers.emplace(reg, static_cast<std::int64_t>(registers.size())).first->second;
     };
-    bool blocksHost = false;
     for (std::uint32_t n = segment.firstNode; n < segment.endNode; ++n) {
         const TimeForm::Node& node = m_form.m_nodes[n];
         signature.insert(signature.end(), {node.repeat, node.reach, node.endItem - node.firstItem});
@@ -176,7 +259,6 @@ void TimeStretches::nameSegment(TimeForm::SegmentForm& segment)
                              {item.fused, item.stream, item.waits, item.saveAs < 0 ? -1 : named(item.saveAs)});
             for (std::uint32_t w = item.firstWait; w < item.firstWait + item.waits; ++w) {
                 const TimeForm::Awaited& wait = m_form.m_waits[w];
-                blocksHost |= wait.blocksHost;
                 signature.push_back(wait.blocksHost ? 1 : 0);
                 signature.push_back(wait.back > 0 ? wait.back : -1 - named(-wait.back));
             }
@@ -190,7 +272,7 @@ void TimeStretches::nameSegment(TimeForm::SegmentForm& segment)
     if (!isNew)
         return;
     TimeForm::SegmentKind kind;
-    kind.blocksHost = blocksHost;
+    kind.blocksHost = blocksHost(segment);
     for (std::size_t stream = 0; stream < kStreamCount; ++stream)
         if (segment.used[stream])
             kind.streams.push_back(static_cast<std::uint8_t>(stream));

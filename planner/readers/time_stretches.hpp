@@ -20,8 +20,11 @@ public:
 private:
     using Signature = std::vector<std::int64_t>;
 
-    void cut(TimeForm::Node& node);
-    void addStretch(std::uint32_t first, std::uint32_t end);
+    void cut(TimeForm::Node& node, bool blocksHost);
+    void addStretch(std::uint32_t first, std::uint32_t end, bool blocksHost);
+    void setProgram(const TimeForm::Stretch& stretch, const std::vector<std::int32_t>& inputs, bool blocksHost,
+                    TimeForm::StretchKind& kind) const;
+    bool blocksHost(const TimeForm::SegmentForm& segment) const;
     void findOutputs(const TimeForm::SegmentForm& segment);
     void setOutputs();
     void makeMemos();

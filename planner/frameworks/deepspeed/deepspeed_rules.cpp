@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include <fmt/format.h>
+#include <fmt/compile.h>
 
 #include "core/deepspeed_options.hpp"
 #include "planner/frameworks/optimizer_rules.hpp"
@@ -95,8 +95,8 @@ std::string DeepSpeedRules::commonKey() const
 {
     const DeepSpeedOptions& o = m_options;
     return fmt::format(
-        "deepspeed{} {} off{}/{}/{}/{}/{} nvme{}/{} b{} ov{} cg{} rs{} mr{} pf{} pt{}/{} ml{} mrd{} qw{} qg{} hpz{} "
-        "mics{} m{} f{} M{} a{} w{} s{} init{}/{} {} {}",
+        FMT_COMPILE("deepspeed{} {} off{}/{}/{}/{}/{} nvme{}/{} b{} ov{} cg{} rs{} mr{} pf{} pt{}/{} ml{} mrd{} qw{} "
+                    "qg{} hpz{} mics{} m{} f{} M{} a{} w{} s{} init{}/{} {} {}"),
         o.stage, m_model.id, nameOf(o.offloadOptimizer), nameOf(o.offloadParam), o.offloadRatio, o.pinMemory,
         o.paramPinMemory, o.pipelineRead, o.pipelineWrite, o.reduceBucketSize, overlapsCommunication(o),
         o.contiguousGradients, o.reduceScatter, o.useMultiRankBucketAllreduce, o.prefetchBucketSize,

@@ -2,8 +2,9 @@
 // zero3_offload.cpp.
 
 #include <algorithm>
+#include <iterator>
 
-#include <fmt/format.h>
+#include <fmt/compile.h>
 
 #include "planner/frameworks/deepspeed/zero3.hpp"
 #include "planner/frameworks/optimizer_rules.hpp"
@@ -100,27 +101,26 @@ Zero3Rules::Zero3Rules(const PlanInput& input) : DeepSpeedRules(input), m_order(
 
 std::string Zero3Rules::structureKey() const
 {
+    std::string key = commonKey() + " groups ";
+    const auto append = std::back_inserter(key);
     // Sub-groups are counted in elements of a rank, so their number, and where they are stepped, can change with the
     // ranks: "g2n5h1" are two on the GPU, five from NVMe, the last one in host memory; a "p" where persistent
     // parameters go up with them.
-    std::string groups;
     for (std::size_t first = 0, end = 0; first < m_subGroups.size(); first = end) {
         const SubGroup& group = m_subGroups[first];
         while (end < m_subGroups.size() && m_subGroups[end].onGpu == group.onGpu &&
                m_subGroups[end].onNvme == group.onNvme && (m_subGroups[end].persistent > 0) == (group.persistent > 0))
             ++end;
-        groups += fmt::format("{}{}{}",
-                              group.onGpu    ? 'g'
-                              : group.onNvme ? 'n'
-                                             : 'h',
-                              group.persistent > 0 ? "p" : "", end - first);
+        key += group.onGpu ? 'g' : group.onNvme ? 'n' : 'h';
+        if (group.persistent > 0)
+            key += 'p';
+        fmt::format_to(append, FMT_COMPILE("{}"), end - first);
     }
+    fmt::format_to(append, FMT_COMPILE(" nothing{} kept{} hops "), gathersNothing(), m_persistentShard > 0);
     // Which tensors' gradients can be quantised depends on the ranks too.
-    std::string quantised;
     for (const TwoHopClasses& tensor : m_twoHops)
-        quantised += tensor.compressed ? 'q' : 's';
-    return commonKey() + fmt::format(" groups {} nothing{} kept{} hops {}", groups, gathersNothing(),
-                                     m_persistentShard > 0, quantised);
+        key += tensor.compressed ? 'q' : 's';
+    return key;
 }
 
 void Zero3Rules::resize(const PlanInput& input)

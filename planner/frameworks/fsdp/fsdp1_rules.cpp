@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include <fmt/format.h>
+#include <fmt/compile.h>
 
 #include "planner/frameworks/sharding.hpp"
 
@@ -145,12 +145,13 @@ bool Fsdp1Rules::reshardsAfterForward() const
 
 std::string Fsdp1Rules::structureKey() const
 {
-    return fmt::format("fsdp1 {} {} off{} bwd{} fwd{} limit{} wrap{}/{} sync{} rep{} one{} pad{} p{} r{} d{}/{} {}",
-                       m_shape.model.id, nameOf(m_options.sharding), m_options.offloadParams,
-                       nameOf(m_options.backwardPrefetch), m_options.forwardPrefetch, m_options.limitAllGathers,
-                       nameOf(m_options.wrap), m_options.minNumParams, m_options.noSync, m_shape.replicas.ranks > 1,
-                       !m_shape.sharded(), paddingKey(), nameOf(m_shape.compute), nameOf(m_shape.reduce),
-                       nameOf(m_shape.trained), nameOf(m_shape.frozen), activationStructureKey(m_shape.training));
+    return fmt::format(
+        FMT_COMPILE("fsdp1 {} {} off{} bwd{} fwd{} limit{} wrap{}/{} sync{} rep{} one{} pad{} p{} r{} d{}/{} {}"),
+        m_shape.model.id, nameOf(m_options.sharding), m_options.offloadParams, nameOf(m_options.backwardPrefetch),
+        m_options.forwardPrefetch, m_options.limitAllGathers, nameOf(m_options.wrap), m_options.minNumParams,
+        m_options.noSync, m_shape.replicas.ranks > 1, !m_shape.sharded(), paddingKey(), nameOf(m_shape.compute),
+        nameOf(m_shape.reduce), nameOf(m_shape.trained), nameOf(m_shape.frozen),
+        activationStructureKey(m_shape.training));
 }
 
 std::string Fsdp1Rules::paddingKey() const

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include <fmt/format.h>
+#include <fmt/compile.h>
 
 #include "planner/frameworks/sharding.hpp"
 
@@ -141,14 +141,15 @@ Reshard Fsdp2Rules::reshard() const
 
 std::string Fsdp2Rules::structureKey() const
 {
-    return fmt::format("fsdp2 {} reshard{} last{} wrap{}/{} sep{} off{} fwd{} sync{} hsdp{} one{} ram{} p{} r{} d{}/{} "
-                       "child{} {} {}",
-                       m_shape.model.id, static_cast<int>(reshard()), m_options.keepLastBlock, nameOf(m_options.wrap),
-                       m_options.minNumParams, m_options.separateHeadUnit, m_options.offloadParams,
-                       m_options.forwardPrefetch, m_options.noSync, m_shape.replicas.ranks > 1, !m_shape.sharded(),
-                       m_options.cpuRamEfficientLoading, nameOf(m_shape.compute), nameOf(m_shape.reduce),
-                       nameOf(m_shape.trained), nameOf(m_shape.frozen), m_options.checkpointChildren,
-                       activationStructureKey(m_shape.training), parallelismKey(m_parallelism, m_shape.training));
+    return fmt::format(
+        FMT_COMPILE("fsdp2 {} reshard{} last{} wrap{}/{} sep{} off{} fwd{} sync{} hsdp{} one{} ram{} p{} r{} "
+                    "d{}/{} child{} {} {}"),
+        m_shape.model.id, static_cast<int>(reshard()), m_options.keepLastBlock, nameOf(m_options.wrap),
+        m_options.minNumParams, m_options.separateHeadUnit, m_options.offloadParams, m_options.forwardPrefetch,
+        m_options.noSync, m_shape.replicas.ranks > 1, !m_shape.sharded(), m_options.cpuRamEfficientLoading,
+        nameOf(m_shape.compute), nameOf(m_shape.reduce), nameOf(m_shape.trained), nameOf(m_shape.frozen),
+        m_options.checkpointChildren, activationStructureKey(m_shape.training),
+        parallelismKey(m_parallelism, m_shape.training));
 }
 
 double Fsdp2Rules::textbookPsi() const
