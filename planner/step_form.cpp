@@ -54,6 +54,7 @@ StepForm::StepForm(const FrameworkRules& rules, const Schedule& schedule)
             m_middle.push_back(segment.name == kMiddleMicroSteps);
     for (std::size_t slot = 0; slot < m_times.size(); ++slot)
         (isComputing(m_form.slots()[slot]) ? m_computing : m_others).push_back(slot);
+    m_moved.resize(m_others.size());
 }
 
 const std::vector<SlotTime>& StepForm::computing(const PlanInput& candidate, const OpCosts& costs)
@@ -76,6 +77,32 @@ const std::vector<SlotTime>& StepForm::computing(const PlanInput& candidate, con
     return m_known.insert(m_known.begin(), std::move(fresh))->times;
 }
 
+/// Of candidates in a row, many have the same payloads and groups.
+void StepForm::costOthers(const PlanInput& candidate, const OpCosts& costs, const SizeTable& sizes)
+{
+    const Cluster& cluster = candidate.cluster;
+    const bool sameCluster = m_gpus == cluster.gpus() && m_nodes == cluster.nodes;
+    m_gpus = 0;
+    for (std::size_t i = 0; i < m_others.size(); ++i) {
+        const Op& op = m_form.slots()[m_others[i]];
+        Moved moved;
+        if (op.payload >= 0)
+            moved.bytes = sizes.payloads[static_cast<std::size_t>(op.payload)].bytes;
+        if (op.group >= 0) {
+            const Group& group = sizes.groups[static_cast<std::size_t>(op.group)];
+            moved.ranks = group.ranks;
+            moved.nodes = group.nodes;
+            moved.stride = group.stride;
+        }
+        if (sameCluster && moved == m_moved[i])
+            continue;
+        m_times[m_others[i]] = {costs.seconds(op), costs.hostSeconds(op)};
+        m_moved[i] = moved;
+    }
+    m_gpus = cluster.gpus();
+    m_nodes = cluster.nodes;
+}
+
 bool StepForm::cost(const PlanInput& candidate, const FrameworkRules& rules)
 {
     const OpCosts costs(candidate, *rules.activations(), rules.sizes());
@@ -83,11 +110,9 @@ bool StepForm::cost(const PlanInput& candidate, const FrameworkRules& rules)
     const std::vector<SlotTime>& layers = computing(candidate, costs);
     for (std::size_t i = 0; i < m_computing.size(); ++i)
         m_times[m_computing[i]] = layers[i];
-    for (const std::size_t slot : m_others) {
-        const Op& op = m_form.slots()[slot];
-        m_times[slot] = {costs.seconds(op), costs.hostSeconds(op)};
+    costOthers(candidate, costs, rules.sizes());
+    for (const std::size_t slot : m_others)
         finite &= std::isfinite(m_times[slot].seconds);
-    }
     for (std::size_t i = 0; i < m_middle.size(); ++i)
         if (m_middle[i])
             m_repeat[i] = candidate.training.gradientAccumulation - 2;

@@ -37,9 +37,22 @@ private:
     };
     const std::vector<SlotTime>& computing(const PlanInput& candidate, const OpCosts& costs);
 
+    /// What the times of a slot that is no computing follow, the cluster's links apart.
+    struct Moved {
+        Bytes bytes;
+        std::int64_t ranks = 0;
+        std::int64_t nodes = 0;
+        std::int64_t stride = 0;
+        bool operator==(const Moved&) const = default;
+    };
+    void costOthers(const PlanInput& candidate, const OpCosts& costs, const SizeTable& sizes);
+
     TimeForm m_form;
     std::vector<std::size_t> m_computing; // slots
     std::vector<std::size_t> m_others;
+    std::vector<Moved> m_moved; // that m_times are of, by position in m_others
+    std::int64_t m_gpus = 0;    // likewise
+    std::int64_t m_nodes = 0;
     std::vector<Computing> m_known; // the last one asked for comes first
     std::vector<bool> m_middle;     // by segment: repeated between the first and the last micro-step
     std::vector<SlotTime> m_times;

@@ -40,24 +40,25 @@ struct StretchProgram {
     /// Runs all items once; `values` holds those up to `firstEnd`, ends are written behind them.
     Done run(const std::vector<FusedTime>& times, double* values) const
     {
-        Done done{std::numeric_limits<double>::infinity(), 0};
+        double lead = std::numeric_limits<double>::infinity();
+        double host = 0;
         const Further* more = further.data();
         double* end = values + firstEnd;
         for (const Step& step : steps) {
             const FusedTime& time = times[step.fused];
             double start = std::max(values[step.previous], values[step.awaited]);
-            done.host = std::max(done.host, values[step.hostAwaited]);
+            host = std::max(host, values[step.hostAwaited]);
             for (std::uint16_t left = step.further; left > 0; --left, ++more) {
-                double& later = more->blocksHost ? done.host : start;
+                double& later = more->blocksHost ? host : start;
                 later = std::max(later, values[more->value]);
             }
             const double streamEnd = start + time.seconds;
-            const double hostEnd = done.host + time.afterHost;
-            done.host += time.hostSeconds;
-            done.lead = std::min(done.lead, streamEnd - hostEnd);
+            const double hostEnd = host + time.afterHost;
+            host += time.hostSeconds;
+            lead = std::min(lead, streamEnd - hostEnd);
             *end++ = std::max(streamEnd, hostEnd);
         }
-        return done;
+        return {lead, host};
     }
 
     std::size_t firstEnd = 1;

@@ -10,6 +10,12 @@ namespace {
 
 constexpr double kRounding = 1e-9; // by which sums of the same times may differ
 
+/// 0 for what was over by `host`. Without a branch: whether it was is hard to foretell.
+double since(double time, double host)
+{
+    return std::max(time, host) - host;
+}
+
 } // namespace
 
 TimeForm::TimeForm(const Schedule& schedule, const std::vector<int>& layerClasses)
@@ -66,8 +72,9 @@ StepLoad TimeForm::load(const std::vector<SlotTime>& times, const std::vector<st
 void TimeForm::fuseTimes(const std::vector<SlotTime>& times)
 {
     m_once = 0;
-    m_fusedTimes.clear();
-    for (const Fused& fused : m_fused) {
+    m_fusedTimes.resize(m_fused.size());
+    for (std::size_t id = 0; id < m_fused.size(); ++id) {
+        const Fused& fused = m_fused[id];
         FusedTime of;
         for (std::uint32_t i = fused.firstSlot; i < fused.endSlot; ++i) {
             const SlotTime& time = times[m_fusedSlots[i]];
@@ -76,7 +83,7 @@ void TimeForm::fuseTimes(const std::vector<SlotTime>& times)
             of.afterHost = std::max(of.afterHost, of.hostSeconds) + time.seconds;
         }
         m_once += of.afterHost;
-        m_fusedTimes.push_back(of);
+        m_fusedTimes[id] = of;
     }
     for (StretchKind& kind : m_stretchKinds)
         kind.memo.forget();
@@ -127,7 +134,7 @@ void TimeForm::runOnce(const SegmentForm& segment)
     const double host = m_clocks[kHostClock];
     double* state = m_state.data();
     for (const std::uint8_t stream : kind.streams)
-        *state++ = std::max(0.0, m_clocks[stream] - host);
+        *state++ = since(m_clocks[stream], host);
     if (const double* known = kind.memo.find(m_state.data(), sameState())) {
         known += kind.streams.size();
         for (const std::uint8_t stream : kind.streams)
@@ -191,9 +198,9 @@ double TimeForm::runStretch(const Stretch& stretch)
     double* state = m_state.data();
     *state++ = 0;
     for (const std::uint8_t stream : kind.streams)
-        *state++ = std::max(0.0, m_clocks[stream] - host);
+        *state++ = since(m_clocks[stream], host);
     for (std::size_t i = 0; i < kind.inputs; ++i)
-        *state++ = std::max(0.0, awaited(m_inputs[stretch.firstInput + i]) - host);
+        *state++ = since(awaited(m_inputs[stretch.firstInput + i]), host);
     const double* known = kind.memo.find(m_state.data(), sameState());
     const double* values = known != nullptr ? known : playStretch(kind);
     const double* ends = values + kind.program.firstEnd;

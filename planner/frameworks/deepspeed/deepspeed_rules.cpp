@@ -91,20 +91,24 @@ void DeepSpeedRules::take(const PlanInput& input)
     m_world = m_sizes.addGroup({split ? "data" : "world", m_ranks, nodesOfDataRanks(input, m_ranks)});
 }
 
-std::string DeepSpeedRules::commonKey() const
+std::string DeepSpeedRules::optionsKey() const
 {
     const DeepSpeedOptions& o = m_options;
     return fmt::format(
         FMT_COMPILE("deepspeed{} {} off{}/{}/{}/{}/{} nvme{}/{} b{} ov{} cg{} rs{} mr{} pf{} pt{}/{} ml{} mrd{} qw{} "
-                    "qg{} hpz{} mics{} m{} f{} M{} a{} w{} s{} init{}/{} {} {}"),
+                    "qg{} hpz{} mics{} m{} f{} M{} a{} w{} s{} init{}/{} "),
         o.stage, m_model.id, nameOf(o.offloadOptimizer), nameOf(o.offloadParam), o.offloadRatio, o.pinMemory,
         o.paramPinMemory, o.pipelineRead, o.pipelineWrite, o.reduceBucketSize, overlapsCommunication(o),
         o.contiguousGradients, o.reduceScatter, o.useMultiRankBucketAllreduce, o.prefetchBucketSize,
         o.paramPersistenceThreshold, o.modelPersistenceThreshold, o.maxLiveParameters, o.maxReuseDistance,
         o.quantizedWeights, o.quantizedGradients, o.hpzPartitionSize > 1, o.micsShardSize > 0, nameOf(m_dtypes.model),
         nameOf(m_dtypes.frozen), nameOf(m_dtypes.master), nameOf(m_dtypes.accumulate), nameOf(m_dtypes.wire),
-        nameOf(m_dtypes.states), o.zero3Init, o.memoryEfficientLinear, activationStructureKey(m_training),
-        parallelismKey(m_parallelism, m_training));
+        nameOf(m_dtypes.states), o.zero3Init, o.memoryEfficientLinear);
+}
+
+std::string DeepSpeedRules::trainingKey() const
+{
+    return activationStructureKey(m_training) + ' ' + parallelismKey(m_parallelism, m_training);
 }
 
 Bytes DeepSpeedRules::stateBytes(std::int64_t elements) const

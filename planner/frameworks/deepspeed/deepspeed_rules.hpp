@@ -55,7 +55,9 @@ protected:
     /// Elements that one rank steps, padding included.
     virtual std::int64_t steppedElements() const = 0;
 
-    std::string commonKey() const;
+    std::string commonKey() const { return optionsKey() + trainingKey(); }
+    std::string optionsKey() const;
+    std::string trainingKey() const; // what can change with the numbers of a training
     Bytes stateBytes(std::int64_t elements) const;
     std::int64_t frozenParameters() const { return m_model.parameters() - m_model.trainableParameters(); }
     bool offloadsOptimizer() const { return m_options.offloadOptimizer != OffloadDevice::None; }

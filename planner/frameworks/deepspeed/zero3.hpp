@@ -120,6 +120,10 @@ private:
     /// memory by itself, or on NVMe.
     enum class Home : std::uint8_t { Gpu, Flat, Host, Nvme };
 
+    /// Whether all sizes but those of activations stay as they are.
+    bool differsInTokensAlone(const PlanInput& input) const;
+    void takeTokens(const PlanInput& input);
+    std::string shardsKey() const;
     void defineGroups(const PlanInput& input);
     void findHomes();
     bool isPersistent(const FlatTensor& tensor) const;
@@ -188,6 +192,11 @@ private:
     FlatOrder m_order;
     BucketPlan m_buckets;
     GatherPlan m_gathers;
+
+    std::int64_t m_sizedNodes = 0; // that sizes are those of; 0: none yet
+    std::int64_t m_sizedGpusPerNode = 0;
+    SizeTable m_tokenSizes;  // of activations, for the candidate at hand
+    std::string m_shardsKey; // the part of structureKey() that goes with those sizes
 
     std::int64_t m_shardRanks = 1;  // ranks that share the states
     std::int64_t m_shard = 0;       // trainable elements of this rank, padding included

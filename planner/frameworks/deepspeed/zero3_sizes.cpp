@@ -101,7 +101,12 @@ Zero3Rules::Zero3Rules(const PlanInput& input) : DeepSpeedRules(input), m_order(
 
 std::string Zero3Rules::structureKey() const
 {
-    std::string key = commonKey() + " groups ";
+    return m_shardsKey + trainingKey();
+}
+
+std::string Zero3Rules::shardsKey() const
+{
+    std::string key = optionsKey() + " groups ";
     const auto append = std::back_inserter(key);
     // Sub-groups are counted in elements of a rank, so their number, and where they are stepped, can change with the
     // ranks: "g2n5h1" are two on the GPU, five from NVMe, the last one in host memory; a "p" where persistent
@@ -120,11 +125,38 @@ std::string Zero3Rules::structureKey() const
     // Which tensors' gradients can be quantised depends on the ranks too.
     for (const TwoHopClasses& tensor : m_twoHops)
         key += tensor.compressed ? 'q' : 's';
-    return key;
+    return key + ' ';
+}
+
+/// Of the training, what is neither fixed when rules are made nor a matter of tokens alone.
+bool Zero3Rules::differsInTokensAlone(const PlanInput& input) const
+{
+    const Training& training = input.training;
+    return m_sizedNodes == input.cluster.nodes && m_sizedGpusPerNode == input.cluster.gpusPerNode &&
+           m_ranks == input.ranks() && m_options == std::get<DeepSpeedOptions>(input.strategy.options) &&
+           m_parallelism == input.strategy.parallelism && m_training.optimizer == training.optimizer &&
+           m_training.fusedOptimizer == training.fusedOptimizer && m_training.implementation == training.implementation;
+}
+
+void Zero3Rules::takeTokens(const PlanInput& input)
+{
+    m_training = input.training;
+    m_cluster = &input.cluster;
+    m_tokenSizes.clear();
+    m_activations.defineSizes(m_tokenSizes, m_training); // they come first
+    for (std::size_t i = 0; i < m_tokenSizes.buffers.size(); ++i)
+        m_sizes.buffers[i].bytes = m_tokenSizes.buffers[i].bytes;
+    for (std::size_t i = 0; i < m_tokenSizes.payloads.size(); ++i)
+        m_sizes.payloads[i].bytes = m_tokenSizes.payloads[i].bytes;
 }
 
 void Zero3Rules::resize(const PlanInput& input)
 {
+    if (differsInTokensAlone(input)) {
+        takeTokens(input);
+        return;
+    }
+    m_sizedNodes = 0;
     take(input);
     defineGroups(input);
     m_shard = 0;
@@ -166,6 +198,9 @@ void Zero3Rules::resize(const PlanInput& input)
     defineFlushes();
     defineTwoHops();
     defineStep();
+    m_shardsKey = shardsKey();
+    m_sizedNodes = input.cluster.nodes;
+    m_sizedGpusPerNode = input.cluster.gpusPerNode;
 }
 
 void Zero3Rules::defineGroups(const PlanInput& input)
