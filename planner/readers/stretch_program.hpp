@@ -48,9 +48,10 @@ struct StretchProgram {
             const FusedTime& time = times[step.fused];
             double start = std::max(values[step.previous], values[step.awaited]);
             host = std::max(host, values[step.hostAwaited]);
-            for (std::uint16_t left = step.further; left > 0; --left, ++more) {
-                double& later = more->blocksHost ? host : start;
-                later = std::max(later, values[more->value]);
+            for (const Further* last = more + step.further; more != last; ++more) {
+                const double awaited = values[more->value];
+                host = more->blocksHost ? std::max(host, awaited) : host;
+                start = more->blocksHost ? start : std::max(start, awaited);
             }
             const double streamEnd = start + time.seconds;
             const double hostEnd = host + time.afterHost;

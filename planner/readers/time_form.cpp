@@ -21,6 +21,13 @@ double since(double time, double host)
 TimeForm::TimeForm(const Schedule& schedule, const std::vector<int>& layerClasses)
 {
     TimeCompiler(schedule, layerClasses, *this).run();
+    for (std::uint32_t i = 0; i < m_segments.size(); ++i)
+        for (const auto& [slot, count] : m_segments[i].slotCounts) {
+            Loading loading{{}, slot, i, static_cast<double>(count)};
+            loading.each.add(m_slots[slot], 1);
+            if (loading.each.computeStream > 0 || loading.each.collectives > 0)
+                m_loading.push_back(loading);
+        }
 }
 
 double TimeForm::seconds(const std::vector<SlotTime>& times, const std::vector<std::int64_t>& repeat)
@@ -63,9 +70,13 @@ double TimeForm::lowerBound(const std::vector<SlotTime>& times, const std::vecto
 StepLoad TimeForm::load(const std::vector<SlotTime>& times, const std::vector<std::int64_t>& repeat) const
 {
     StepLoad load;
-    for (std::size_t i = 0; i < m_segments.size(); ++i)
-        for (const auto& [slot, count] : m_segments[i].slotCounts)
-            load.add(m_slots[slot], static_cast<double>(count) * static_cast<double>(repeat[i]) * times[slot].seconds);
+    for (const Loading& loading : m_loading) {
+        const double seconds =
+            loading.count * static_cast<double>(repeat[loading.segment]) * times[loading.slot].seconds;
+        load.computeStream += loading.each.computeStream * seconds;
+        load.kernels += loading.each.kernels * seconds;
+        load.collectives += loading.each.collectives * seconds;
+    }
     return load;
 }
 

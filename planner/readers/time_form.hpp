@@ -128,6 +128,13 @@ private:
         std::uint32_t kind = 0;
         std::vector<std::pair<std::uint32_t, std::int64_t>> slotCounts;
     };
+    /// A slot that counts in a step's load: by how much a second of it.
+    struct Loading {
+        StepLoad each;
+        std::uint32_t slot = 0;
+        std::uint32_t segment = 0;
+        double count = 0;
+    };
     void fuseTimes(const std::vector<SlotTime>& times);
     void runStep(const std::vector<std::int64_t>& repeat);
     void runSegment(const SegmentForm& segment, std::int64_t repeat);
@@ -163,6 +170,7 @@ private:
     std::vector<SegmentKind> m_segmentKinds;
     bool m_apart = true; // no segment waits for anything in another
     std::vector<SegmentForm> m_segments;
+    std::vector<Loading> m_loading;
     std::vector<std::int64_t> m_repeats;
     std::array<bool, kClocks> m_used{};
 

@@ -119,26 +119,44 @@ RC_GTEST_PROP(DeepSpeedSchedule, MiddleMicroStepsAreNeutral, ())
     }
 }
 
+void expectEqualSizes(const SizeTable& one, const SizeTable& other)
+{
+    RC_ASSERT(one.buffers.size() == other.buffers.size());
+    for (std::size_t i = 0; i < one.buffers.size(); ++i)
+        RC_ASSERT(one.buffers[i].bytes == other.buffers[i].bytes);
+    RC_ASSERT(one.payloads.size() == other.payloads.size());
+    for (std::size_t i = 0; i < one.payloads.size(); ++i)
+        RC_ASSERT(one.payloads[i].bytes == other.payloads[i].bytes);
+    RC_ASSERT(one.groups.size() == other.groups.size());
+    for (std::size_t i = 0; i < one.groups.size(); ++i) {
+        RC_ASSERT(one.groups[i].ranks == other.groups[i].ranks);
+        RC_ASSERT(one.groups[i].nodes == other.groups[i].nodes);
+    }
+}
+
 // Taking over other numbers gives what building anew gives; equal keys mean equal structure.
 RC_GTEST_PROP(DeepSpeedSchedule, ResizedRulesEqualFreshOnes, ())
 {
     const Question question = anyQuestion();
     Question larger = question;
-    larger.cluster.nodes *= 2;
+    larger.cluster.nodes *= *rc::gen::inRange(1, 3); // other numbers of tokens alone are taken over apart
     larger.training.microBatch = 3;
+    larger.training.sequenceLength *= *rc::gen::inRange(1, 3);
+    larger.training.fusedOptimizer ^= *rc::gen::arbitrary<bool>();
     RC_PRE(deepspeedRefusals(larger.input()).empty());
     const auto fresh = larger.rules();
     RC_PRE(fresh->structureKey() == question.rules()->structureKey());
     const auto resized = question.rules();
     resized->resize(larger.input());
+    RC_ASSERT(resized->structureKey() == fresh->structureKey());
     const Schedule one = fresh->emit();
     const Schedule other = resized->emit();
     RC_ASSERT(one.ops.size() == other.ops.size());
     RC_ASSERT(question.rules()->emit().ops.size() == one.ops.size());
-    RC_ASSERT(one.sizes.buffers.size() == other.sizes.buffers.size());
-    for (std::size_t i = 0; i < one.sizes.buffers.size(); ++i)
-        RC_ASSERT(one.sizes.buffers[i].bytes == other.sizes.buffers[i].bytes);
+    expectEqualSizes(one.sizes, other.sizes);
     RC_ASSERT(replayMemory(one, false).gpu.bytes == replayMemory(other, false).gpu.bytes);
+    resized->resize(question.input());
+    expectEqualSizes(resized->sizes(), question.rules()->sizes());
 }
 
 // States never grow with the ranks (dimensions here are multiples of all rank counts, so padding does not interfere).

@@ -57,6 +57,8 @@ struct Costed {
     }
 };
 
+constexpr int kLayers = 3; // positions that layers have in turn, all of one class
+
 /// Layers of random operations on five streams that wait for earlier ones of their own and of neighbouring layers, for
 /// events and for the beginning; between them operations that belong to no layer.
 Costed randomLayers(std::uint64_t seed)
@@ -83,8 +85,8 @@ Costed randomLayers(std::uint64_t seed)
         bool forBegin;
     };
     OpId begin = -1;
-    const auto write = [&](const Pattern& pattern) {
-        builder.op(pattern.kind, pattern.stream, Phase::Forward);
+    const auto write = [&](const Pattern& pattern, std::int32_t layer = -1) {
+        builder.op(pattern.kind, pattern.stream, Phase::Forward, layer);
         if (pattern.kind == OpKind::Copy)
             builder.move(pattern.payload);
         const OpId last = builder.lastOp();
@@ -111,9 +113,14 @@ Costed randomLayers(std::uint64_t seed)
         for (std::uint64_t i = 0; i < length; ++i)
             body.push_back(pattern(1 + length * (1 + random.below(3))));
         const std::uint64_t repeat = 1 + random.below(random.oneIn(3) ? 150 : 12);
-        for (std::uint64_t i = 0; i < repeat; ++i)
+        // Layers that are alike but for an operation here and there are stretches, not loops.
+        const bool alike = random.oneIn(2);
+        for (std::uint64_t i = 0; i < repeat; ++i) {
             for (const Pattern& one : body)
-                write(one);
+                write(one, static_cast<std::int32_t>(i % kLayers));
+            if (!alike && random.oneIn(3))
+                write(pattern(1 + 2 * length));
+        }
     };
     const std::uint64_t segments = 1 + random.below(3);
     for (std::uint64_t s = 0; s < segments; ++s) {
@@ -141,7 +148,7 @@ RC_GTEST_PROP(TimeFormProperty, EqualsTheSimulationOfRandomLayers, ())
 {
     const auto seed = *rc::gen::inRange<std::uint64_t>(0, 10'000'000);
     const Costed costed = randomLayers(seed);
-    TimeForm form(costed.schedule, {});
+    TimeForm form(costed.schedule, std::vector<int>(kLayers, 0));
     const double simulated = simulate(costed.schedule, costed.opTimes()).seconds;
     const std::vector<SlotTime> times = costed.slotTimes(form);
     RC_ASSERT(std::abs(form.seconds(times) - simulated) <= 1e-9 * simulated);
