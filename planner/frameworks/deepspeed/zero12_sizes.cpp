@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "planner/frameworks/deepspeed/host_specs.hpp"
 #include "planner/frameworks/deepspeed/zero12.hpp"
 #include "planner/frameworks/optimizer_rules.hpp"
 #include "planner/overheads.hpp"
@@ -89,43 +90,21 @@ std::int64_t shareOf(std::int64_t whole, std::int64_t before, std::int64_t after
     return (share(Bytes(whole), after, all) - share(Bytes(whole), before, all)).count();
 }
 
-constexpr BufferSpec hostSpec(std::string_view name, std::string_view formula, std::string_view source, C category,
-                              bool pinned, L lifetime)
-{
-    return {name, formula, source, category, pinned ? Place::HostPinned : Place::HostPageable, S::Host, lifetime};
-}
-
-/// A host buffer is of one of two specs: page-locked or pageable.
-struct HostSpec {
-    BufferSpec pinned;
-    BufferSpec pageable;
-    const BufferSpec& of(bool isPinned) const { return isPinned ? pinned : pageable; }
-};
-
-constexpr HostSpec hostPair(std::string_view name, std::string_view formula, std::string_view source, C category)
-{
-    return {hostSpec(name, formula, source, category, true, L::Persistent),
-            hostSpec(name, formula, source, category, false, L::Persistent)};
-}
-
-constexpr HostSpec kHostMaster = hostPair("master partition in host memory", "4 B x P/N",
+constexpr HostSpec kHostMaster = hostPair({"master partition in host memory", "4 B x P/N"},
                                           "stage_1_and_2.py single_partition_of_fp32_groups", C::MasterParameters);
-constexpr HostSpec kHostGradient =
-    hostPair("fp32 gradient in host memory", "4 B x P/N", "stage_1_and_2.py initialize_optimizer_states", C::Gradients);
+constexpr HostSpec kHostGradient = hostPair({"fp32 gradient in host memory", "4 B x P/N"},
+                                            "stage_1_and_2.py initialize_optimizer_states", C::Gradients);
 constexpr HostSpec kHostStaging =
-    hostPair("16-bit staging of updated parameters", "d x P/N",
+    hostPair({"16-bit staging of updated parameters", "d x P/N"},
              "stage_1_and_2.py param_buffer_of_bit16_for_cpu_offload_groups", C::Parameters);
-constexpr HostSpec kHostLargest = hostPair("buffer of the largest gradient", "d x p",
+constexpr HostSpec kHostLargest = hostPair({"buffer of the largest gradient", "d x p"},
                                            "stage_1_and_2.py temp_grad_buffer_for_cpu_offload", C::Gradients);
-constexpr HostSpec kHostAccumulators = hostPair("gradients accumulated in host memory", "d x tensors of the partition",
-                                                "stage_1_and_2.py accumulated_grads_in_cpu", C::Gradients);
-constexpr BufferSpec kHostMoments{"optimizer states in host memory",
-                                  "moments x 4 B x P/N",
-                                  "ops/adam/cpu_adam.py",
-                                  C::OptimizerStates,
-                                  Place::HostPageable,
-                                  S::Host,
-                                  L::FromFirstStep};
+constexpr HostSpec kHostAccumulators =
+    hostPair({"gradients accumulated in host memory", "d x tensors of the partition"},
+             "stage_1_and_2.py accumulated_grads_in_cpu", C::Gradients);
+constexpr BufferSpec kHostMoments =
+    hostSpec("optimizer states in host memory", "moments x 4 B x P/N", "ops/adam/cpu_adam.py", C::OptimizerStates,
+             Place::HostPageable, L::FromFirstStep);
 
 } // namespace
 

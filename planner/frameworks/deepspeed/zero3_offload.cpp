@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "planner/frameworks/deepspeed/host_specs.hpp"
 #include "planner/frameworks/deepspeed/zero3.hpp"
 
 namespace shardwright {
@@ -10,70 +11,58 @@ namespace shardwright {
 namespace {
 
 using C = Category;
-using S = Stream;
-using L = Lifetime;
-
-constexpr BufferSpec host(std::string_view name, std::string_view formula, std::string_view source, C category,
-                          Place place, L lifetime = L::Persistent)
-{
-    return {name, formula, source, category, place, S::Host, lifetime};
-}
+using P = Place;
 
 constexpr BufferSpec kMaster =
-    host("master shards in host memory", "4 B x shard", "stage3.py _create_fp32_partitions: clone().float()",
-         C::MasterParameters, Place::HostPageable);
-constexpr BufferSpec kMoments = host("optimizer states in host memory", "moments x 4 B x shard", "ops/adam/cpu_adam.py",
-                                     C::OptimizerStates, Place::HostPageable, L::FromFirstStep);
-constexpr BufferSpec kNarrowPinned = host("gradient shards in host memory, pinned", "a x shard, a power of two",
-                                          "stage3.py grad_partitions_flat_buffer", C::Gradients, Place::HostPinned);
-constexpr BufferSpec kNarrowPageable = host("gradient shards in host memory", "a x shard",
-                                            "stage3.py grad_partitions_flat_buffer", C::Gradients, Place::HostPageable);
-constexpr BufferSpec kWidePinned = host("fp32 gradients in host memory, pinned", "4 B x sub-group, each a power of two",
-                                        "stage3.py initialize_optimizer_states", C::Gradients, Place::HostPinned);
-constexpr BufferSpec kWidePageable = host("fp32 gradients in host memory", "4 B x shard",
-                                          "stage3.py initialize_optimizer_states", C::Gradients, Place::HostPageable);
-constexpr BufferSpec kShardsPinned =
-    host("parameter shards in host memory, pinned", "d x shard, a power of two",
-         "stage3.py _create_param_groups_fp16_flat_cpu_memory", C::Parameters, Place::HostPinned);
-constexpr BufferSpec kShardsPageable =
-    host("parameter shards in host memory", "d x shard", "stage3.py _create_param_groups_fp16_flat_cpu_memory",
-         C::Parameters, Place::HostPageable);
+    hostSpec("master shards in host memory", "4 B x shard", "stage3.py _create_fp32_partitions: clone().float()",
+             C::MasterParameters, P::HostPageable);
+constexpr BufferSpec kMoments =
+    hostSpec("optimizer states in host memory", "moments x 4 B x shard", "ops/adam/cpu_adam.py", C::OptimizerStates,
+             P::HostPageable, Lifetime::FromFirstStep);
+constexpr HostSpec kNarrow =
+    hostPair({"gradient shards in host memory, pinned", "a x shard, a power of two"},
+             {"gradient shards in host memory", "a x shard"}, "stage3.py grad_partitions_flat_buffer", C::Gradients);
+constexpr HostSpec kWide =
+    hostPair({"fp32 gradients in host memory, pinned", "4 B x sub-group, each a power of two"},
+             {"fp32 gradients in host memory", "4 B x shard"}, "stage3.py initialize_optimizer_states", C::Gradients);
+constexpr HostSpec kShards = hostPair({"parameter shards in host memory, pinned", "d x shard, a power of two"},
+                                      {"parameter shards in host memory", "d x shard"},
+                                      "stage3.py _create_param_groups_fp16_flat_cpu_memory", C::Parameters);
+constexpr HostSpec kOwn = hostPair({"small parameter shards in host memory, pinned", "d x shard, each a power of two"},
+                                   {"small parameter shards in host memory", "d x shard"},
+                                   "partition_parameters.py _partition_param: not swappable_tensor", C::Parameters);
+
+constexpr BufferSpec swapSpec(std::string_view name, std::string_view formula, std::string_view source)
+{
+    return hostSpec(name, formula, source, C::Temporaries, P::HostPinned);
+}
+
 // The executor's swap buffers stand by what they hold; together with what is left they are the same bytes.
+constexpr std::string_view kSwapper = "swap_tensor/optimizer_utils.py OptimizerSwapper";
 constexpr BufferSpec kSwapMaster =
-    host("swap buffer of master shards, pinned", "4 B x largest sub-group",
-         "swap_tensor/optimizer_utils.py OptimizerSwapper", C::Temporaries, Place::HostPinned);
-constexpr BufferSpec kSwapGradient =
-    host("swap buffer of gradients, pinned", "4 B x largest sub-group",
-         "swap_tensor/optimizer_utils.py OptimizerSwapper", C::Temporaries, Place::HostPinned);
+    swapSpec("swap buffer of master shards, pinned", "4 B x largest sub-group", kSwapper);
+constexpr BufferSpec kSwapGradient = swapSpec("swap buffer of gradients, pinned", "4 B x largest sub-group", kSwapper);
 constexpr BufferSpec kSwapMoments =
-    host("swap buffers of optimizer states, pinned", "moments x 4 B x largest sub-group",
-         "swap_tensor/optimizer_utils.py OptimizerSwapper", C::Temporaries, Place::HostPinned);
-constexpr BufferSpec kSwapBuffers =
-    host("swap buffers of the optimizer, pinned", "buffer_count x 4 B x largest sub-group, each a power of two",
-         "swap_tensor/optimizer_utils.py OptimizerSwapper", C::Temporaries, Place::HostPinned);
+    swapSpec("swap buffers of optimizer states, pinned", "moments x 4 B x largest sub-group", kSwapper);
+constexpr BufferSpec kSwapBuffers = swapSpec("swap buffers of the optimizer, pinned",
+                                             "buffer_count x 4 B x largest sub-group, each a power of two", kSwapper);
 constexpr BufferSpec kParamBuffers =
-    host("swap buffers of the parameters, pinned", "buffer_count x buffer_size x d, a power of two",
-         "swap_tensor/partitioned_param_swapper.py", C::Temporaries, Place::HostPinned);
-constexpr BufferSpec kOwnPinned =
-    host("small parameter shards in host memory, pinned", "d x shard, each a power of two",
-         "partition_parameters.py _partition_param: not swappable_tensor", C::Parameters, Place::HostPinned);
-constexpr BufferSpec kOwnPageable =
-    host("small parameter shards in host memory", "d x shard",
-         "partition_parameters.py _partition_param: not swappable_tensor", C::Parameters, Place::HostPageable);
+    swapSpec("swap buffers of the parameters, pinned", "buffer_count x buffer_size x d, a power of two",
+             "swap_tensor/partitioned_param_swapper.py");
 constexpr BufferSpec kLanding =
-    host("buffer of updated parameters on their way to NVMe, pinned", "d x largest sub-group, a power of two",
-         "swap_tensor/partitioned_param_swapper.py reserve_partitioned_swap_space", C::Temporaries, Place::HostPinned);
+    swapSpec("buffer of updated parameters on their way to NVMe, pinned", "d x largest sub-group, a power of two",
+             "swap_tensor/partitioned_param_swapper.py reserve_partitioned_swap_space");
+
+constexpr std::string_view kOptimizerFiles = "swap_tensor/partitioned_optimizer_swapper.py";
 constexpr BufferSpec kNvmeMaster =
-    host("master shards on NVMe", "4 B x shard", "swap_tensor/partitioned_optimizer_swapper.py", C::MasterParameters,
-         Place::Nvme);
-constexpr BufferSpec kNvmeGradients = host("fp32 gradients on NVMe", "4 B x shard",
-                                           "swap_tensor/partitioned_optimizer_swapper.py", C::Gradients, Place::Nvme);
+    hostSpec("master shards on NVMe", "4 B x shard", kOptimizerFiles, C::MasterParameters, P::Nvme);
+constexpr BufferSpec kNvmeGradients =
+    hostSpec("fp32 gradients on NVMe", "4 B x shard", kOptimizerFiles, C::Gradients, P::Nvme);
 constexpr BufferSpec kNvmeMoments =
-    host("optimizer states on NVMe", "moments x 4 B x shard", "swap_tensor/partitioned_optimizer_swapper.py",
-         C::OptimizerStates, Place::Nvme);
+    hostSpec("optimizer states on NVMe", "moments x 4 B x shard", kOptimizerFiles, C::OptimizerStates, P::Nvme);
 constexpr BufferSpec kNvmeParameters =
-    host("parameter shards on NVMe", "d x shards of 1 MiB or more, of sub-groups beyond max_in_cpu",
-         "swap_tensor/partitioned_param_swapper.py", C::Parameters, Place::Nvme);
+    hostSpec("parameter shards on NVMe", "d x shards of 1 MiB or more, of sub-groups beyond max_in_cpu",
+             "swap_tensor/partitioned_param_swapper.py", C::Parameters, P::Nvme);
 
 constexpr std::int64_t kSmallestSwap = 1 << 20; // swap_tensor/utils.py MIN_AIO_BYTES
 
@@ -145,12 +134,12 @@ void Zero3Rules::defineHost()
     m_hostMoments = m_sizes.addBuffer(kMoments, stateBytes(onHostElements()));
     // The 16-bit gradient shards of all parameters live where the optimizer does, in the host for NVMe too.
     const Bytes narrow = offloadsOptimizer() ? bytesOf(m_shard, m_dtypes.accumulate) : Bytes(0);
-    m_hostNarrowGradients = m_sizes.addBuffer(pinned ? kNarrowPinned : kNarrowPageable, hostBytes(narrow, rounded));
+    m_hostNarrowGradients = m_sizes.addBuffer(kNarrow.of(pinned), hostBytes(narrow, rounded));
     Bytes wide;
     for (const SubGroup& group : m_subGroups)
         if (!group.onGpu && !group.onNvme)
             wide += hostBytes(bytesOf(group.elements, m_dtypes.master), rounded);
-    m_hostWideGradients = m_sizes.addBuffer(pinned ? kWidePinned : kWidePageable, wide);
+    m_hostWideGradients = m_sizes.addBuffer(kWide.of(pinned), wide);
 
     const bool paramPinned = m_options.paramPinMemory;
     const bool paramRounded = roundsPinned(paramPinned);
@@ -160,8 +149,8 @@ void Zero3Rules::defineHost()
                  hostBytes(bytesOf(m_frozenShard, m_dtypes.frozen), paramRounded);
     else if (paramOn(OffloadDevice::Nvme))
         shards = hostBytes(bytesOf(std::min(m_options.maxInCpu, m_shard), m_dtypes.model), paramRounded);
-    m_hostShards = m_sizes.addBuffer(paramPinned ? kShardsPinned : kShardsPageable, shards);
-    m_hostOwn = m_sizes.addBuffer(paramPinned ? kOwnPinned : kOwnPageable, m_ownHostBytes);
+    m_hostShards = m_sizes.addBuffer(kShards.of(paramPinned), shards);
+    m_hostOwn = m_sizes.addBuffer(kOwn.of(paramPinned), m_ownHostBytes);
     // One is made as soon as a sub-group is not in the flat buffer, of the size of the largest of all.
     const bool lands = paramOn(OffloadDevice::Nvme) && m_options.maxInCpu < m_shard;
     m_landing = m_sizes.addBuffer(
