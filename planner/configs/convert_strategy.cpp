@@ -51,36 +51,27 @@ private:
 DeepSpeedOptions StrategyConverter::zeroFrom(ShardingStrategy sharding, std::int64_t shardGroup, bool offload)
 {
     DeepSpeedOptions zero;
+    const auto become = [&](int stage, const std::string& how) {
+        zero.stage = stage;
+        m_report.translated(std::string(nameOf(sharding)), fmt::format("ZeRO stage {}{}", stage, how));
+    };
     switch (sharding) {
-    case ShardingStrategy::FullShard:
-        zero.stage = 3;
-        m_report.translated("FULL_SHARD", "ZeRO stage 3: gathers module by module, not block by block");
-        break;
+    case ShardingStrategy::FullShard: become(3, ": gathers module by module, not block by block"); break;
     case ShardingStrategy::ShardGradOp:
-        zero.stage = 2;
-        m_report.translated("SHARD_GRAD_OP",
-                            "ZeRO stage 2: keeps the whole 16-bit parameters through the optimizer step and "
-                            "gathers them after it; FSDP holds only shards then");
+        become(2, ": keeps the whole 16-bit parameters through the optimizer step and gathers them after it; FSDP "
+                  "holds only shards then");
         break;
-    case ShardingStrategy::NoShard:
-        zero.stage = 0;
-        m_report.translated("NO_SHARD", "ZeRO stage 0");
-        break;
+    case ShardingStrategy::NoShard: become(0, ""); break;
     case ShardingStrategy::HybridShard:
-        zero.stage = 3;
         zero.hpzPartitionSize = std::max<std::int64_t>(1, shardGroup > 0 ? shardGroup : perNode());
-        m_report.translated(
-            "HYBRID_SHARD",
-            fmt::format("ZeRO stage 3 with zero_hpz_partition_size {}: not equal in memory. HYBRID_SHARD shards "
-                        "all states over the group; hpZ shards them over all ranks and adds a second 16-bit "
-                        "copy of the parameters per group",
-                        zero.hpzPartitionSize));
+        become(3, fmt::format(" with zero_hpz_partition_size {}: not equal in memory. HYBRID_SHARD shards all states "
+                              "over the group; hpZ shards them over all ranks and adds a second 16-bit copy of the "
+                              "parameters per group",
+                              zero.hpzPartitionSize));
         break;
     case ShardingStrategy::HybridShardZero2:
-        zero.stage = 2;
-        m_report.translated("HYBRID_SHARD_ZERO2",
-                            "ZeRO stage 2: DeepSpeed has no replicated groups at stage 2, so gradients "
-                            "and states are sharded over all ranks");
+        become(2, ": DeepSpeed has no replicated groups at stage 2, so gradients and states are sharded over all "
+                  "ranks");
         break;
     }
     if (offload && zero.stage == 0) {
