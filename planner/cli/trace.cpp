@@ -13,6 +13,7 @@
 #include "planner/costs/op_costs.hpp"
 #include "planner/frameworks/rules.hpp"
 #include "planner/parallelism/model_slice.hpp"
+#include "planner/parallelism/pipeline_time.hpp"
 #include "planner/report/trace_json.hpp"
 
 namespace shardwright::cli {
@@ -25,7 +26,9 @@ constexpr const char* kHelp = R"(Examples:
 
 One simulated optimizer step in steady state as a Chrome trace: open it in ui.perfetto.dev or chrome://tracing. A track
 for each stream, every operation with its payload and group, GPU memory by category. Of micro-steps that repeat the last
-one is drawn. Under pipeline parallelism each kind of stage is a process of its own, drawn without waiting for others.)";
+one is drawn. Under pipeline parallelism each kind of stage is a process of its own, drawn without waiting for others;
+a process above them has all stages together, micro-batch by micro-batch, with their bubbles. What collectives take from
+the computing beside them is not drawn: planned_step_seconds in "otherData" has it, as `compare` does.)";
 
 struct Options {
     ScenarioOptions question;
@@ -83,10 +86,16 @@ ExitCode trace(const Options& options)
         ranks.push_back(traced(input, "rank"));
     for (const ModelSlice& slice : slices)
         ranks.push_back(traced(inputOf(input, slice), slice.stages == 1 ? "rank" : nameOfStage(slice)));
-    std::vector<TracedRank> drawn;
+    TracedJob job;
     for (const Rank& rank : ranks)
-        drawn.push_back({rank.name, rank.model, &rank.schedule, &rank.timeline, &rank.memory});
-    options.output.write(traceJson(scenario.name, strategy.name, drawn));
+        job.ranks.push_back({rank.name, rank.model, &rank.schedule, &rank.timeline, &rank.memory});
+    std::optional<PipelineTimeline> pipeline;
+    if (strategy.parallelism.pipeline > 1)
+        pipeline = pipelineTimeline(input, slices, emitStages(input, slices));
+    job.pipeline = pipeline ? &*pipeline : nullptr;
+    if (plan.step)
+        job.plannedSeconds = plan.step->seconds;
+    options.output.write(traceJson(scenario.name, strategy.name, job));
     return ExitCode::Done;
 }
 

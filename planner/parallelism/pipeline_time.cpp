@@ -30,7 +30,8 @@ public:
             m_actions.push_back(pipelineActions(shape, stage));
     }
 
-    std::vector<double> run()
+    /// When each stage has ended; what it did goes to `played`, where that is wanted.
+    std::vector<double> run(std::vector<PlayedAction>* played = nullptr)
     {
         const auto stages = static_cast<std::size_t>(m_shape.stages);
         std::vector<std::size_t> next(stages, 0);
@@ -46,8 +47,10 @@ public:
                         break;
                     const auto chunk = static_cast<std::size_t>(action.chunk);
                     const StageSeconds& seconds = m_stages[stage];
-                    free[stage] = std::max(free[stage], ready) +
-                                  (action.forward ? seconds.forward[chunk] : seconds.backward[chunk]);
+                    const double start = std::max(free[stage], ready);
+                    free[stage] = start + (action.forward ? seconds.forward[chunk] : seconds.backward[chunk]);
+                    if (played != nullptr)
+                        played->push_back({static_cast<std::int64_t>(stage), action, start, free[stage]});
                     const std::size_t at = index(placeOf(static_cast<std::int64_t>(stage), action), action);
                     (action.forward ? m_forward : m_backward)[at] = free[stage];
                     ++next[stage];
@@ -195,7 +198,9 @@ std::optional<StageRun> runStage(const PlanInput& input, const PipelineShape& sh
 struct JobRun {
     std::vector<StageRun> runs;       // by slice
     std::vector<std::size_t> sliceOf; // by stage
-    std::size_t slowest = 0;          // the stage that is done last
+    std::vector<StageSeconds> stages;
+    double transfer = 0;
+    std::size_t slowest = 0; // the stage that is done last
     double seconds = 0;
 };
 
@@ -206,24 +211,23 @@ std::optional<JobRun> runJob(const PlanInput& input, const std::vector<ModelSlic
     JobRun job;
     job.runs.reserve(slices.size());
     job.sliceOf.assign(static_cast<std::size_t>(shape.stages), 0);
-    std::vector<StageSeconds> stages(job.sliceOf.size());
-    double transfer = 0;
+    job.stages.resize(job.sliceOf.size());
     for (std::size_t slice = 0; slice < slices.size(); ++slice) {
         std::optional<StageRun> run = runStage(inputOf(input, slices[slice]), shape, schedules[slice], detail);
         if (!run)
             return std::nullopt;
-        transfer = std::max(transfer, run->transfer);
+        job.transfer = std::max(job.transfer, run->transfer);
         for (const std::int64_t stage : slices[slice].alike) {
-            stages[static_cast<std::size_t>(stage)] = run->seconds;
+            job.stages[static_cast<std::size_t>(stage)] = run->seconds;
             job.sliceOf[static_cast<std::size_t>(stage)] = slice;
         }
         job.runs.push_back(std::move(*run));
     }
-    const std::vector<double> ends = pipelineEnds(shape, stages, transfer);
+    const std::vector<double> ends = pipelineEnds(shape, job.stages, job.transfer);
     for (std::size_t stage = 1; stage < ends.size(); ++stage)
-        if (ends[stage] + stages[stage].rest > ends[job.slowest] + stages[job.slowest].rest)
+        if (ends[stage] + job.stages[stage].rest > ends[job.slowest] + job.stages[job.slowest].rest)
             job.slowest = stage;
-    job.seconds = ends[job.slowest] + stages[job.slowest].rest;
+    job.seconds = ends[job.slowest] + job.stages[job.slowest].rest;
     return job;
 }
 
@@ -232,6 +236,14 @@ std::optional<JobRun> runJob(const PlanInput& input, const std::vector<ModelSlic
 double StageSeconds::perMicroBatch() const
 {
     return sum(forward) + sum(backward);
+}
+
+std::vector<PlayedAction> playPipeline(const PipelineShape& shape, const std::vector<StageSeconds>& stages,
+                                       double transfer)
+{
+    std::vector<PlayedAction> played;
+    PipelinePlay(shape, stages, transfer).run(&played);
+    return played;
 }
 
 std::vector<double> pipelineEnds(const PipelineShape& shape, const std::vector<StageSeconds>& stages, double transfer)
@@ -292,6 +304,21 @@ std::optional<double> pipelineStepSeconds(const PlanInput& input, const std::vec
 {
     const std::optional<JobRun> job = runJob(input, slices, schedules, Detail::Ends);
     return job ? std::optional(job->seconds) : std::nullopt;
+}
+
+std::optional<PipelineTimeline> pipelineTimeline(const PlanInput& input, const std::vector<ModelSlice>& slices,
+                                                 const std::vector<StageSchedule>& schedules)
+{
+    const std::optional<JobRun> job = runJob(input, slices, schedules, Detail::Ends);
+    if (!job)
+        return std::nullopt;
+    PipelineTimeline timeline;
+    timeline.seconds = job->seconds;
+    timeline.actions = playPipeline(pipelineShape(input.strategy.parallelism, input.training.gradientAccumulation),
+                                    job->stages, job->transfer);
+    for (const StageSeconds& stage : job->stages)
+        timeline.rest.push_back(stage.rest);
+    return timeline;
 }
 
 std::optional<StepTime> pipelineStep(const PlanInput& input, const std::vector<ModelSlice>& slices,

@@ -23,6 +23,18 @@ struct StageSeconds {
     double perMicroBatch() const;
 };
 
+/// An action of a stage, when it ran.
+struct PlayedAction {
+    std::int64_t stage = 0;
+    PipelineAction action;
+    double start = 0; // seconds
+    double end = 0;
+};
+
+/// All actions of all stages, each as early as in pipelineEnds; those of a stage in its order.
+std::vector<PlayedAction> playPipeline(const PipelineShape& shape, const std::vector<StageSeconds>& stages,
+                                       double transfer);
+
 /// When each stage has ended its last backward: every action waits for the stage to be free and for what it reads,
 /// which takes `transfer` seconds from one stage to another.
 std::vector<double> pipelineEnds(const PipelineShape& shape, const std::vector<StageSeconds>& stages, double transfer);
@@ -53,6 +65,16 @@ std::vector<StageSchedule> emitStages(const PlanInput& input, const std::vector<
 /// cluster lacks what an operation runs on.
 std::optional<StepTime> pipelineStep(const PlanInput& input, const std::vector<ModelSlice>& slices,
                                      const std::vector<StageSchedule>& schedules);
+
+/// The same step stage by stage, for drawing it.
+struct PipelineTimeline {
+    std::vector<PlayedAction> actions;
+    std::vector<double> rest; // by stage: what its step takes behind its last action
+    double seconds = 0;
+};
+
+std::optional<PipelineTimeline> pipelineTimeline(const PlanInput& input, const std::vector<ModelSlice>& slices,
+                                                 const std::vector<StageSchedule>& schedules);
 
 /// Its seconds alone, at a third of the price.
 std::optional<double> pipelineStepSeconds(const PlanInput& input, const std::vector<ModelSlice>& slices,

@@ -34,6 +34,29 @@ public:
         counters();
     }
 
+    /// A track for each stage: the passes of its chunks, and behind them gradients and optimizer.
+    void pipeline(std::size_t process, const PipelineTimeline& timeline)
+    {
+        m_process = process;
+        m_origin = 0;
+        metadata("process_name", -1, {{"name", "pipeline, all stages"}});
+        metadata("process_sort_index", -1, {{"sort_index", -1}}); // above the ranks
+        std::vector<double> ends(timeline.rest.size(), 0);
+        for (std::size_t stage = 0; stage < ends.size(); ++stage)
+            track(static_cast<int>(stage), fmt::format("stage {}", stage + 1));
+        for (const PlayedAction& played : timeline.actions) {
+            const PipelineAction& action = played.action;
+            const char* pass = action.forward ? "forward" : "backward";
+            slice(static_cast<int>(played.stage), fmt::format("{} {}", pass, action.microBatch + 1), pass,
+                  {played.start, played.end}, {{"micro_batch", action.microBatch + 1}, {"chunk", action.chunk + 1}});
+            ends[static_cast<std::size_t>(played.stage)] = played.end;
+        }
+        for (std::size_t stage = 0; stage < ends.size(); ++stage)
+            if (timeline.rest[stage] > 0)
+                slice(static_cast<int>(stage), "gradients, optimizer", "optimizer",
+                      {ends[stage], ends[stage] + timeline.rest[stage]}, Json::object());
+    }
+
     std::string finish(const Json& about) const
     {
         return fmt::format("{{\"displayTimeUnit\": \"ms\",\n\"otherData\": {},\n\"traceEvents\": [\n{}\n]}}\n",
@@ -175,18 +198,24 @@ private:
 
 } // namespace
 
-std::string traceJson(const std::string& scenario, const std::string& strategy, const std::vector<TracedRank>& ranks)
+std::string traceJson(const std::string& scenario, const std::string& strategy, const TracedJob& job)
 {
+    const auto nanoseconds = [](double seconds) { return std::round(seconds * 1e9) / 1e9; };
     TraceWriter writer;
     Json seconds = Json::array();
-    for (std::size_t i = 0; i < ranks.size(); ++i) {
-        writer.rank(i, ranks[i]);
-        seconds.push_back(std::round(ranks[i].timeline->seconds * 1e9) / 1e9);
+    for (std::size_t i = 0; i < job.ranks.size(); ++i) {
+        writer.rank(i, job.ranks[i]);
+        seconds.push_back(nanoseconds(job.ranks[i].timeline->seconds));
     }
-    return writer.finish({{"schema", "shardwright-trace/1"},
-                          {"scenario", scenario},
-                          {"strategy", strategy},
-                          {"step_seconds", std::move(seconds)}});
+    if (job.pipeline != nullptr)
+        writer.pipeline(job.ranks.size(), *job.pipeline);
+    Json about{{"schema", "shardwright-trace/1"},
+               {"scenario", scenario},
+               {"strategy", strategy},
+               {"step_seconds", std::move(seconds)}};
+    if (job.plannedSeconds)
+        about["planned_step_seconds"] = nanoseconds(*job.plannedSeconds);
+    return writer.finish(about);
 }
 
 } // namespace shardwright

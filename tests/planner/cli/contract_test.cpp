@@ -175,6 +175,35 @@ TEST(CliContract, TraceDrawsTheStrategyThatIsRecommendedOrNamed)
               1);
 }
 
+/// What the trace shows of a pipeline is the step that compare states.
+TEST(CliContract, TracesOfPipelinesEndWithTheStep)
+{
+    const std::string name = "megatron-distributed-optimizer-tp8sp-pp4v2";
+    const std::vector<std::string> question{"scenarios/megatron-70b-64xh100.json", "--gradient-accumulation", "8"};
+    const auto with = [&](std::vector<std::string> arguments, const char* option) {
+        arguments.insert(arguments.end(), question.begin(), question.end());
+        arguments.insert(arguments.end(), {option, name});
+        return arguments;
+    };
+    const Json compared = shardplanJson(with({"compare", "--format", "json"}, "--strategies"));
+    const Json trace = shardplanJson(with({"trace"}, "--strategy"));
+    double pipeline = -1;
+    for (const Json& event : trace["traceEvents"])
+        if (event["name"] == "process_name" && event["args"]["name"] == "pipeline, all stages")
+            pipeline = event["pid"].get<double>();
+    ASSERT_GE(pipeline, 0);
+    std::size_t passes = 0;
+    double end = 0;
+    for (const Json& event : trace["traceEvents"])
+        if (event["ph"] == "X" && event["pid"] == pipeline) {
+            passes += event["cat"] == "optimizer" ? 0 : 1;
+            end = std::max(end, event["ts"].get<double>() + event["dur"].get<double>());
+        }
+    EXPECT_EQ(passes, 2u * 4 * 2 * 8); // both ways, stages, chunks, micro-batches
+    EXPECT_NEAR(end / 1e6, compared["plans"][0]["step"]["seconds"].get<double>(), 1e-6);
+    EXPECT_EQ(trace["otherData"]["planned_step_seconds"], compared["plans"][0]["step"]["seconds"]);
+}
+
 TEST(CliContract, NothingFittingIsNull)
 {
     const Ran ran = shardplan({"compare", kScenario7b, "--strategies", "ddp", "--format", "json"});

@@ -1,6 +1,8 @@
 // When pipeline stages work: bubbles of the textbooks, and the bound that search prunes by.
 
 #include <algorithm>
+#include <map>
+#include <tuple>
 
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
@@ -108,4 +110,39 @@ RC_GTEST_PROP(PipelineTime, moreWorkNeverTakesLess, ())
     const double before = pipelineSeconds(shape, stages, 1);
     stages[static_cast<std::size_t>(*rc::gen::inRange<std::int64_t>(0, shape.stages))].forward[0] += 3;
     RC_ASSERT(pipelineSeconds(shape, stages, 1) >= before);
+}
+
+/// A stage does one thing at a time, each as long as it takes, nothing before what it reads has come, and is done when
+/// pipelineEnds says.
+RC_GTEST_PROP(PipelineTime, playedActionsKeepTheirOrderAndWaitForWhatTheyRead, ())
+{
+    const PipelineShape shape = anyShape();
+    const std::vector<StageSeconds> stages = anyStages(shape);
+    const double transfer = *rc::gen::inRange(0, 5);
+    const std::vector<PlayedAction> played = playPipeline(shape, stages, transfer);
+    RC_ASSERT(static_cast<std::int64_t>(played.size()) == 2 * shape.stages * shape.chunks * shape.microBatches);
+    const std::int64_t places = shape.stages * shape.chunks;
+    std::vector<double> free(stages.size(), 0);
+    std::map<std::tuple<bool, std::int64_t, std::int64_t>, double> ends; // by direction, place and micro-batch
+    for (const PlayedAction& each : played) {
+        const auto stage = static_cast<std::size_t>(each.stage);
+        const auto chunk = static_cast<std::size_t>(each.action.chunk);
+        const bool forward = each.action.forward;
+        RC_ASSERT(each.start >= free[stage]);
+        RC_ASSERT(each.end - each.start == (forward ? stages[stage].forward[chunk] : stages[stage].backward[chunk]));
+        free[stage] = each.end;
+        ends[{forward, each.action.chunk * shape.stages + each.stage, each.action.microBatch}] = each.end;
+    }
+    RC_ASSERT(free == pipelineEnds(shape, stages, transfer));
+    const double hop = shape.stages > 1 ? transfer : 0;
+    for (const PlayedAction& each : played) {
+        const std::int64_t place = each.action.chunk * shape.stages + each.stage;
+        const std::int64_t micro = each.action.microBatch;
+        if (each.action.forward && place > 0)
+            RC_ASSERT(each.start >= (ends[{true, place - 1, micro}] + hop));
+        if (!each.action.forward && place + 1 == places)
+            RC_ASSERT(each.start >= (ends[{true, place, micro}]));
+        if (!each.action.forward && place + 1 < places)
+            RC_ASSERT(each.start >= (ends[{false, place + 1, micro}] + hop));
+    }
 }

@@ -33,7 +33,7 @@ struct TracedSmall {
     }
     std::string text() const
     {
-        return traceJson("small", "test", {{"rank", &small.model, &schedule, &timeline, &memory}});
+        return traceJson("small", "test", {{{"rank", &small.model, &schedule, &timeline, &memory}}, nullptr, {}});
     }
 };
 
@@ -91,6 +91,33 @@ TEST(TraceJson, CountersReachThePeak)
         highest = std::max(highest, total);
     }
     EXPECT_EQ(highest, traced.memory.gpu.bytes.count());
+}
+
+/// Two stages, two micro-batches of 1 s forward and 2 s backward, GPipe, transfers of half a second, on the second
+/// stage 3 s more: forwards at 0, 1 and 1.5, 2.5; the second's backwards from 3.5 to 7.5, the first's a transfer behind
+/// each.
+TEST(TraceJson, APipelineShowsAllStagesTogether)
+{
+    const PipelineShape shape{PipelineSchedule::GPipe, 2, 1, 2};
+    const std::vector<StageSeconds> stages{{{1}, {2}, 0}, {{1}, {2}, 3}};
+    const PipelineTimeline timeline{playPipeline(shape, stages, 0.5), {0, 3}, 10.5};
+    const Json trace = Json::parse(traceJson("small", "test", {{}, &timeline, 10.5}));
+    EXPECT_EQ(trace["otherData"]["planned_step_seconds"], 10.5);
+    std::map<std::string, std::pair<double, double>> slices;
+    for (const Json& event : trace["traceEvents"])
+        if (event["ph"] == "X")
+            slices[event["tid"].dump() + " " + event["name"].get<std::string>()] = {
+                event["ts"].get<double>() / 1e6, (event["ts"].get<double>() + event["dur"].get<double>()) / 1e6};
+    using Span = std::pair<double, double>;
+    EXPECT_EQ(slices, (std::map<std::string, Span>{{"0 forward 1", {0, 1}},
+                                                   {"0 forward 2", {1, 2}},
+                                                   {"1 forward 1", {1.5, 2.5}},
+                                                   {"1 forward 2", {2.5, 3.5}},
+                                                   {"1 backward 1", {3.5, 5.5}},
+                                                   {"1 backward 2", {5.5, 7.5}},
+                                                   {"1 gradients, optimizer", {7.5, 10.5}},
+                                                   {"0 backward 1", {6, 8}},
+                                                   {"0 backward 2", {8, 10}}}));
 }
 
 } // namespace
