@@ -321,12 +321,19 @@ private:
         m_pending.erase(gone, m_pending.end());
     }
 
-    /// average_tensor: the reduction stream waits for the compute stream, and that for the reductions before.
+    /// average_tensor: the reduction stream waits for the compute stream, and that for the reductions before. Gradients
+    /// that are in no bucket come by buffered_reduce_fallback instead, whose allreduce_and_copy makes the host wait for
+    /// both (synchronize()).
     OpId joinStreams()
     {
         const OpId ready = m_builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
         m_builder.op(OpKind::Release, Stream::Compute, Phase::Backward);
-        m_builder.wait(m_lastReduced);
+        if (m_rules.contiguous()) {
+            m_builder.wait(m_lastReduced);
+            return ready;
+        }
+        m_builder.blockHost(ready);
+        m_builder.blockHost(m_lastReduced);
         return ready;
     }
 

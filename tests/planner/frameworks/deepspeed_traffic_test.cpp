@@ -92,6 +92,29 @@ TEST(DeepSpeedTraffic, TheHostWaitsBetweenTheOwnersOfABucket)
     }
 }
 
+// buffered_reduce_fallback synchronizes the device as well: without a bucket the host waits before every reduction.
+TEST(DeepSpeedTraffic, TheHostWaitsForReductionsThatComeFromNoBucket)
+{
+    Question question;
+    question.options().stage = 2;
+    question.options().overlapComm = true;
+    for (const bool contiguous : {true, false}) {
+        question.options().contiguousGradients = contiguous;
+        const Schedule schedule = question.rules()->emit();
+        std::int64_t reductions = 0;
+        std::int64_t blocked = 0;
+        for (const Op& op : schedule.ops) {
+            reductions += op.kind == OpKind::AllReduce ? 1 : 0;
+            bool blocks = false;
+            for (std::uint32_t i = 0; i < op.waitCount && op.phase == Phase::Backward; ++i)
+                blocks |= schedule.waits[op.firstWait + i].blocksHost;
+            blocked += blocks ? 1 : 0;
+        }
+        EXPECT_EQ(reductions, 2);
+        EXPECT_EQ(blocked, contiguous ? 1 : 3); // the synchronize() at the end of backward is in both
+    }
+}
+
 // Communication in fp32 doubles the bytes, not the elements.
 TEST(DeepSpeedTraffic, CommunicationDtypeChangesBytesOnly)
 {
