@@ -2,60 +2,12 @@
 
 #include <algorithm>
 #include <map>
-#include <tuple>
+
+#include "planner/frameworks/deepspeed/gather_steps.hpp"
 
 namespace shardwright {
 
 namespace {
-
-bool belongsToExperts(ModuleKind kind)
-{
-    return kind == ModuleKind::Router || kind == ModuleKind::ExpertIn || kind == ModuleKind::ExpertOut ||
-           kind == ModuleKind::SharedIn || kind == ModuleKind::SharedOut;
-}
-
-bool isLinear(ModuleKind kind)
-{
-    switch (kind) {
-    case ModuleKind::Embedding:
-    case ModuleKind::InputNorm:
-    case ModuleKind::AttentionNorm:
-    case ModuleKind::PostAttentionNorm:
-    case ModuleKind::PostMlpNorm:
-    case ModuleKind::FinalNorm: return false;
-    default: return true;
-    }
-}
-
-/// The modules without parameters around the leaf modules (decoder layer, attention, MLP, its activation function) have
-/// hooks too, so each is a step of the trace in which the coordinator may prefetch.
-enum class Surroundings : std::uint8_t { None, Attention, MlpIn, MlpOut };
-
-Surroundings surroundingsOf(ModuleKind kind)
-{
-    switch (kind) {
-    case ModuleKind::AttentionIn:
-    case ModuleKind::AttentionNorm:
-    case ModuleKind::AttentionOut: return Surroundings::Attention;
-    case ModuleKind::MlpIn: return Surroundings::MlpIn;
-    case ModuleKind::MlpOut: return Surroundings::MlpOut;
-    default: return Surroundings::None;
-    }
-}
-
-struct Step {
-    int unit = -1; // -1: a module without parameters
-    Pass pass = Pass::Forward;
-    std::size_t lastVisit = 0;
-};
-
-void append(TensorRuns& runs, const TensorRun& run)
-{
-    if (!runs.empty() && runs.back().numel == run.numel && runs.back().frozen == run.frozen)
-        runs.back().count += run.count;
-    else
-        runs.push_back(run);
-}
 
 std::int64_t elementsOf(const TensorRuns& runs)
 {
@@ -86,150 +38,27 @@ class Planner {
 public:
     Planner(const ActivationModel& activations, const std::vector<Visit>& visits, const DeepSpeedOptions& options,
             bool namesTensors)
-        : m_activations(activations), m_visits(visits), m_options(options), m_namesTensors(namesTensors),
-          m_callKinds(m_plan.callKinds), m_pieceKinds(m_plan.pieceKinds)
+        : m_options(options), m_namesTensors(namesTensors), m_units(gatherUnits(activations, options, namesTensors)),
+          m_trail(gatherSteps(activations, visits, m_units)), m_visits(visits.size()), m_callKinds(m_plan.callKinds),
+          m_pieceKinds(m_plan.pieceKinds)
     {
     }
 
     GatherPlan run()
     {
-        defineUnits();
-        defineSteps();
-        std::vector<bool> secondary(m_plan.units.size(), false);
+        std::vector<bool> secondary(m_units.units.size(), false);
         m_plan.first = trace(secondary);
         m_plan.later = m_options.hpzPartitionSize > 1 ? trace(secondary) : m_plan.first;
+        for (std::size_t visit = 0; visit < m_visits; ++visit)
+            m_plan.endsUnit.push_back(m_trail.endsUnit(visit));
+        m_plan.types = std::move(m_units.types);
+        m_plan.units = std::move(m_units.units);
+        m_plan.persistent = std::move(m_units.persistent);
+        m_plan.persistentTensors = std::move(m_units.persistentTensors);
         return std::move(m_plan);
     }
 
 private:
-    void defineUnits()
-    {
-        const Model& model = m_activations.model();
-        std::map<std::tuple<int, int, std::vector<bool>>, int> known;
-        std::int64_t persistent = 0;
-        m_layerBase = 0;
-        for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
-            const int layerType = model.layers[layer];
-            const std::vector<LeafModule>& modules = m_activations.modules(layerType);
-            std::vector<int>& unitOf = m_unitOf.emplace_back(modules.size(), -1);
-            int experts = -1;
-            for (std::size_t module = 0; module < modules.size(); ++module) {
-                const bool leaf = belongsToExperts(modules[module].kind);
-                if (leaf && experts >= 0) {
-                    unitOf[module] = experts;
-                    continue;
-                }
-                std::vector<std::size_t> members{module};
-                for (std::size_t other = module + 1; leaf && other < modules.size(); ++other)
-                    if (belongsToExperts(modules[other].kind))
-                        members.push_back(other);
-                GatherUnitType type;
-                type.layerType = layerType;
-                std::vector<bool> persists;
-                for (const std::size_t member : members)
-                    addModule(model.layer(layer), modules[member], type, persists, persistent);
-                const auto [at, fresh] =
-                    known.emplace(std::make_tuple(layerType, static_cast<int>(module), std::move(persists)),
-                                  static_cast<int>(m_plan.types.size()));
-                if (fresh)
-                    m_plan.types.push_back(std::move(type));
-                unitOf[module] = static_cast<int>(m_plan.units.size());
-                m_plan.units.push_back({at->second, static_cast<int>(layer)});
-                if (leaf)
-                    experts = unitOf[module];
-            }
-            m_layerBase += static_cast<std::int32_t>(model.layer(layer).parameters.size());
-        }
-        for (const GatherUnit& unit : m_plan.units) {
-            m_tensorBase.push_back(m_tensors);
-            for (const TensorRun& run : typeOf(unit).tensors)
-                m_tensors += static_cast<std::size_t>(run.count);
-        }
-        m_tensorBase.push_back(m_tensors);
-    }
-
-    /// parameter_offload.py mark_persistent_parameters: small parameters stay gathered, up to a total.
-    void addModule(const LayerType& layer, const LeafModule& module, GatherUnitType& type, std::vector<bool>& persists,
-                   std::int64_t& persistent)
-    {
-        type.tracedElements = checkedAdd(type.tracedElements, module.numel);
-        type.linear |= isLinear(module.kind);
-        for (const int index : module.parameters) {
-            const ParameterSpec& parameter = layer.parameters[static_cast<std::size_t>(index)];
-            const std::int64_t all = checkedMultiply(parameter.numel, parameter.repeat);
-            const bool stays = parameter.numel <= m_options.paramPersistenceThreshold &&
-                               all <= m_options.modelPersistenceThreshold - persistent;
-            persists.push_back(stays);
-            const TensorRun run{parameter.numel, parameter.repeat, !parameter.trainable};
-            if (stays) {
-                persistent = checkedAdd(persistent, all);
-                append(m_plan.persistent, run);
-                if (m_namesTensors)
-                    m_plan.persistentTensors.push_back(m_layerBase + index);
-            } else {
-                append(type.tensors, run);
-                if (m_namesTensors)
-                    m_names.push_back(m_layerBase + index); // no parameter repeats
-                type.elements = checkedAdd(type.elements, all);
-            }
-        }
-    }
-
-    const GatherUnitType& typeOf(const GatherUnit& unit) const
-    {
-        return m_plan.types[static_cast<std::size_t>(unit.type)];
-    }
-    const GatherUnitType& typeOfUnit(int unit) const { return typeOf(m_plan.units[static_cast<std::size_t>(unit)]); }
-
-    void defineSteps()
-    {
-        int lastUnit = -1;
-        int lastLayer = -1;
-        Pass lastPass = Pass::Forward;
-        Surroundings last = Surroundings::None;
-        m_recomputes.assign(m_activations.model().layers.size(), false);
-        for (std::size_t i = 0; i < m_visits.size(); ++i) {
-            const Visit& visit = m_visits[i];
-            const auto layer = static_cast<std::size_t>(visit.layer);
-            const int unit = m_unitOf[layer][static_cast<std::size_t>(visit.module)];
-            const LeafModule& module =
-                m_activations.modules(m_activations.model().layers[layer])[static_cast<std::size_t>(visit.module)];
-            if (visit.pass == Pass::Recompute)
-                m_recomputes[layer] = true;
-            const bool sameLayer = visit.layer == lastLayer && visit.pass == lastPass;
-            if (sameLayer && unit == lastUnit && belongsToExperts(module.kind)) {
-                m_steps.back().lastVisit = i;
-                m_stepOfVisit.push_back(m_steps.size() - 1);
-                continue;
-            }
-            const Surroundings now = surroundingsOf(module.kind);
-            if (!sameLayer && m_activations.model().layer(layer).kind == LayerKind::Block)
-                m_steps.push_back({-1, visit.pass, i});
-            if (now != Surroundings::None && (now != last || !sameLayer))
-                m_steps.push_back({-1, visit.pass, i});
-            m_steps.push_back({unit, visit.pass, i});
-            m_stepOfVisit.push_back(m_steps.size() - 1);
-            lastUnit = unit;
-            lastLayer = visit.layer;
-            lastPass = visit.pass;
-            last = now;
-        }
-        for (std::size_t i = 0; i < m_visits.size(); ++i)
-            m_plan.endsUnit.push_back(m_steps[m_stepOfVisit[i]].lastVisit == i);
-
-        m_traced.assign(m_steps.size() + 1, 0);
-        for (std::size_t i = 0; i < m_steps.size(); ++i)
-            m_traced[i + 1] =
-                checkedAdd(m_traced[i], m_steps[i].unit < 0 ? 0 : typeOfUnit(m_steps[i].unit).tracedElements);
-        m_nextUse.assign(m_steps.size(), m_steps.size());
-        std::vector<std::size_t> next(m_plan.units.size(), m_steps.size());
-        for (std::size_t i = m_steps.size(); i-- > 0;)
-            if (m_steps[i].unit >= 0) {
-                m_nextUse[i] = next[static_cast<std::size_t>(m_steps[i].unit)];
-                next[static_cast<std::size_t>(m_steps[i].unit)] = i;
-            }
-    }
-
     /// A tensor in the coordinator's queue, in order of the trace.
     struct QueuePosition {
         std::size_t step = 0;
@@ -240,22 +69,22 @@ private:
     {
         m_trace = {};
         m_secondary = &secondary;
-        m_gathered.assign(m_tensors, false);
-        m_fetchedFor.assign(m_tensors, -1);
-        m_piecesOf.assign(m_plan.units.size(), {});
-        m_savedOf.assign(m_plan.units.size(), {});
-        m_waitingFor.assign(m_plan.units.size(), {});
+        m_gathered.assign(m_units.tensors(), false);
+        m_fetchedFor.assign(m_units.tensors(), -1);
+        m_piecesOf.assign(m_units.units.size(), {});
+        m_savedOf.assign(m_units.units.size(), {});
+        m_waitingFor.assign(m_units.units.size(), {});
         m_callState.clear();
         m_queue = {};
         m_available = 0;
         m_live = 0;
         std::size_t step = 0;
-        for (std::size_t visit = 0; visit < m_visits.size(); ++visit) {
-            for (; step <= m_stepOfVisit[visit]; ++step)
+        for (std::size_t visit = 0; visit < m_visits; ++visit) {
+            for (; step <= m_trail.stepOfVisit[visit]; ++step)
                 fetch(step);
             m_trace.beforeEnd.push_back(static_cast<std::uint32_t>(m_trace.commands.size()));
-            if (m_plan.endsUnit[visit])
-                release(m_stepOfVisit[visit]);
+            if (m_trail.endsUnit(visit))
+                release(m_trail.stepOfVisit[visit]);
             m_trace.afterEnd.push_back(static_cast<std::uint32_t>(m_trace.commands.size()));
         }
         return std::move(m_trace);
@@ -264,24 +93,6 @@ private:
     void command(GatherCommand::Kind kind, std::size_t index)
     {
         m_trace.commands.push_back({kind, static_cast<std::int32_t>(index)});
-    }
-
-    std::size_t tensorsOf(int unit) const
-    {
-        return m_tensorBase[static_cast<std::size_t>(unit) + 1] - m_tensorBase[static_cast<std::size_t>(unit)];
-    }
-    std::size_t tensorId(int unit, std::size_t tensor) const
-    {
-        return m_tensorBase[static_cast<std::size_t>(unit)] + tensor;
-    }
-    const TensorRun& tensorRun(int unit, std::size_t tensor) const
-    {
-        for (const TensorRun& run : typeOfUnit(unit).tensors) {
-            if (tensor < static_cast<std::size_t>(run.count))
-                return run;
-            tensor -= static_cast<std::size_t>(run.count);
-        }
-        return typeOfUnit(unit).tensors.back();
     }
 
     /// Tensors of one unit that a gather call brings.
@@ -294,10 +105,10 @@ private:
     /// coordinator fetch_sub_module
     void fetch(std::size_t step)
     {
-        const int unit = m_steps[step].unit;
+        const int unit = m_trail.steps[step].unit;
         if (unit >= 0) {
             std::vector<Wanted> wanted;
-            for (std::size_t tensor = 0; tensor < tensorsOf(unit); ++tensor)
+            for (std::size_t tensor = 0; tensor < m_units.tensorsOf(unit); ++tensor)
                 want(wanted, unit, tensor);
             gather(wanted);
             waitFor(unit);
@@ -308,17 +119,17 @@ private:
 
     bool want(std::vector<Wanted>& wanted, int unit, std::size_t tensor)
     {
-        const std::size_t id = tensorId(unit, tensor);
+        const std::size_t id = m_units.tensorId(unit, tensor);
         if (m_gathered[id])
             return false;
         m_gathered[id] = true;
         if (wanted.empty() || wanted.back().unit != unit)
             wanted.push_back({unit, {}, {}});
-        TensorRun one = tensorRun(unit, tensor);
+        TensorRun one = m_units.tensorRun(unit, tensor);
         one.count = 1;
         append(wanted.back().tensors, one);
         if (m_namesTensors)
-            wanted.back().names.push_back(m_names[id]);
+            wanted.back().names.push_back(m_units.names[id]);
         return true;
     }
 
@@ -366,21 +177,21 @@ private:
         calls.clear();
     }
 
-    bool queueHasMore() const { return m_queue.step < m_steps.size(); }
+    bool queueHasMore() const { return m_queue.step < m_trail.steps.size(); }
 
     /// Skips steps without tensors.
     void settleQueue()
     {
-        while (queueHasMore() &&
-               (m_steps[m_queue.step].unit < 0 || m_queue.tensor >= tensorsOf(m_steps[m_queue.step].unit)))
+        while (queueHasMore() && (m_trail.steps[m_queue.step].unit < 0 ||
+                                  m_queue.tensor >= m_units.tensorsOf(m_trail.steps[m_queue.step].unit)))
             m_queue = {m_queue.step + 1, 0};
     }
 
     void takeFromQueue(std::size_t step, int unit)
     {
         std::size_t missing = 0;
-        for (std::size_t tensor = 0; tensor < tensorsOf(unit); ++tensor)
-            if (m_fetchedFor[tensorId(unit, tensor)] < static_cast<std::int64_t>(step))
+        for (std::size_t tensor = 0; tensor < m_units.tensorsOf(unit); ++tensor)
+            if (m_fetchedFor[m_units.tensorId(unit, tensor)] < static_cast<std::int64_t>(step))
                 ++missing;
         for (; missing > 0; --missing) {
             settleQueue();
@@ -393,7 +204,7 @@ private:
 
     void mark()
     {
-        std::int64_t& fetchedFor = m_fetchedFor[tensorId(m_steps[m_queue.step].unit, m_queue.tensor)];
+        std::int64_t& fetchedFor = m_fetchedFor[m_units.tensorId(m_trail.steps[m_queue.step].unit, m_queue.tensor)];
         fetchedFor = std::max(fetchedFor, static_cast<std::int64_t>(m_queue.step));
     }
 
@@ -409,10 +220,10 @@ private:
             settleQueue();
             if (!queueHasMore())
                 break;
-            const int unit = m_steps[m_queue.step].unit;
+            const int unit = m_trail.steps[m_queue.step].unit;
             mark();
             if (want(wanted, unit, m_queue.tensor))
-                elements += tensorRun(unit, m_queue.tensor).numel;
+                elements += m_units.tensorRun(unit, m_queue.tensor).numel;
             ++m_queue.tensor;
         }
         gather(wanted);
@@ -422,15 +233,16 @@ private:
     /// when the next use is less than max_reuse_distance elements of the trace away.
     void release(std::size_t step)
     {
-        const int unit = m_steps[step].unit;
+        const int unit = m_trail.steps[step].unit;
         const auto index = static_cast<std::size_t>(unit);
-        const std::size_t next = m_nextUse[step];
-        const bool reused = next < m_steps.size() && m_traced[next] - m_traced[step + 1] < m_options.maxReuseDistance;
+        const std::size_t next = m_trail.nextUse[step];
+        const bool reused =
+            next < m_trail.steps.size() && m_trail.traced[next] - m_trail.traced[step + 1] < m_options.maxReuseDistance;
         bool passedOver = false;
-        for (std::size_t tensor = 0; tensor < tensorsOf(unit); ++tensor)
-            passedOver |= m_fetchedFor[tensorId(unit, tensor)] > static_cast<std::int64_t>(step) + 1;
+        for (std::size_t tensor = 0; tensor < m_units.tensorsOf(unit); ++tensor)
+            passedOver |= m_fetchedFor[m_units.tensorId(unit, tensor)] > static_cast<std::int64_t>(step) + 1;
         if (!reused && !passedOver && !m_piecesOf[index].empty()) {
-            const std::int64_t elements = typeOfUnit(unit).elements;
+            const std::int64_t elements = m_units.typeOf(unit).elements;
             if (m_options.hpzPartitionSize > 1 && !(*m_secondary)[index]) {
                 command(GatherCommand::Kind::MakeSecondary, index);
                 (*m_secondary)[index] = true;
@@ -441,12 +253,12 @@ private:
                 else
                     command(GatherCommand::Kind::Free, piece);
             m_piecesOf[index].clear();
-            for (std::size_t tensor = 0; tensor < tensorsOf(unit); ++tensor)
-                m_gathered[tensorId(unit, tensor)] = false;
+            for (std::size_t tensor = 0; tensor < m_units.tensorsOf(unit); ++tensor)
+                m_gathered[m_units.tensorId(unit, tensor)] = false;
             m_available -= elements;
             m_live -= elements;
         }
-        if (m_steps[step].pass != Pass::Backward)
+        if (m_trail.steps[step].pass != Pass::Backward)
             return;
         for (const std::size_t piece : m_savedOf[index])
             command(GatherCommand::Kind::Free, piece);
@@ -460,11 +272,11 @@ private:
     bool savesWeights(std::size_t step) const
     {
         const bool replaced = m_options.zero3Init && m_options.memoryEfficientLinear;
-        if (replaced || !typeOfUnit(m_steps[step].unit).linear)
+        if (replaced || !m_units.typeOf(m_trail.steps[step].unit).linear)
             return false;
-        const int layer = m_plan.units[static_cast<std::size_t>(m_steps[step].unit)].layer;
-        return m_steps[step].pass == Pass::Recompute ||
-               (m_steps[step].pass == Pass::Forward && !m_recomputes[static_cast<std::size_t>(layer)]);
+        const int layer = m_units.units[static_cast<std::size_t>(m_trail.steps[step].unit)].layer;
+        return m_trail.steps[step].pass == Pass::Recompute ||
+               (m_trail.steps[step].pass == Pass::Forward && !m_trail.recomputes[static_cast<std::size_t>(layer)]);
     }
 
     struct CallState {
@@ -472,23 +284,14 @@ private:
         int unitsLeft = 0;
     };
 
-    const ActivationModel& m_activations;
-    const std::vector<Visit>& m_visits;
     const DeepSpeedOptions& m_options;
     bool m_namesTensors;
-    std::int32_t m_layerBase = 0;      // of the layer in listParameters
-    std::vector<std::int32_t> m_names; // by tensor that is gathered
+    GatherUnits m_units;
+    GatherSteps m_trail;
+    std::size_t m_visits;
     GatherPlan m_plan;
     Kinds m_callKinds;
     Kinds m_pieceKinds;
-    std::vector<std::vector<int>> m_unitOf; // by layer and module
-    std::vector<std::size_t> m_tensorBase;  // by unit
-    std::size_t m_tensors = 0;
-    std::vector<Step> m_steps;
-    std::vector<std::size_t> m_stepOfVisit;
-    std::vector<std::int64_t> m_traced; // elements of the trace before each step
-    std::vector<std::size_t> m_nextUse; // step that uses the same unit next
-    std::vector<bool> m_recomputes;     // by layer
 
     GatherTrace m_trace;
     std::vector<bool>* m_secondary = nullptr; // by unit: has a secondary shard
