@@ -49,7 +49,7 @@ public:
 
     virtual CheckpointSize checkpoint() const = 0;
 
-    /// True when host buffers go through PyTorch's pinned allocator, whose rounding the classes then include.
+    /// What the figures take for granted, and what they leave out.
     virtual std::vector<Note> assumptions() const { return {}; }
     virtual std::vector<Note> excluded() const { return {}; }
 
