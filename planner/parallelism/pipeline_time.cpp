@@ -200,7 +200,7 @@ struct JobRun {
     std::vector<std::size_t> sliceOf; // by stage
     std::vector<StageSeconds> stages;
     double transfer = 0;
-    std::size_t slowest = 0; // the stage that is done last
+    std::size_t busiest = 0; // the stage that sets the pace: others wait for it
     double seconds = 0;
 };
 
@@ -224,10 +224,14 @@ std::optional<JobRun> runJob(const PlanInput& input, const std::vector<ModelSlic
         job.runs.push_back(std::move(*run));
     }
     const std::vector<double> ends = pipelineEnds(shape, job.stages, job.transfer);
-    for (std::size_t stage = 1; stage < ends.size(); ++stage)
-        if (ends[stage] + job.stages[stage].rest > ends[job.slowest] + job.stages[job.slowest].rest)
-            job.slowest = stage;
-    job.seconds = ends[job.slowest] + job.stages[job.slowest].rest;
+    const auto work = [&](std::size_t stage) {
+        return static_cast<double>(shape.microBatches) * job.stages[stage].perMicroBatch() + job.stages[stage].rest;
+    };
+    for (std::size_t stage = 0; stage < ends.size(); ++stage) {
+        job.seconds = std::max(job.seconds, ends[stage] + job.stages[stage].rest);
+        if (work(stage) > work(job.busiest))
+            job.busiest = stage;
+    }
     return job;
 }
 
@@ -330,7 +334,7 @@ std::optional<StepTime> pipelineStep(const PlanInput& input, const std::vector<M
     double flops = 0;
     for (const std::size_t slice : job->sliceOf)
         flops += job->runs[slice].flops / static_cast<double>(job->sliceOf.size());
-    const StageRun& run = job->runs[job->sliceOf[job->slowest]];
+    const StageRun& run = job->runs[job->sliceOf[job->busiest]];
     StepTime step;
     step.breakdown = run.timeline.breakdown;
     step.breakdown.other += run.lost;

@@ -1,10 +1,15 @@
 // DeepSpeed's ZeRO-1 under tensor and pipeline parallelism, as Megatron-DeepSpeed runs it.
 
+#include <algorithm>
+
 #include <gtest/gtest.h>
 
+#include "core/catalogue.hpp"
 #include "core/json_cursor.hpp"
 #include "core/model_file.hpp"
+#include "core/scenario_file.hpp"
 #include "planner/parallelism/model_slice.hpp"
+#include "planner/parallelism/pipeline_time.hpp"
 #include "planner/plan_builder.hpp"
 #include "planner/readers/closed_form.hpp"
 #include "planner/readers/memory_replay.hpp"
@@ -108,4 +113,28 @@ TEST(DeepSpeedPipeline, unevenModelsAreCutByParameters)
     job.strategy.parallelism.pipeline = 12;
     const std::vector<std::int64_t> blocks = blocksOfChunks(job.input());
     EXPECT_EQ(blocks, (std::vector<std::int64_t>{5, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 5}));
+}
+
+/// Of BLOOM's 70 blocks over 12 stages the first and the last have five and the ten between six; the last has the head
+/// over 250,880 words besides and most to do. The step's seconds are told of it: what is left of the step is its
+/// bubble. The first stage, which is done last, waits for slower ones besides.
+TEST(DeepSpeedPipeline, theBreakdownIsOfAStageThatOthersWaitFor)
+{
+    const Scenario scenario = readScenario(homeFolder() + "/scenarios/bloom-176b-3d-384xa100.json");
+    const PlanInput input{scenario.model, scenario.cluster, scenario.training, scenario.strategies.front()};
+    const std::vector<ModelSlice> slices = sliceModel(input);
+    const auto timeline = pipelineTimeline(input, slices, emitStages(input, slices));
+    ASSERT_TRUE(timeline);
+    std::vector<double> busy = timeline->rest;
+    for (const PlayedAction& played : timeline->actions)
+        busy[static_cast<std::size_t>(played.stage)] += played.end - played.start;
+    EXPECT_GT(busy[1], 1.1 * busy[0]);
+    EXPECT_GT(busy[11], busy[1]);
+
+    PlanDetail detail;
+    detail.suggest = false;
+    const StepTime step = buildPlan(scenario, scenario.strategies.front(), detail).step.value();
+    const double rounding = 1e-9 * step.seconds;
+    EXPECT_NEAR(step.seconds, timeline->seconds, rounding);
+    EXPECT_NEAR(step.seconds - step.breakdown.bubble, *std::max_element(busy.begin(), busy.end()), rounding);
 }
