@@ -3,10 +3,11 @@
 // The step time of a candidate without its schedule: simulate() for searches.
 //
 // A schedule's structure is compiled once. Operations that always cost the same share a slot; waits that others imply
-// are dropped; runs of operations on one stream that nobody waits for in between become one; runs of equal layers
-// become loops. To evaluate a candidate, slots get seconds and the recurrence of ends is run over what is left: a loop
-// only until two iterations in a row move everything by the same time, the rest is multiplied out. Where layers are not
-// all alike, stretches that are, and whole segments, are run once from each state of the clocks that they meet.
+// are dropped; operations that cost nothing hand on what they wait for; runs of operations on one stream that nobody
+// waits for in between become one; runs of equal layers become loops. To evaluate a candidate, slots get seconds and
+// the recurrence of ends is run over what is left: a loop only until two iterations in a row move everything by the
+// same time, the rest is multiplied out. Where layers are not all alike, stretches that are, and whole segments, are
+// run once from each state of the clocks that they meet.
 
 #include <cstdint>
 #include <vector>
