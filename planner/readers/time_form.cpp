@@ -126,8 +126,10 @@ void TimeForm::runSegment(const SegmentForm& segment, std::int64_t repeat)
             continue;
         skips = true;
         const auto each = static_cast<std::int64_t>(together);
-        const std::int64_t rounds = (left - (m_apart ? 1 : 2)) / each; // the last one's ends may be asked for
         const Clocks advance = difference(m_clocks, m_reached[m_reached.size() - 1 - together]);
+        // The last one is run: its ends may be asked for, and a host that fell behind may have come to wait since.
+        const bool alike = m_apart && uniform(advance, segment.used);
+        const std::int64_t rounds = (left - (alike ? 1 : 2)) / each;
         for (std::size_t clock = 0; clock < kClocks; ++clock)
             m_clocks[clock] += static_cast<double>(rounds) * advance[clock];
         left -= rounds * each;
