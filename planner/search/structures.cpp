@@ -83,9 +83,9 @@ const std::vector<Held>& Structures::heldBy(const PlanInput& input, const Assign
             note(input, held, strategy.collectives);
         return held;
     }
-    if (held.size() >= slices)
-        return held;
-    const std::vector<ModelSlice>& all = slicesOf(input);
+    if (strategy.slices == nullptr)
+        strategy.slices = &slicesOf(input);
+    const std::vector<ModelSlice>& all = *strategy.slices;
     while (held.size() < std::min(slices, all.size()))
         note(inputOf(input, all[held.size()]), held, strategy.collectives);
     return held;
@@ -96,7 +96,8 @@ const StageFloors& Structures::floorsOf(const PlanInput& input, const Assignment
     if (!needsSlices(input))
         return m_floors.of(input, nullptr);
     heldBy(input, so);
-    return m_floors.of(input, &slicesOf(input), strategyOf(so).collectives);
+    const OfStrategy& strategy = strategyOf(so);
+    return m_floors.of(input, strategy.slices, strategy.collectives);
 }
 
 const std::vector<ModelSlice>& Structures::slicesOf(const PlanInput& input)

@@ -111,6 +111,7 @@ private:
     struct OfStrategy {
         std::vector<Held> held;
         StepCollectives collectives;
+        const std::vector<ModelSlice>* slices = nullptr; // where it needs them
     };
     void addPart(const PlanInput& part, const Key& key, const IsWorthIt& isWorthIt);
     OfStrategy& strategyOf(const Assignment& assignment);
