@@ -320,7 +320,7 @@ BufferId ActivationWalk::receive(ScheduleBuilder& builder, Phase phase) const
 
 void ActivationWalk::send(ScheduleBuilder& builder, Phase phase, BufferId& sent) const
 {
-    const OpId made = builder.lastOp();
+    const OpId made = builder.op(OpKind::Release, Stream::Compute, phase); // not the reductions issued before
     builder.op(OpKind::Send, Stream::Pipeline, phase);
     builder.wait(made);
     builder.send(m_activations->payloadOf(m_activations->m_boundary), m_activations->groupOf(LocalGroup::Pipeline));

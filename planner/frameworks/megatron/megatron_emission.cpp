@@ -113,7 +113,7 @@ private:
         const auto& part = m_rules.m_parts[bucket.part];
         if (part.ranks == 1)
             return;
-        const OpId made = m_builder.lastOp();
+        const OpId made = m_builder.op(OpKind::Release, Stream::Compute, phase);
         m_builder.op(m_rules.m_options.distributedOptimizer ? OpKind::ReduceScatter : OpKind::AllReduce, Stream::Reduce,
                      phase, layer);
         m_builder.wait(made);
@@ -133,7 +133,10 @@ private:
         const auto& bucket = m_rules.m_buckets[index];
         if (m_gathered[index] >= 0)
             return;
+        // c10d's stream waits for what computing has been issued: of the first, the optimizer step before.
+        const OpId issued = m_builder.op(OpKind::Release, Stream::Compute, phase);
         m_gathered[index] = m_builder.op(OpKind::AllGather, Stream::AllGather, phase, bucket.closes);
+        m_builder.wait(issued);
         m_builder.send(bucket.gather, m_rules.m_parts[bucket.part].group);
     }
 
@@ -186,11 +189,9 @@ private:
         if (!distributed() || m_rules.m_options.overlapParamGather)
             return;
         OpId last = -1;
-        const OpId stepped = m_builder.lastOp();
         for (std::size_t index = m_rules.m_buckets.size(); index-- > 0;)
             if (m_rules.m_parts[m_rules.m_buckets[index].part].ranks > 1) {
                 gather(index, Phase::AfterStep);
-                m_builder.wait(stepped);
                 last = m_gathered[index];
             }
         m_builder.op(OpKind::Release, Stream::Compute, Phase::AfterStep);
