@@ -137,7 +137,6 @@ private:
         double count = 0;
     };
     void fuseTimes(const std::vector<SlotTime>& times);
-    void runStep(const std::vector<std::int64_t>& repeat);
     void runSegment(const SegmentForm& segment, std::int64_t repeat);
     void runOnce(const SegmentForm& segment);
     static Clocks sinceFirst(const SegmentKind& kind, const Clocks& clocks);
