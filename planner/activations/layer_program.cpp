@@ -281,11 +281,19 @@ void LayerProgram::compile(KeepMode mode, RecomputeRange range, bool handsOn)
 
     std::vector<bool> keeps(count, false);
     keeps[kOutput] = true;
-    m_keepsInput = mode != KeepMode::Keep || saved[kInput];
-    keeps[kInput] = m_keepsInput;
     for (std::size_t slot = kFirstOwnSlot; slot < count; ++slot)
         keeps[slot] =
             made[slot] && ((mode == KeepMode::Keep && saved[slot]) || (mode == KeepMode::Policy && m_policy[slot]));
+    keeps[kInput] = mode != KeepMode::Keep || saved[kInput];
+    // Where a part of the layer is checkpointed by itself, that part's input is kept, not the layer's.
+    if (mode == KeepMode::Policy && range == RecomputeRange::OnlyNeeded && !saved[kInput]) {
+        const std::vector<bool> runs = recomputed(saved, keeps, range);
+        keeps[kInput] = false;
+        for (std::size_t i = 0; i < runs.size(); ++i)
+            if (runs[i] && std::count(m_forward[i].m_uses.begin(), m_forward[i].m_uses.end(), kInput) > 0)
+                keeps[kInput] = true;
+    }
+    m_keepsInput = keeps[kInput];
     if (m_heldSlot >= 0)
         keeps[static_cast<std::size_t>(m_heldSlot)] = true;
     const std::vector<bool> allForward(m_forward.size(), true);
@@ -296,7 +304,7 @@ void LayerProgram::compile(KeepMode mode, RecomputeRange range, bool handsOn)
     afterForward[kInput] = m_keepsInput && classOf(kInput) >= 0;
     if (mode != KeepMode::Keep) {
         std::vector<bool> keepsAgain = saved;
-        keepsAgain[kInput] = classOf(kInput) >= 0;
+        keepsAgain[kInput] = afterForward[kInput];
         keepsAgain[kOutput] = handsOn && classOf(kOutput) >= 0;
         for (std::size_t slot = kFirstOwnSlot; slot < count; ++slot)
             keepsAgain[slot] = made[slot] && (saved[slot] || afterForward[slot]);

@@ -140,6 +140,24 @@ TEST(Activations, gptBlockKeepsWhatThePaperCounts)
     EXPECT_EQ(MicroStep(gpt(0), training).saved(kFirstBlock), linear - 2 * tokens * 256 + 4 * 8 * tokens);
 }
 
+/// Megatron-LM checkpoints its core attention by itself: what that reads is kept anyway, and nothing besides.
+TEST(Activations, selectiveRecomputationKeepsNothingThatBackwardDoesNotRead)
+{
+    for (const char* family : {"llama-3-8b", "mixtral-8x7b", "gpt2"})
+        for (const bool fusedNorm : {false, true})
+            for (const Attention attention : {Attention::Flash, Attention::Eager}) {
+                Training training = trainingOf(attention);
+                training.implementation = Implementation::Megatron;
+                training.fusedNorm = fusedNorm;
+                const MicroStep none(readModel(family), training);
+                training.checkpointing = Checkpointing::Selective;
+                const MicroStep selective(readModel(family), training);
+                EXPECT_LT(selective.saved(kFirstBlock), none.saved(kFirstBlock)) << family << ' ' << fusedNorm;
+                EXPECT_EQ(selective.saved(kFirstBlock) + selective.recomputed(kFirstBlock), none.saved(kFirstBlock))
+                    << family << ' ' << fusedNorm;
+            }
+}
+
 TEST(Activations, huggingFaceGeluKeepsThreeMoreOperands)
 {
     // NewGELUActivation: 0.5 x, tanh and 1 + tanh beside the input and the output; I = 4 H.
