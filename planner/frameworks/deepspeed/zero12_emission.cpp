@@ -5,7 +5,7 @@
 namespace shardwright {
 
 Zero12Emission::Zero12Emission(const Zero12Rules& rules)
-    : m_rules(rules), m_builder(rules.m_sizes, rules.recording()), m_record(m_builder), m_walk(rules.m_activations),
+    : ZeroEmission(rules.m_sizes, rules.recording(), rules.m_activations), m_rules(rules),
       m_reduceStream(rules.overlaps() ? Stream::Reduce : Stream::Compute)
 {
     for (const int type : rules.m_model.layers)
@@ -50,26 +50,6 @@ Zero12Emission::Held& Zero12Emission::heldOf(int layer, int module)
 BufferId Zero12Emission::allocateState(BufferClassId bufferClass, Quantity quantity, DType dtype, const Layout& layout)
 {
     return m_record.allocate(bufferClass, quantity, dtype, layout, m_rules.m_world);
-}
-
-void Zero12Emission::drop(BufferId& buffer)
-{
-    if (buffer >= 0)
-        m_builder.free(buffer);
-    buffer = -1;
-}
-
-OpId Zero12Emission::copy(OpKind kind, Stream stream, Phase phase, PayloadId payload)
-{
-    const OpId id = m_builder.op(kind, stream, phase, m_layer);
-    m_builder.move(payload);
-    return id;
-}
-
-void Zero12Emission::block(OpId op, Phase phase)
-{
-    m_builder.op(OpKind::Release, Stream::Compute, phase, m_layer);
-    m_builder.blockHost(op);
 }
 
 void Zero12Emission::initialise()

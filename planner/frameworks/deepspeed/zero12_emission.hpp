@@ -3,12 +3,12 @@
 // Writes the schedule of ZeRO-1 and ZeRO-2: zero12_reducing.cpp has what becomes of gradients, zero12_stepping.cpp the
 // optimizer's step.
 
-#include "planner/frameworks/deepspeed/recording.hpp"
 #include "planner/frameworks/deepspeed/zero12.hpp"
+#include "planner/frameworks/deepspeed/zero_emission.hpp"
 
 namespace shardwright {
 
-class Zero12Emission final : public StageObserver {
+class Zero12Emission final : public ZeroEmission {
 public:
     explicit Zero12Emission(const Zero12Rules& rules);
     Schedule run();
@@ -20,8 +20,6 @@ private:
     struct Held : GradientBuffers {
         BufferId accumulated = -1;
     };
-    using Buffers = std::vector<BufferId>;
-    using Tensors = std::vector<std::int32_t>;
 
     struct Pending {
         std::int32_t flush;
@@ -38,11 +36,7 @@ private:
     /// Of the whole model, or of this rank's part of it.
     BufferId allocateState(BufferClassId bufferClass, Quantity quantity, DType dtype, const Layout& layout);
 
-    void drop(BufferId& buffer);
     void dropAll(const GradientBuffers& gradients);
-    OpId copy(OpKind kind, Stream stream, Phase phase, PayloadId payload);
-    /// The host waits for `op` here: a copy that is not page-locked, a synchronize(), an item().
-    void block(OpId op, Phase phase);
     void transfer(OpKind kind, PayloadId payload, Verb verb, const Buffers& from, const Buffers& to);
     /// A later part of the same gradient (another micro-step, a tied weight's other use) is added in place.
     void addTo(int layer, int module, Held fresh);
@@ -93,9 +87,6 @@ private:
     void dropAccumulated();
 
     const Zero12Rules& m_rules;
-    ScheduleBuilder m_builder;
-    ContentRecorder m_record;
-    ActivationWalk m_walk;
     Stream m_reduceStream;
     std::vector<std::vector<Held>> m_held; // by layer and module
     std::vector<Pending> m_pending;
@@ -108,7 +99,6 @@ private:
     BufferId m_averaged = -1; // those of the micro-steps before
     std::size_t m_arrival = 0;
     OpId m_lastReduced = -1;
-    int m_layer = -1;
     bool m_first = true;
     bool m_last = true;
     bool m_reducing = false;

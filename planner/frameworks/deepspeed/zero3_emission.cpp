@@ -7,7 +7,7 @@
 namespace shardwright {
 
 Zero3Emission::Zero3Emission(const Zero3Rules& rules)
-    : m_rules(rules), m_builder(rules.m_sizes, rules.recording()), m_record(m_builder), m_walk(rules.m_activations),
+    : ZeroEmission(rules.m_sizes, rules.recording(), rules.m_activations), m_rules(rules),
       m_secondaries(rules.m_gathers.units.size(), -1),
       m_fetchStream(overlapsCommunication(rules.m_options) ? Stream::HostToDevice : Stream::Compute),
       m_reduceStream(overlapsCommunication(rules.m_options) ? Stream::Reduce : Stream::Compute)
@@ -57,26 +57,6 @@ void Zero3Emission::afterStage(Pass pass, int layer, int module)
             arrive(m_rules.m_buckets.arrivals[m_arrival]);
     play(m_trace->afterEnd[m_visit]);
     ++m_visit;
-}
-
-void Zero3Emission::drop(BufferId& buffer)
-{
-    if (buffer >= 0)
-        m_builder.free(buffer);
-    buffer = -1;
-}
-
-OpId Zero3Emission::copy(OpKind kind, Stream stream, Phase phase, PayloadId payload)
-{
-    const OpId id = m_builder.op(kind, stream, phase, m_layer);
-    m_builder.move(payload);
-    return id;
-}
-
-void Zero3Emission::block(OpId op, Phase phase)
-{
-    m_builder.op(OpKind::Release, Stream::Compute, phase, m_layer);
-    m_builder.blockHost(op);
 }
 
 void Zero3Emission::takeTurn(OpId collective)

@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <deque>
 
-#include "planner/frameworks/deepspeed/recording.hpp"
 #include "planner/frameworks/deepspeed/zero3.hpp"
+#include "planner/frameworks/deepspeed/zero_emission.hpp"
 
 namespace shardwright {
 
-class Zero3Emission final : public StageObserver {
+class Zero3Emission final : public ZeroEmission {
 public:
     explicit Zero3Emission(const Zero3Rules& rules);
 
@@ -24,8 +24,6 @@ public:
     void afterStage(Pass pass, int layer, int module) override;
 
 private:
-    using Buffers = std::vector<BufferId>;
-    using Tensors = std::vector<std::int32_t>;
     /// A sub-group's states, on NVMe or in swap buffers.
     struct Swapped {
         BufferId master = -1;
@@ -45,11 +43,7 @@ private:
         BufferId buffer;
     };
 
-    void drop(BufferId& buffer);
     void once(BufferClassId bufferClass) { m_builder.free(m_record.allocateScratch(bufferClass)); }
-    OpId copy(OpKind kind, Stream stream, Phase phase, PayloadId payload);
-    /// The host waits for `op` here: a copy from or to memory that is not page-locked, a synchronize().
-    void block(OpId op, Phase phase);
     /// Collectives of one communicator run in the order of issue.
     void takeTurn(OpId collective);
 
@@ -199,9 +193,6 @@ private:
     const Swapped& swapOf(std::size_t group) const { return m_swaps[group % m_swaps.size()]; }
 
     const Zero3Rules& m_rules;
-    ScheduleBuilder m_builder;
-    ContentRecorder m_record;
-    ActivationWalk m_walk;
     const GatherTrace* m_trace = nullptr;
     std::vector<BufferId> m_flats;   // by gather call
     std::vector<BufferId> m_widened; // by gather call
@@ -226,7 +217,6 @@ private:
     std::size_t m_arrival = 0;
     std::size_t m_complete = 0;
     Phase m_phase = Phase::Forward;
-    int m_layer = -1;
     bool m_first = true;
     bool m_last = true;
 
