@@ -2,7 +2,6 @@
 
 #include <CLI/CLI.hpp>
 
-#include "core/cli/streams.hpp"
 #include "core/json_cursor.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/output.hpp"
@@ -31,12 +30,9 @@ struct Options {
 
 ExitCode explain(const Options& options)
 {
-    const auto read = options.strategy == kRecommended ? withRecommended(options.question.read())
-                                                       : options.question.read(options.strategy);
-    if (!read) {
-        printErr("nothing fits; `shardplan compare` says what would\n");
+    const auto read = readWith(options.strategy, options.question);
+    if (!read)
         return ExitCode::No;
-    }
     const Scenario& scenario = *read;
     const std::vector<Plan> plans = plansOf(scenario, PlanDetail{});
     if (options.output.format() == Format::Json)

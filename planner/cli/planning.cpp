@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "core/cli/streams.hpp"
 #include "core/diagnostics.hpp"
 #include "planner/recommendation.hpp"
 
@@ -24,14 +25,19 @@ std::vector<Plan> plansOf(const Scenario& scenario, const PlanDetail& detail)
     return plans;
 }
 
-std::optional<Scenario> withRecommended(Scenario scenario)
+std::optional<Scenario> readWith(const std::string& strategy, const ScenarioOptions& question)
 {
+    if (strategy != kRecommended)
+        return question.read(strategy);
+    Scenario scenario = question.read();
     PlanDetail detail;
     detail.curve = false;
     detail.suggest = false;
     const auto index = recommend(plansOf(scenario, detail));
-    if (!index)
+    if (!index) {
+        printErr("nothing fits; `shardplan compare` says what would\n");
         return std::nullopt;
+    }
     scenario.strategies = {Strategy(scenario.strategies[*index])};
     return scenario;
 }

@@ -8,6 +8,7 @@
 
 #include "core/plan.hpp"
 #include "core/scenario.hpp"
+#include "planner/cli/scenario_options.hpp"
 #include "planner/plan_builder.hpp"
 
 namespace shardwright::cli {
@@ -18,7 +19,8 @@ std::vector<Plan> plansOf(const Scenario& scenario, const PlanDetail& detail);
 /// What --strategy takes for the one that `compare` recommends.
 constexpr const char* kRecommended = "recommended";
 
-/// The scenario with the strategy alone that is recommended of it; nothing when nothing fits.
-std::optional<Scenario> withRecommended(Scenario scenario);
+/// The scenario that is asked for with the one strategy that --strategy names. Where it is the recommended one and
+/// nothing fits: nothing, which has been said.
+std::optional<Scenario> readWith(const std::string& strategy, const ScenarioOptions& question);
 
 } // namespace shardwright::cli

@@ -4,7 +4,6 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
-#include "core/cli/streams.hpp"
 #include "core/json_cursor.hpp"
 #include "planner/cli/commands.hpp"
 #include "planner/cli/output.hpp"
@@ -62,12 +61,9 @@ Rank traced(const PlanInput& input, std::string name)
 
 ExitCode trace(const Options& options)
 {
-    const auto read = options.strategy == kRecommended ? withRecommended(options.question.read())
-                                                       : options.question.read(options.strategy);
-    if (!read) {
-        printErr("nothing fits; `shardplan compare` says what would\n");
+    const auto read = readWith(options.strategy, options.question);
+    if (!read)
         return ExitCode::No;
-    }
     const Scenario& scenario = *read;
     const Strategy& strategy = scenario.strategies.front();
     PlanDetail detail;
